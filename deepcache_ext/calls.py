@@ -1,0 +1,184 @@
+"""What distinguishes one call of the UNet from another: its kind, its conditioning, its part of the latent."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TIME_NAMES = frozenset({"timesteps", "timestep", "t"})
+
+Region = tuple[tuple[int, int, int], ...]
+"""For each row of a call's x: the row of the evaluation's latent it comes from, and the crop's top and left. The
+empty region is the whole latent, all rows in order."""
+
+WHOLE: Region = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the UNet as its arguments show it.
+
+    `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
+    timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
+    """
+
+    x: torch.Tensor
+    kind: Hashable
+    conditioning: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """From the arguments of `UNet.forward(x, timesteps, context, y, ...)`, positional or named.
+
+        Raises TypeError when there is no x.
+        """
+        x = args[0] if args else kwargs.get("x")
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"the UNet was called without a tensor x, but with {type(x).__name__}")
+        tensors: list[torch.Tensor] = []
+        kinds: list[Hashable] = [_tensor_kind(x)]
+        # Positional 2 and 3 are context and y; a caller may pass the same call either way.
+        names = ("context", "y")
+        for place, value in enumerate(args[2:]):
+            kinds.append((names[place] if place < len(names) else place, _kind(value, tensors)))
+        for name in sorted(kwargs):
+            if name != "x" and name not in TIME_NAMES:
+                kinds.append((name, _kind(kwargs[name], tensors)))
+        return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors))
+
+
+def _tensor_kind(tensor: torch.Tensor) -> tuple[Hashable, ...]:
+    return (tensor.shape, tensor.dtype, tensor.device)
+
+
+def _kind(value: Any, tensors: list[torch.Tensor]) -> Hashable:
+    """A hashable description of `value`; tensors in it are appended to `tensors`, to be compared by content."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return _tensor_kind(value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((str(key), _kind(item, tensors)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_kind(item, tensors) for item in value)
+    # Nothing is known of how such an object acts on the UNet: only the very same one is the same.
+    return (type(value).__name__, id(value))
+
+
+def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors of equal shapes hold equal values; costs one device synchronisation at most."""
+    if len(one) != len(other):
+        return False
+    pairs = [(a, b) for a, b in zip(one, other) if a is not b]
+    if not pairs:
+        return True
+    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in pairs):
+        return False
+    if all(a.device.type == "cpu" for a, _ in pairs):
+        return all(torch.equal(a, b) for a, b in pairs)
+    verdicts = [(a == b).all().to(pairs[0][0].device) for a, b in pairs]
+    return bool(torch.stack(verdicts).all())
+
+
+# Which part of the latent ------------------------------------------------------------------------------------
+
+MISMATCH = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-5, torch.bfloat16: 1e-4}
+"""Largest 1 - cos^2 between a part of the latent and its scaled copy at the UNet: rounding, and no more. Two frames
+of an animation differ by their noise, which is sigma times a unit normal: 1e-3 at the lowest sigma in use."""
+
+PROBES = 8
+"""How many places of a crop are tried per row before its place counts as unknown."""
+
+
+def is_whole(x: torch.Tensor, latent: torch.Tensor) -> bool:
+    """Whether x has the latent's rows and size, so that it is the whole of it (channels may be concatenated)."""
+    return x.shape[0] == latent.shape[0] and x.shape[2:] == latent.shape[2:] and x.shape[1] >= latent.shape[1]
+
+
+def lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region) -> bool:
+    """Whether x is that region of the latent, scaled: the sampler scales rows by one factor (1/sqrt(sigma^2+1))."""
+    if region == WHOLE:
+        return is_whole(x, latent)
+    if len(region) != x.shape[0]:
+        return False
+    parts = [_crop(latent, row, top, left, x) for row, top, left in region]
+    if any(part is None for part in parts):
+        return False
+    there = torch.stack([part for part in parts if part is not None]).flatten(1).float()
+    here = x[:, : latent.shape[1]].flatten(1).float()
+    return bool((_mismatch(here, there.to(here.device)) <= _tolerance(x, latent)).all())
+
+
+def locate(x: torch.Tensor, latent: torch.Tensor) -> Region | None:
+    """The region of the latent that x holds, found by content, or None when there is no proof.
+
+    x: (b, c', h, w), latent: (r, c, H, W) with c' >= c, h <= H, w <= W. Of equal rows the first is named, so that
+    a region means the same in the next evaluation.
+    """
+    if x.dim() != 4 or latent.dim() != 4:
+        return WHOLE if is_whole(x, latent) else None
+    if is_whole(x, latent):
+        return WHOLE
+    if x.shape[1] < latent.shape[1] or x.shape[2] > latent.shape[2] or x.shape[3] > latent.shape[3]:
+        return None
+    tolerance = _tolerance(x, latent)
+    source = latent.to(device=x.device, dtype=torch.float32)
+    rows = x[:, : latent.shape[1]].float()
+    found = []
+    for row in rows:
+        place = _whole_row(row, source, tolerance) if row.shape == source.shape[1:] else _crop_of(row, source, tolerance)
+        if place is None:
+            return None
+        found.append(place)
+    return tuple(found)
+
+
+def _whole_row(row: torch.Tensor, latent: torch.Tensor, tolerance: float) -> tuple[int, int, int] | None:
+    mismatch = _mismatch(row.flatten().expand(latent.shape[0], -1), latent.flatten(1))
+    near = mismatch <= torch.clamp(mismatch.min() + tolerance / 10, max=tolerance)
+    rows = near.nonzero()
+    return (int(rows[0]), 0, 0) if len(rows) else None
+
+
+def _crop_of(crop: torch.Tensor, latent: torch.Tensor, tolerance: float) -> tuple[int, int, int] | None:
+    """Finds a crop by the direction of the channel vector in its corner, then compares it as a whole."""
+    height, width = crop.shape[1:]
+    corners = latent[:, :, : latent.shape[2] - height + 1, : latent.shape[3] - width + 1]
+    corner = crop[:, 0, 0].view(1, -1, 1, 1)
+    product = (corners * corner).sum(1)
+    cosine2 = product.square() / (corners.square().sum(1) * corner.square().sum()).clamp_min(1e-30)
+    candidates = ((product > 0) & (1 - cosine2 <= 10 * tolerance)).nonzero()
+    order = cosine2[tuple(candidates.T)].argsort(descending=True, stable=True)
+    for row, top, left in candidates[order][:PROBES].tolist():
+        part = latent[row, :, top : top + height, left : left + width]
+        if float(_mismatch(crop.flatten()[None], part.flatten()[None])) <= tolerance:
+            return _first_equal(latent, row, top, left, part), top, left
+    return None
+
+
+def _first_equal(latent: torch.Tensor, row: int, top: int, left: int, part: torch.Tensor) -> int:
+    height, width = part.shape[1:]
+    parts = latent[: row + 1, :, top : top + height, left : left + width]
+    return int((parts == part).flatten(1).all(1).nonzero()[0])
+
+
+def _crop(latent: torch.Tensor, row: int, top: int, left: int, x: torch.Tensor) -> torch.Tensor | None:
+    height, width = x.shape[2:]
+    if row >= latent.shape[0] or top + height > latent.shape[2] or left + width > latent.shape[3]:
+        return None
+    return latent[row, :, top : top + height, left : left + width]
+
+
+def _mismatch(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """1 - cos^2 of the angle between the rows of two (rows, n) matrices; 1 where they point to opposite sides."""
+    product = (one * other).sum(1)
+    cosine2 = product.square() / (one.square().sum(1) * other.square().sum(1)).clamp_min(1e-30)
+    return torch.where(product > 0, 1 - cosine2, torch.ones_like(cosine2))
+
+
+def _tolerance(x: torch.Tensor, latent: torch.Tensor) -> float:
+    return max(MISMATCH.get(x.dtype, 1e-4), MISMATCH.get(latent.dtype, 1e-4))

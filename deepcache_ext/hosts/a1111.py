@@ -1,0 +1,225 @@
+"""AUTOMATIC1111 1.10: how its hooks and callbacks begin, drive and end a pass.
+
+Facts of the host: one evaluation is one `CFGDenoiser.forward`, announced by `on_cfg_denoiser`; a crash runs no
+post hook; the refiner swaps the checkpoint in mid-run before `on_cfg_denoiser`; `params.x` is the batch for all
+UNet calls of the evaluation, unscaled, conds first.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from modules import shared
+
+from ..estimators import ESTIMATORS
+from ..ladder import UnknownLayout
+from ..plan import UniformPlan
+from ..report import Reason
+from ..session import Session
+from ..settings import Settings, SettingsError, overruled, parse
+from .generations import Generation, Generations
+
+log = logging.getLogger("deepcache")
+
+NOISE_ADDING = re.compile(r"\ba\b|ancestral|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
+"""Names of samplers that add fresh noise in the course of a run, in the page's spelling or k-diffusion's."""
+
+
+def guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """An error of ours never stops a generation: it is logged with its traceback, and the pass goes on uncached."""
+
+    @functools.wraps(method)
+    def safe(self: A1111, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception:
+            log.exception("error inside DeepCache; the picture is made without it")
+            self.give_up()
+
+    return safe
+
+
+class A1111:
+    """Takes the script's hooks and the host's callbacks. One instance serves both tabs."""
+
+    def __init__(self) -> None:
+        self._generations = Generations()
+        self._last_params: Any = None
+        self._said: set[str] = set()
+
+    # Script hooks -------------------------------------------------------------------------------------------
+
+    @guarded
+    def before_process(self, p: Any, args: Sequence[Any]) -> None:
+        """A generation begins; `args` are the script's own values."""
+        self._begin(p, args)
+
+    @guarded
+    def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
+        """A pass begins: the first one, a hires pass, or the next batch."""
+        generation = self._generations.of(p) or self._begin(p, args)
+        self._end_pass(p, generation)
+        generation.ready = generation.settings.covers(_is_hires(p))
+
+    @guarded
+    def after_sampling(self, p: Any) -> None:
+        """A pass has ended."""
+        generation = self._generations.of(p)
+        if generation is not None:
+            self._end_pass(p, generation)
+
+    @guarded
+    def after_batch(self, p: Any) -> None:
+        """All passes of a batch have ended."""
+        generation = self._generations.of(p)
+        if generation is not None:
+            self._end_pass(p, generation)
+            generation.reports.clear()
+
+    @guarded
+    def after_process(self, p: Any) -> None:
+        """The generation has ended."""
+        generation = self._generations.of(p)
+        if generation is not None:
+            self._end_pass(p, generation)
+            self._generations.end(generation)
+
+    # Host callbacks -----------------------------------------------------------------------------------------
+
+    @guarded
+    def on_cfg_denoiser(self, params: Any) -> None:
+        """An evaluation begins."""
+        if params is self._last_params:  # registered twice, as after a reload of the page
+            return
+        self._last_params = params
+        p = getattr(params.denoiser, "p", None)
+        generation = self._generations.of(p)
+        if generation is None:
+            # No hook of ours ran for this generation (ADetailer filters scripts by name): not our evaluation.
+            if self._generations.active is not None and self._generations.active.session is not None:
+                self._generations.active.session.pause()
+            return
+        if generation.ready:
+            self._begin_pass(p, generation, params)
+        session = generation.session
+        if session is not None:
+            self._attach(p, session)
+            sigma = noise_level(params, p) if session.estimator.name == "forecast" else None
+            session.tick(lambda: params.x, sigma)
+
+    @guarded
+    def on_model_loaded(self, _model: Any) -> None:
+        """Other weights, in the same UNet object or in a new one."""
+        active = self._generations.active
+        if active is not None and active.session is not None:
+            active.session.drop(Reason.WEIGHTS)
+
+    @guarded
+    def on_script_unloaded(self) -> None:
+        self._generations.end_all()
+
+    def give_up(self) -> None:
+        """After an error of our own: leave the UNet clean and cache nothing more in what is under way."""
+        self._last_params = None
+        active = self._generations.active
+        if active is not None:
+            active.ready = False
+            if active.session is not None:
+                active.session.turn_off(Reason.ERROR.value)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
+        self._last_params = None
+        try:
+            settings = parse(args)
+            for note in overruled(args, settings):
+                self._say(p, note)
+        except SettingsError as error:
+            settings = Settings(enabled=False)
+            self._say(p, f"{error}; this picture was made without caching")
+            p.extra_generation_params["DeepCache error"] = str(error)
+        generation = self._generations.begin(p, getattr(shared.state, "time_start", None), settings)
+        if settings.enabled:
+            p.extra_generation_params.update(generation.infotext())
+        return generation
+
+    def _begin_pass(self, p: Any, generation: Generation, params: Any) -> None:
+        """Now the host knows how many evaluations it expects."""
+        generation.ready = False
+        hires = _is_hires(p)
+        settings = generation.settings.for_pass(hires)
+        total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
+        plan = UniformPlan(settings.cache_interval, settings.cache_branch_id, total, settings.start, settings.end)
+        name = settings.estimator
+        if name == "auto":
+            name = "copy" if adds_noise(p) else "forecast"
+        generation.estimators.add(name)
+        generation.session = Session(plan, ESTIMATORS[name](), hires=hires)
+
+    def _attach(self, p: Any, session: Session) -> None:
+        if not session.plan.caches or session.is_off:
+            return
+        try:
+            session.attach(unet_of(p))
+        except UnknownLayout as reason:
+            session.turn_off(str(reason))
+            self._say(p, f"not active: {reason}")
+
+    def _end_pass(self, p: Any, generation: Generation) -> None:
+        self._last_params = None
+        report = generation.end_pass()
+        if report is None:
+            return
+        p.extra_generation_params.update(generation.infotext())
+        if report.off in (Reason.NO_EFFECT.value, Reason.ERROR.value):
+            self._say(p, f"not active: {report.off}")
+
+    def _say(self, p: Any, message: str) -> None:
+        """Tell the user: under the picture every time, in the console once."""
+        log.log(logging.DEBUG if message in self._said else logging.WARNING, "%s", message)
+        self._said.add(message)
+        comment = getattr(p, "comment", None)
+        if comment is not None:
+            comment(f"DeepCache: {message}")
+
+
+def _is_hires(p: Any) -> bool:
+    return bool(getattr(p, "is_hr_pass", False))
+
+
+def unet_of(p: Any) -> Any:
+    """The UNet that the host is about to call. It changes when a refiner or another checkpoint takes over."""
+    model = getattr(p, "sd_model", None) or shared.sd_model
+    return getattr(getattr(model, "model", None), "diffusion_model", None)
+
+
+def adds_noise(p: Any) -> bool:
+    """Whether the sampler of the pass at hand adds fresh noise, which spoils a forecast (ancestral, SDE, LCM ...)."""
+    sampler = getattr(p, "sampler", None)
+    config = getattr(sampler, "config", None)
+    function = getattr(sampler, "funcname", "")
+    names = (getattr(config, "name", "") or getattr(p, "sampler_name", ""), getattr(function, "__name__", function))
+    if any(NOISE_ADDING.search(str(name).replace("_", " ")) for name in names):
+        return True
+    if (getattr(sampler, "s_churn", 0) or 0) > 0:
+        return True
+    return "ddim" in str(names[0]).lower() and (getattr(sampler, "eta", 0) or 0) > 0
+
+
+def noise_level(params: Any, p: Any) -> float | None:
+    """The evaluation's sigma, as k-diffusion counts it. Timestep samplers hand over a timestep instead."""
+    value = float(params.sigma.flatten()[0])
+    if type(params.denoiser).__name__ != "CFGDenoiserTimesteps":
+        return value
+    alphas = getattr(getattr(p, "sd_model", None) or shared.sd_model, "alphas_cumprod", None)
+    if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:
+        return None
+    alpha = float(alphas[round(value)])
+    return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None

@@ -1,0 +1,293 @@
+"""The shadowed ladder of a UNet with `input_blocks`, `middle_block` and `output_blocks` (ldm, sgm and their kin).
+
+`nn.Module` keeps children in `_modules` and finds them through `__getattr__`, which Python asks only when the
+instance's `__dict__` has no such name. An entry there named `input_blocks` is therefore what `self.input_blocks`
+finds inside any forward, while `state_dict()`, `named_modules()`, `.to()` and LoRA loaders go on seeing the real
+children. Shadows stand for one call only; no forward and no block is replaced.
+
+Terms: n blocks on each side; branch b (0 = shallowest) runs input blocks 0..b and the last b + 1 output blocks;
+its *boundary* is the block whose output is the kept feature: output block n-2-b, or the middle block for b = n-1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+NAMES = ("input_blocks", "middle_block", "output_blocks")
+
+
+class UnknownLayout(ValueError):
+    """The UNet cannot be cached; `str()` says why, in words for a user."""
+
+
+class Stand:
+    """Stands in a ladder for the block `real`: callable like it, iterable like it, and else it *is* the block.
+
+    Some forwards (reForge's) do not call a block but iterate over its layers.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_real":
+            raise AttributeError(name)
+        return getattr(self._real, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._real, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._real.__reduce_ex__(protocol)
+
+
+class Observed(Stand):
+    """Runs the real block and hands a look at its output to `see`."""
+
+    def __init__(self, real: Any, see: Callable[[torch.Tensor], None]) -> None:
+        super().__init__(real)
+        self._see = see
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = self._real(*args, **kwargs)
+        self._see(output)
+        return output
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._real
+        yield self._passing
+
+    def _passing(self, h: torch.Tensor) -> torch.Tensor:
+        self._see(h)
+        return h
+
+
+class Supplied(Stand):
+    """Runs nothing and returns what `supply` gives."""
+
+    def __init__(self, real: Any, supply: Callable[[], torch.Tensor]) -> None:
+        super().__init__(real)
+        self._supply = supply
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._supply()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self
+
+
+class Blocks(list[Any]):
+    """The blocks of one call; for every other question (accelerate asks `getattr(blocks, "0")`) the real list."""
+
+    def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
+        super().__init__(blocks)
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_real":
+            raise AttributeError(name)
+        return getattr(self._real, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._real, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._real.__reduce_ex__(protocol)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a skipped block's output looked like at the full call."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self) -> torch.Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+@dataclass
+class Walks:
+    """What one call did on the ladder. A forward usually walks it once; ControlNet's reference_only twice.
+
+    `features`: clones of the boundary's output, one for each walk (full calls). `shapes`: for each skipped
+    position, the output shapes in order of the walks (full calls under a forward that is not the class's own).
+    `supplied`: how often a cached call asked for its feature; `strayed`: it ran a block that the full call did not.
+    """
+
+    features: list[torch.Tensor] = field(default_factory=list)
+    shapes: dict[str, list[Shape]] = field(default_factory=dict)
+    supplied: int = 0
+    strayed: bool = False
+    failed: Exception | None = None
+
+    def keep(self, feature: torch.Tensor) -> None:
+        # A clone, since FreeU and its like go on to write into the tensor.
+        try:
+            self.features.append(feature.detach().clone())
+        except Exception as error:  # out of memory here must not end the host's picture
+            self.failed = error
+
+    def note(self, position: str, output: torch.Tensor) -> None:
+        self.shapes.setdefault(position, []).append(Shape(output.shape, output.dtype, output.device))
+
+
+def own_forward(unet: nn.Module) -> Callable[..., Any] | None:
+    """The forward that another extension put on this very instance, or None where the class's own runs.
+
+    ControlNet and others "restore" by leaving the class's forward, bound, in the instance's `__dict__`.
+    """
+    forward = unet.__dict__.get("forward")
+    if forward is None:
+        return None
+    if getattr(forward, "__self__", None) is unet and getattr(forward, "__func__", None) is type(unet).forward:
+        return None
+    return forward
+
+
+class Ladder:
+    """Puts shadows on one UNet and takes them down. Raises `UnknownLayout` for a UNet that has no such ladder."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        check_layout(unet)
+        self._unet = unet
+
+    @property
+    def depth(self) -> int:
+        """Number of output blocks; branches go from 0 to depth - 1."""
+        return len(self._real("output_blocks"))
+
+    @property
+    def is_up(self) -> bool:
+        return any(isinstance(self._unet.__dict__.get(name), (Blocks, Stand)) for name in NAMES)
+
+    def up_full(self, branch: int, full_length: bool) -> Walks:
+        """Prepare a full call that keeps the input of output block n-1-branch.
+
+        With `full_length` the output shapes of all blocks that a cached call would skip are noted too.
+        """
+        walks = Walks()
+        inputs, middle, outputs = self._blocks()
+        boundary = len(outputs) - 2 - branch
+
+        def keep_and_note(position: str) -> Callable[[torch.Tensor], None]:
+            def see(output: torch.Tensor) -> None:
+                walks.note(position, output)
+                if position == ("middle" if boundary < 0 else f"output {boundary}"):
+                    walks.keep(output)
+
+            return see
+
+        if full_length:
+            inputs = [
+                block if i <= branch else Observed(block, keep_and_note(f"input {i}"))
+                for i, block in enumerate(inputs)
+            ]
+            middle = Observed(middle, keep_and_note("middle"))
+            outputs = [
+                block if i > boundary else Observed(block, keep_and_note(f"output {i}"))
+                for i, block in enumerate(outputs)
+            ]
+            self._put(inputs, middle, outputs)
+        elif boundary < 0:
+            self._put(None, Observed(middle, walks.keep), None)
+        else:
+            outputs[boundary] = Observed(outputs[boundary], walks.keep)
+            self._put(None, None, outputs)
+        return walks
+
+    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk).
+
+        With `full`, what a full call under the same foreign forward noted, the lists keep their length and
+        skipped entries return zeros of the noted shape; else the lists hold just the live blocks.
+        """
+        walks = Walks()
+        inputs, middle, outputs = self._blocks()
+        boundary = len(outputs) - 2 - branch
+
+        def feature() -> torch.Tensor:
+            walks.supplied += 1
+            return features[min(walks.supplied, len(features)) - 1]
+
+        if full is None:
+            self._put(inputs[: branch + 1], Supplied(middle, feature), outputs[boundary + 1 :])
+            return walks
+
+        def zeros(position: str) -> Callable[[], torch.Tensor]:
+            noted = full.shapes.get(position, [])
+            shapes = iter(noted)
+
+            def supply() -> torch.Tensor:
+                if not noted:  # the full call left this block out: not the same walk
+                    walks.strayed = True
+                    return features[-1]
+                # Real zeros: whoever adds a residual to the block's output in place may do so here.
+                return next(shapes, noted[-1]).zeros()
+
+            return supply
+
+        self._put(
+            [b if i <= branch else Supplied(b, zeros(f"input {i}")) for i, b in enumerate(inputs)],
+            Supplied(middle, feature if boundary < 0 else zeros("middle")),
+            [
+                b if i > boundary else Supplied(b, feature if i == boundary else zeros(f"output {i}"))
+                for i, b in enumerate(outputs)
+            ],
+        )
+        return walks
+
+    def take_down(self) -> dict[str, Any]:
+        """Remove our shadows, whatever the state; returns them, for `put_back`."""
+        found = {}
+        for name in NAMES:
+            if isinstance(self._unet.__dict__.get(name), (Blocks, Stand)):
+                found[name] = self._unet.__dict__.pop(name)
+        return found
+
+    def put_back(self, shadows: dict[str, Any]) -> None:
+        """Undo a `take_down`, for the outer call after a nested one."""
+        self._unet.__dict__.update(shadows)
+
+    def _real(self, name: str) -> Any:
+        return self._unet._modules[name]
+
+    def _blocks(self) -> tuple[list[Any], Any, list[Any]]:
+        """The real blocks as they are now: other extensions may have exchanged some."""
+        return list(self._real("input_blocks")), self._real("middle_block"), list(self._real("output_blocks"))
+
+    def _put(self, inputs: list[Any] | None, middle: Any, outputs: list[Any] | None) -> None:
+        shadows = self._unet.__dict__
+        if inputs is not None:
+            shadows["input_blocks"] = Blocks(inputs, self._real("input_blocks"))
+        if middle is not None:
+            shadows["middle_block"] = middle
+        if outputs is not None:
+            shadows["output_blocks"] = Blocks(outputs, self._real("output_blocks"))
+
+
+def check_layout(unet: Any) -> None:
+    """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
+    if isinstance(unet, torch.jit.ScriptModule):
+        raise UnknownLayout("the UNet is a TorchScript module")
+    if not isinstance(unet, nn.Module):
+        raise UnknownLayout("the model has no UNet module")
+    if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
+        raise UnknownLayout("the UNet is compiled")
+    children = unet._modules
+    if any(children.get(name) is None for name in NAMES):
+        raise UnknownLayout("the model is not a UNet with input, middle and output blocks")
+    if not all(isinstance(children[name], nn.ModuleList) for name in ("input_blocks", "output_blocks")):
+        raise UnknownLayout("the UNet's blocks are not in lists")
+    inputs, outputs = len(children["input_blocks"]), len(children["output_blocks"])
+    if inputs != outputs or not outputs:
+        raise UnknownLayout(f"the UNet has {inputs} input and {outputs} output blocks")
+    if any(name in unet.__dict__ and not isinstance(unet.__dict__[name], (Blocks, Stand)) for name in NAMES):
+        raise UnknownLayout("another extension shadows the UNet's blocks")

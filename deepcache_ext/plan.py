@@ -1,0 +1,75 @@
+"""How deep to run at each evaluation of a pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Plan(Protocol):
+    """What a session asks of a plan. Evaluations are counted from 0; the plan must answer for any index, since
+    the number of evaluations that a host announces is an estimate (DDIM makes one fewer, DPM adaptive many more).
+    """
+
+    @property
+    def branch(self) -> int:
+        """The branch (`cache_branch_id`, 0 = shallowest) that cached evaluations run."""
+
+    @property
+    def caches(self) -> bool:
+        """Whether there is any evaluation at which less than the whole UNet runs."""
+
+    def is_full(self, evaluation: int) -> bool:
+        """Whether the whole UNet runs at this evaluation."""
+
+    def last_full(self, evaluation: int) -> int:
+        """The latest full evaluation that is not after `evaluation`: a kept feature must not be older."""
+
+    def worth_keeping(self, evaluation: int, keeps: int) -> bool:
+        """Whether a feature kept at this full evaluation can serve a cached one, as one of the last `keeps`."""
+
+
+@dataclass(frozen=True)
+class UniformPlan:
+    """Uniform 1:N (arXiv 2312.00858, section 3.3): full at every `interval`-th evaluation from the first cacheable
+    one on, and everywhere outside the window from `start` to `end`, two fractions of `total` evaluations.
+    """
+
+    interval: int
+    branch: int
+    total: int
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def first(self) -> int:
+        """The first evaluation of the window."""
+        # 1e-9: 0.3 * 10 is 3.0000000000000004 in floating point, and means 3.
+        return math.ceil(self.start * self.total - 1e-9)
+
+    @property
+    def stop(self) -> float:
+        """The first evaluation after the window; there is none when the window is open to the end."""
+        return math.inf if self.end >= 1 else math.ceil(self.end * self.total - 1e-9)
+
+    def is_full(self, evaluation: int) -> bool:
+        if not self.caches or not self.first <= evaluation < self.stop:
+            return True
+        return (evaluation - self.first) % self.interval == 0
+
+    def last_full(self, evaluation: int) -> int:
+        if self.is_full(evaluation):
+            return evaluation
+        return evaluation - (evaluation - self.first) % self.interval
+
+    def worth_keeping(self, evaluation: int, keeps: int) -> bool:
+        if not self.caches or not self.first - (keeps - 1) <= evaluation < self.stop:
+            return False
+        next_cached = evaluation + 1 if evaluation >= self.first else self.first + 1
+        return next_cached < self.stop
+
+    @property
+    def caches(self) -> bool:
+        """Whether there is any evaluation at which less than the whole UNet runs."""
+        return self.interval > 1 and self.start < 1 and self.first + 1 < self.stop

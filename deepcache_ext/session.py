@@ -1,0 +1,305 @@
+"""One pass: the clock's evaluations come in, the UNet's calls are cached by the plan, a report goes out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .calls import Call
+from .estimators import Estimator, Moment
+from .ladder import Ladder, UnknownLayout, Walks, own_forward
+from .plan import Plan
+from .report import PassReport, Reason
+from .slots import Key, Slots
+from .stopwatch import Stopwatch
+from .weights import WeightsWatch
+
+log = logging.getLogger("deepcache")
+
+
+@dataclass
+class OpenCall:
+    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing."""
+
+    call: Call | None = None
+    key: Key | None = None
+    forward: object = None
+    walks: Walks | None = None
+    cached: bool = False
+    expected_walks: int = 0
+    suspended: Mapping[str, Any] | None = None
+    nested: bool = False
+
+
+class Session:
+    """Caches the calls of one UNet during one pass of a sampler.
+
+    The host's adapter calls `attach` with the UNet, `tick` at the start of each evaluation and `close` at the end
+    of the pass. Calls outside an evaluation, from another thread or on a replica pass through untouched; in any
+    doubt a call runs in full and the reason is counted. Nothing here raises: an error of our own is logged once
+    and the pass goes on uncached.
+    """
+
+    def __init__(self, plan: Plan, estimator: Estimator, *, hires: bool = False) -> None:
+        self.plan = plan
+        self.estimator = estimator
+        self.report = PassReport(hires=hires)
+        self._slots = Slots(estimator.keeps)
+        self._watch = Stopwatch(self.report)
+        self._unet: nn.Module | None = None
+        self._ladder: Ladder | None = None
+        self._handles: list[Any] = []
+        self._weights: WeightsWatch | None = None
+        self._version: int | None = None
+        self._moment: Moment | None = None
+        self._latent: Callable[[], torch.Tensor | None] | None = None
+        self._was_full = False
+        self._thread = 0
+        self._open: list[OpenCall] = []
+        self._no_slot: Reason = Reason.FIRST_SEEN
+        self._index = -1
+
+    # The UNet -----------------------------------------------------------------------------------------------
+
+    def attach(self, unet: nn.Module) -> None:
+        """Hook this UNet; a no-op where it is hooked already, or where caching is off. Another UNet than before
+        drops what was kept.
+
+        Raises `UnknownLayout`, with nothing hooked, where the UNet cannot be cached.
+        """
+        if self.is_off or (unet is self._unet and self._handles):
+            return
+        if unet is not self._unet:
+            if self._unet is not None:
+                self.detach()
+                self.drop(Reason.WEIGHTS)
+            ladder = Ladder(unet)
+            if self.plan.branch >= ladder.depth:
+                raise UnknownLayout(
+                    f"cache_branch_id = {self.plan.branch} is not allowed: "
+                    f"this UNet has the branches 0 to {ladder.depth - 1}"
+                )
+            self._ladder, self._unet, self._weights = ladder, unet, WeightsWatch(unet)
+        self._handles = [
+            unet.register_forward_pre_hook(self._before, with_kwargs=True),
+            _register_after(unet, self._after),
+        ]
+
+    def unhook(self) -> None:
+        """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
+        self.pause()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def detach(self) -> None:
+        """Leave the UNet as it was, and forget it."""
+        self.unhook()
+        self._unet = self._ladder = self._weights = self._version = None
+
+    @property
+    def unet(self) -> nn.Module | None:
+        return self._unet
+
+    def drop(self, reason: Reason) -> None:
+        """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
+        self._slots.clear()
+        self._no_slot = reason
+
+    def turn_off(self, why: str) -> None:
+        """Stop caching for the rest of the pass; `why` goes into the report, in words."""
+        self.report.off = self.report.off or why
+        self.drop(Reason.LAYOUT)
+        self.detach()
+
+    @property
+    def is_off(self) -> bool:
+        return bool(self.report.off)
+
+    def close(self) -> PassReport:
+        """End the pass, leave nothing behind, and say what happened. May be called twice."""
+        self.detach()
+        self._slots.clear()
+        self._watch.finish()
+        return self.report
+
+    # The clock ----------------------------------------------------------------------------------------------
+
+    def tick(self, latent: Callable[[], torch.Tensor | None], sigma: float | None = None) -> None:
+        """A new evaluation begins (and the one before it ends).
+
+        `latent` gives the evaluation's whole x, (rows, channels, height, width), unscaled or scaled, or None; it is
+        asked at the first call, since other extensions may still exchange it. `sigma`: see `Moment`.
+        """
+        self.pause()
+        self._index += 1
+        self._moment = Moment(self._index, sigma)
+        self._latent = latent
+        self._thread = threading.get_ident()
+        self.report.evaluations += 1
+        if len(self._slots):
+            self._no_slot = Reason.FIRST_SEEN
+        if self.plan.is_full(self._index):
+            self.report.planned_full += 1
+            if self._index:
+                self._slots.forget_older(self.plan.last_full(self._index - 1))
+        if self._version is not None and self._weights is not None and self._weights.version() != self._version:
+            self.drop(Reason.WEIGHTS)
+
+    def pause(self) -> None:
+        """The evaluation is over: until the next tick, calls pass through untouched."""
+        if self._ladder is not None:
+            self._ladder.take_down()
+        self._open.clear()
+        if self._moment is not None:
+            self._slots.end_evaluation()
+            if self._was_full or not self._handles:
+                self.report.full_evaluations += 1
+        self._moment = None
+        self._latent = None
+        self._was_full = False
+
+    # The hooks ----------------------------------------------------------------------------------------------
+
+    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if unet is not self._unet or self._ladder is None:
+            self.report.misses[Reason.REPLICA] += 1
+            return
+        try:
+            self._open.append(self._begin_call(unet, args, kwargs))
+        except Exception:
+            self._break()
+
+    def _begin_call(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenCall:
+        assert self._ladder is not None
+        if self._open:
+            return OpenCall(nested=True, suspended=self._ladder.take_down())
+        self._ladder.take_down()
+        moment = self._moment
+        if moment is None or threading.get_ident() != self._thread:
+            self.report.misses[Reason.OUTSIDE] += 1
+            return OpenCall()
+        if _is_traced():
+            return self._plain(Reason.TRACED)
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            return self._plain(Reason.GRADIENT)
+        if self._latent is not None:
+            self._slots.start_evaluation(self._latent())
+            self._latent = None
+        call = Call.of(args, kwargs)
+        key = self._slots.place(call)
+        planned_full = self.plan.is_full(moment.index)
+        if key is None:
+            return self._plain(None if planned_full else Reason.UNPLACED)
+        forward = own_forward(unet)
+        if not planned_full:
+            slot, reason = self._slots.find(key, call, forward, self.plan.last_full(moment.index))
+            if slot is not None:
+                features = self.estimator.estimate(slot.kept, moment)
+                walks = self._ladder.up_cached(self.plan.branch, features, None if forward is None else slot.walks)
+                self._watch.start(call.x)
+                return OpenCall(call, key, forward, walks, True, len(features))
+            self._miss(reason)
+        self._was_full = True
+        if not self.plan.worth_keeping(moment.index, self.estimator.keeps):
+            self._watch.start(call.x)
+            return OpenCall(call)
+        walks = self._ladder.up_full(self.plan.branch, full_length=forward is not None)
+        self._watch.start(call.x)
+        return OpenCall(call, key, forward, walks)
+
+    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if unet is not self._unet or self._ladder is None or not self._open:
+            return None
+        again = False
+        try:
+            again = self._end_call(self._open.pop(), output)
+        except Exception:
+            self._break()
+        if again:
+            # What the cached call gave belongs to another walk. Its arguments are still here: run it in full.
+            return unet.forward(*args, **kwargs)
+        return None
+
+    def _end_call(self, done: OpenCall, output: Any) -> bool:
+        """Book a call; True when it was cached wrongly and must run again in full."""
+        assert self._ladder is not None
+        if done.nested:
+            self._ladder.put_back(dict(done.suspended or {}))
+            return False
+        self._ladder.take_down()
+        if output is None:  # torch calls the hook in this way when the forward raised
+            # Out of memory, most likely, or an interrupt: free what can be freed, and leave the UNet clean. A host
+            # that goes on all the same ticks again, and its adapter attaches again.
+            self.drop(Reason.RAISED)
+            self._was_full = True
+            self.unhook()
+            return False
+        if done.call is None:
+            return False
+        self._watch.stop(done.cached)
+        if done.cached:
+            assert done.walks is not None
+            if done.walks.strayed or done.walks.supplied != done.expected_walks:
+                self._was_full = True
+                self.report.full_calls += 1
+                self.report.misses[Reason.WALKS] += 1
+                self.drop(Reason.WALKS)
+                return True
+            self.report.cached_calls += 1
+            return False
+        self.report.full_calls += 1
+        if done.walks is not None:
+            self._keep(done, done.walks)
+        return False
+
+    def _keep(self, done: OpenCall, walks: Walks) -> None:
+        assert self._moment is not None and done.call is not None and done.key is not None
+        if walks.failed is not None:
+            raise walks.failed
+        if not walks.features:
+            self.turn_off(Reason.NO_EFFECT.value)
+            return
+        self._slots.keep(done.key, done.call, done.forward, walks, self._moment)
+        self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
+        if self._weights is not None:
+            # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.
+            self._version = self._weights.version()
+
+    def _plain(self, reason: Reason | None) -> OpenCall:
+        """A call that runs without us, in full."""
+        if reason is not None:
+            self._miss(reason)
+        self._was_full = True
+        self.report.full_calls += 1
+        return OpenCall()
+
+    def _miss(self, reason: Reason | None) -> None:
+        reason = self._no_slot if reason in (None, Reason.FIRST_SEEN) else reason
+        self.report.misses[reason] += 1
+
+    def _break(self) -> None:
+        """An error of our own: say so once, and let the host go on without us."""
+        log.exception("error inside DeepCache; this pass goes on uncached")
+        self.report.misses[Reason.ERROR] += 1
+        self.turn_off(Reason.ERROR.value)
+
+
+def _register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
+    try:
+        return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
+    except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
+        return unet.register_forward_hook(hook, with_kwargs=True)
+
+
+def _is_traced() -> bool:
+    if torch.jit.is_tracing():
+        return True
+    compiler = getattr(torch, "compiler", None)
+    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

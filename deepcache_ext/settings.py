@@ -1,0 +1,221 @@
+"""What a user can set: names, ranges, defaults, presets, infotext names; and how arguments become `Settings`.
+
+The order of `FIELDS` is the order of the positional arguments of the WebUI's API and is frozen: later fields
+are appended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+FORMAT_VERSION = 1
+"""Version of what is written into an infotext; grows when the meaning of a written value changes."""
+
+CUSTOM = "Custom"
+PRESETS: dict[str, dict[str, Any]] = {
+    "Quality": {"cache_interval": 2, "cache_branch_id": 0, "estimator": "auto"},
+    "Balanced": {"cache_interval": 3, "cache_branch_id": 0, "estimator": "auto"},
+    "Fast": {"cache_interval": 5, "cache_branch_id": 0, "estimator": "auto"},
+}
+"""What each preset sets. By the cost of SD1.5's blocks they allow 1.85x, 2.59x and 3.80x of the UNet's speed."""
+
+AS_FIRST_PASS_INTERVAL = 0
+AS_FIRST_PASS_BRANCH = -1
+
+
+class SettingsError(ValueError):
+    """A value that cannot be used. `str()` names the field, the value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field} = {shown} is not allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: its name in code and API, its label in page and infotext, its type and its range."""
+
+    name: str
+    label: str
+    default: Any
+    info: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def infotext(self) -> str:
+        """The key in an infotext, for instance `DeepCache interval`."""
+        return f"DeepCache {self.label.lower()}"
+
+    @property
+    def allowed(self) -> str:
+        """What may stand here, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if isinstance(self.default, bool):
+            return "true or false"
+        number = "a whole number" if isinstance(self.default, int) else "a number"
+        return f"{number} from {self.minimum:g} to {self.maximum:g}"
+
+    def parse(self, value: Any) -> Any:
+        """`value` in the field's own type. Raises `SettingsError` for a wrong type or a value out of range."""
+        if self.choices:
+            if isinstance(value, str):
+                for choice in self.choices:
+                    if choice.lower() == value.strip().lower():
+                        return choice
+            raise SettingsError(self.name, value, self.allowed)
+        if isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            raise SettingsError(self.name, value, self.allowed)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SettingsError(self.name, value, self.allowed)
+        if isinstance(self.default, int):
+            if value != int(value):
+                raise SettingsError(self.name, value, self.allowed)
+            value = int(value)
+        else:
+            value = float(value)
+        if not self.minimum <= value <= self.maximum:
+            raise SettingsError(self.name, value, self.allowed)
+        return value
+
+
+MAX_BRANCH = 47
+"""Bound of `cache_branch_id` before the model is known; the model's own last branch is checked when a pass begins."""
+
+FIELDS: tuple[Field, ...] = (
+    Field("enabled", "Enabled", False, "Make pictures faster; they change a little."),
+    Field(
+        "preset", "Preset", "Balanced", "How much speed for how much change; Custom obeys the controls below.",
+        choices=(*PRESETS, CUSTOM),
+    ),
+    Field(
+        "cache_interval", "Interval", 3,
+        "The whole UNet runs at every Nth evaluation: higher is faster and changes the picture more. 1 = always.",
+        minimum=1, maximum=50,
+    ),
+    Field(
+        "cache_branch_id", "Branch", 0,
+        "How much of the UNet runs at the other evaluations: 0 is the least and fastest, higher is slower and closer.",
+        minimum=0, maximum=MAX_BRANCH,
+    ),
+    Field(
+        "estimator", "Estimator", "auto",
+        "What stands for the skipped part: a copy of the last one, or a forecast from the last two. "
+        "Auto: forecast, but copy for ancestral and SDE samplers.",
+        choices=("auto", "copy", "forecast"),
+    ),
+    Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
+    Field("end", "End", 1.0, "Fraction of the run after which nothing is skipped.", minimum=0.0, maximum=1.0),
+    Field(
+        "passes", "Passes", "both", "Which passes of a run with hires fix are made faster; img2img is a first pass.",
+        choices=("both", "first only", "hires only"),
+    ),
+    Field(
+        "hires_cache_interval", "Hires interval", AS_FIRST_PASS_INTERVAL,
+        "Interval in the hires pass. 0 = as in the first pass.", minimum=AS_FIRST_PASS_INTERVAL, maximum=50,
+    ),
+    Field(
+        "hires_cache_branch_id", "Hires branch", AS_FIRST_PASS_BRANCH,
+        "Branch in the hires pass. -1 = as in the first pass.", minimum=AS_FIRST_PASS_BRANCH, maximum=MAX_BRANCH,
+    ),
+)
+FIELD = {field.name: field for field in FIELDS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Effective settings of one generation; the preset is already applied.
+
+    `cache_interval` and `cache_branch_id` mean what they mean in DeepCacheSDHelper; `start` and `end` are
+    fractions of a pass's evaluations.
+    """
+
+    enabled: bool = False
+    preset: str = "Balanced"
+    cache_interval: int = 3
+    cache_branch_id: int = 0
+    estimator: str = "auto"
+    start: float = 0.0
+    end: float = 1.0
+    passes: str = "both"
+    hires_cache_interval: int = AS_FIRST_PASS_INTERVAL
+    hires_cache_branch_id: int = AS_FIRST_PASS_BRANCH
+
+    def covers(self, hires: bool) -> bool:
+        """Whether the hires pass (or else the first, or img2img, pass) is to be cached."""
+        return self.enabled and self.passes != ("first only" if hires else "hires only")
+
+    def for_pass(self, hires: bool) -> Settings:
+        """The settings with `cache_interval` and `cache_branch_id` as they hold in that pass."""
+        if not hires:
+            return self
+        interval, branch = self.hires_cache_interval, self.hires_cache_branch_id
+        return replace(
+            self,
+            cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
+            cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
+        )
+
+    def infotext(self) -> dict[str, Any]:
+        """Every effective setting under its infotext key: enough to make the picture again."""
+        values = asdict(self)
+        written = {field.infotext: values[field.name] for field in FIELDS if field.name != "enabled"}
+        return {"DeepCache version": FORMAT_VERSION, **written}
+
+
+def parse(args: Sequence[Any]) -> Settings:
+    """Settings from the arguments a host hands to the script.
+
+    `args` is positional in the order of `FIELDS` (a shorter list leaves the rest at its default), or a mapping
+    of names as the first element. A preset other than Custom decides the fields it sets in a positional list,
+    where every control always has a value; in a mapping a field that is named is explicit and wins, and the
+    preset is then Custom. Raises `SettingsError`.
+    """
+    if args and isinstance(args[0], Mapping):
+        return _from_mapping(args[0])
+    if len(args) > len(FIELDS):
+        raise SettingsError("args", list(args), f"at most {len(FIELDS)} values")
+    values = {field.name: field.parse(value) for field, value in zip(FIELDS, args)}
+    settings = Settings(**values)
+    return _checked(replace(settings, **PRESETS.get(settings.preset, {})))
+
+
+def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
+    """What `parse` left aside: controls in a positional list that say otherwise than the chosen preset, in words."""
+    if not settings.enabled or (args and isinstance(args[0], Mapping)):
+        return []
+    given = {field.name: field.parse(value) for field, value in zip(FIELDS, args)}
+    return [
+        f"preset {settings.preset} sets {name} = {value}, not {given[name]}; choose {CUSTOM} to set it yourself"
+        for name, value in PRESETS.get(settings.preset, {}).items()
+        if name in given and given[name] not in (value, FIELD[name].default)
+    ]
+
+
+def _from_mapping(given: Mapping[Any, Any]) -> Settings:
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in FIELD:
+            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+        values[name] = FIELD[name].parse(value)
+    preset = values.get("preset", FIELD["preset"].default)
+    merged = {**PRESETS.get(preset, {}), **values}
+    if any(merged[name] != value for name, value in PRESETS.get(preset, {}).items()):
+        merged["preset"] = CUSTOM
+    return _checked(Settings(**merged))
+
+
+def _checked(settings: Settings) -> Settings:
+    if settings.start > settings.end:
+        raise SettingsError("start", settings.start, f"a number from 0 to end ({settings.end:g})")
+    return settings

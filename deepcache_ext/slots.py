@@ -1,0 +1,127 @@
+"""Slots: what each kind of call left behind, and whether that belongs to the call at hand."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from .calls import Call, Region, is_whole, lies_at, locate, same_content
+from .estimators import Kept, Moment
+from .ladder import Walks
+from .report import Reason
+
+Key = tuple[Hashable, Region, int]
+
+
+@dataclass
+class Slot:
+    """The memory of one call across evaluations. `walks` is what its last full call did on the ladder."""
+
+    kept: deque[Kept]
+    conditioning: tuple[torch.Tensor, ...] = ()
+    forward: object = None
+    walks: Walks = field(default_factory=Walks)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kept.nbytes for kept in self.kept)
+
+
+class Slots:
+    """All slots of one pass. A call finds its slot by its kind, the region of the latent that it holds, and how
+    many calls with the same two came before it in this evaluation.
+    """
+
+    def __init__(self, keeps: int) -> None:
+        self._keeps = keeps
+        self._slots: dict[Key, Slot] = {}
+        self._regions: dict[tuple[Hashable, int], Region] = {}
+        self._by_kind: Counter[Hashable] = Counter()
+        self._by_place: Counter[tuple[Hashable, Region]] = Counter()
+        self._latent: torch.Tensor | None = None
+
+    def start_evaluation(self, latent: torch.Tensor | None) -> None:
+        """`latent`: what the sampler asks about, (rows, channels, height, width), all parts of it; None if unknown."""
+        self._by_kind.clear()
+        self._by_place.clear()
+        self._latent = latent
+
+    def end_evaluation(self) -> None:
+        self._latent = None
+
+    def place(self, call: Call) -> Key | None:
+        """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call."""
+        nth = self._by_kind[call.kind]
+        self._by_kind[call.kind] += 1
+        region = self._region(call, nth)
+        if region is None:
+            return None
+        before = self._by_place[call.kind, region]
+        self._by_place[call.kind, region] += 1
+        return call.kind, region, before
+
+    def _region(self, call: Call, nth: int) -> Region | None:
+        latent = self._latent
+        if latent is None:
+            return None
+        if is_whole(call.x, latent):
+            return ()
+        # Tiles stay where they are, so last evaluation's answer is tried before the search.
+        guess = self._regions.get((call.kind, nth))
+        if guess and lies_at(call.x, latent, guess):
+            return guess
+        region = locate(call.x, latent)
+        if region is not None:
+            self._regions[call.kind, nth] = region
+        return region
+
+    def find(self, key: Key, call: Call, forward: object, oldest: int) -> tuple[Slot | None, Reason | None]:
+        """The slot whose kept feature belongs to this call, or the reason why there is none.
+
+        `forward`: the foreign forward that will run, or None; `oldest`: no kept feature may be older.
+        """
+        slot = self._slots.get(key)
+        if slot is None or not slot.kept:
+            return None, Reason.FIRST_SEEN
+        if slot.kept[-1].moment.index < oldest:
+            return None, Reason.NOT_REFRESHED
+        if slot.forward is not forward:
+            return None, Reason.FORWARD
+        if not same_content(slot.conditioning, call.conditioning):
+            return None, Reason.CONDITIONING
+        return slot, None
+
+    def keep(self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment) -> None:
+        """Remember a full call. The feature before it stays for the estimator only where it is of the same making."""
+        slot = self._slots.get(key)
+        same_making = (
+            slot is not None
+            and slot.forward is forward
+            and bool(slot.kept)
+            and len(slot.kept[-1].features) == len(walks.features)
+            and same_content(slot.conditioning, call.conditioning)
+        )
+        if slot is None or not same_making:
+            # Clones, since a host may fill the same buffers anew.
+            conditioning = tuple(tensor.clone() for tensor in call.conditioning)
+            slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, forward)
+        slot.kept.append(Kept(tuple(walks.features), moment))
+        slot.walks = Walks(shapes=walks.shapes)
+
+    def forget_older(self, oldest: int) -> None:
+        """Free slots whose newest feature is older than evaluation `oldest`: moving windows leave them behind."""
+        self._slots = {key: slot for key, slot in self._slots.items() if slot.kept[-1].moment.index >= oldest}
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._regions.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.nbytes for slot in self._slots.values())
+
+    def __len__(self) -> int:
+        return len(self._slots)

@@ -1,0 +1,55 @@
+"""How long full and cached calls take, without making the host wait for a GPU."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from .report import PassReport
+
+
+class Stopwatch:
+    """Times calls into a report: on the CPU at once, on CUDA by events that are read when the pass ends.
+
+    Other devices run asynchronously and have no such events here: their calls are not timed.
+    """
+
+    def __init__(self, report: PassReport) -> None:
+        self._report = report
+        self._started: Any = None
+        self._events: list[tuple[bool, Any, Any]] = []
+
+    def start(self, x: torch.Tensor) -> None:
+        if x.device.type == "cpu":
+            self._started = time.perf_counter()
+        elif x.device.type == "cuda":
+            self._started = _event()
+        else:
+            self._started = None
+
+    def stop(self, cached: bool) -> None:
+        started, self._started = self._started, None
+        if started is None:
+            return
+        if isinstance(started, float):
+            self._book(cached, time.perf_counter() - started)
+        else:
+            self._events.append((cached, started, _event()))
+
+    def finish(self) -> None:
+        """Read the events; waits for the device once."""
+        for cached, start, stop in self._events:
+            stop.synchronize()
+            self._book(cached, start.elapsed_time(stop) / 1e3)
+        self._events.clear()
+
+    def _book(self, cached: bool, seconds: float) -> None:
+        (self._report.cached_seconds if cached else self._report.full_seconds).append(seconds)
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
