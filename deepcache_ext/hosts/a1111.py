@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(method)
     def safe(self: A1111, *args: Any) -> None:
+        if self.disabled:
+            return
         try:
             method(self, *args)
         except Exception:
@@ -46,11 +49,15 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class A1111:
-    """Takes the script's hooks and the host's callbacks. One instance serves both tabs."""
+    """Takes the script's hooks and the host's callbacks. One instance serves both tabs.
 
-    def __init__(self) -> None:
+    `disabled`: the kill switch; every hook then does nothing.
+    """
+
+    def __init__(self, disabled: bool = False) -> None:
+        self.disabled = disabled
         self._generations = Generations()
-        self._last_params: Any = None
+        self._last_params: Callable[[], Any] = lambda: None
         self._said: set[str] = set()
 
     # Script hooks -------------------------------------------------------------------------------------------
@@ -95,9 +102,10 @@ class A1111:
     @guarded
     def on_cfg_denoiser(self, params: Any) -> None:
         """An evaluation begins."""
-        if params is self._last_params:  # registered twice, as after a reload of the page
+        if params is self._last_params():  # registered twice, as after a reload of the page
             return
-        self._last_params = params
+        # Weakly: through its denoiser it holds p, whose end tells that a crashed generation is over.
+        self._last_params = weakref.ref(params)
         p = getattr(params.denoiser, "p", None)
         generation = self._generations.of(p)
         if generation is None:
@@ -111,7 +119,8 @@ class A1111:
         if session is not None:
             self._attach(p, session)
             sigma = noise_level(params, p) if session.estimator.name == "forecast" else None
-            session.tick(lambda: params.x, sigma)
+            held = weakref.ref(params)
+            session.tick(lambda: getattr(held(), "x", None), sigma)
 
     @guarded
     def on_model_loaded(self, _model: Any) -> None:
@@ -126,7 +135,6 @@ class A1111:
 
     def give_up(self) -> None:
         """After an error of our own: leave the UNet clean and cache nothing more in what is under way."""
-        self._last_params = None
         active = self._generations.active
         if active is not None:
             active.ready = False
@@ -136,7 +144,6 @@ class A1111:
     # ------------------------------------------------------------------------------------------------------------
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
-        self._last_params = None
         try:
             settings = parse(args)
             for note in overruled(args, settings):
@@ -173,7 +180,6 @@ class A1111:
             self._say(p, f"not active: {reason}")
 
     def _end_pass(self, p: Any, generation: Generation) -> None:
-        self._last_params = None
         report = generation.end_pass()
         if report is None:
             return

@@ -1,0 +1,1 @@
+// The accordion needs no script of ours: presets are applied by the page's own events.

@@ -1,0 +1,46 @@
+"""DeepCache for AUTOMATIC1111: registers the script and its callbacks."""
+
+from modules import script_callbacks, scripts, shared
+
+from deepcache_ext.hosts.a1111 import A1111
+from deepcache_ext.interface import console, infotext, ui
+
+console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
+host = A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+
+
+class DeepCacheScript(scripts.Script):
+    def title(self):
+        return ui.TITLE
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        components = ui.build(self.elem_id, host.disabled)
+        self.infotext_fields = infotext.paste_fields(components)
+        self.paste_field_names = [key for _, key in self.infotext_fields if isinstance(key, str)]
+        return list(components.values())
+
+    def before_process(self, p, *args):
+        host.before_process(p, args)
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        host.before_sampling(p, args)
+
+    def before_hr(self, p, *args):
+        host.after_sampling(p)
+
+    def post_sample(self, p, ps, *args):
+        host.after_sampling(p)
+
+    def postprocess_batch(self, p, *args, **kwargs):
+        host.after_batch(p)
+
+    def postprocess(self, p, processed, *args):
+        host.after_process(p)
+
+
+script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
+script_callbacks.on_model_loaded(host.on_model_loaded)
+script_callbacks.on_script_unloaded(host.on_script_unloaded)
