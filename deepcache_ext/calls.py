@@ -39,7 +39,7 @@ class Call:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"the UNet was called without a tensor x, but with {type(x).__name__}")
         tensors: list[torch.Tensor] = []
-        kinds: list[Hashable] = [_tensor_kind(x)]
+        kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x))]
         # Positional 2 and 3 are context and y; a caller may pass the same call either way.
         names = ("context", "y")
         for place, value in enumerate(args[2:]):
@@ -73,7 +73,7 @@ def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> 
     """Whether tensors of equal shapes hold equal values; costs one device synchronisation at most."""
     if len(one) != len(other):
         return False
-    pairs = [(a, b) for a, b in zip(one, other) if a is not b]
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not b]
     if not pairs:
         return True
     if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in pairs):
@@ -130,7 +130,8 @@ def locate(x: torch.Tensor, latent: torch.Tensor) -> Region | None:
     rows = x[:, : latent.shape[1]].float()
     found = []
     for row in rows:
-        place = _whole_row(row, source, tolerance) if row.shape == source.shape[1:] else _crop_of(row, source, tolerance)
+        search = _whole_row if row.shape == source.shape[1:] else _crop_of
+        place = search(row, source, tolerance)
         if place is None:
             return None
         found.append(place)

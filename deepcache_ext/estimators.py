@@ -81,15 +81,16 @@ class Forecast:
             return [feature.clone() for feature in last.features]
         return [
             torch.lerp(before, feature, 1.0 + ratio) if before.shape == feature.shape else feature.clone()
-            for before, feature in zip(kept[-2].features, last.features)
+            for before, feature in zip(kept[-2].features, last.features, strict=True)
         ]
 
     @classmethod
     def ratio(cls, before: Moment, last: Moment, now: Moment) -> float:
         """How far beyond `last` the present lies, in units of the way from `before` to `last`."""
-        points = [moment.log_sigma for moment in (before, last, now)]
-        if None in points:
-            points = [float(moment.index) for moment in (before, last, now)]
+        moments = (before, last, now)
+        points = [moment.log_sigma for moment in moments if moment.log_sigma is not None]
+        if len(points) < len(moments):
+            points = [float(moment.index) for moment in moments]
         span = points[1] - points[0]
         if abs(span) < 1e-6:
             return 0.0

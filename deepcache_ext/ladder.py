@@ -11,7 +11,6 @@ its *boundary* is the block whose output is the kept feature: output block n-2-b
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,11 @@ NAMES = ("input_blocks", "middle_block", "output_blocks")
 
 class UnknownLayout(ValueError):
     """The UNet cannot be cached; `str()` says why, in words for a user."""
+
+
+def _itself(real: Any) -> Any:
+    """What a copy or a pickle of a shadow is made of: the real thing."""
+    return real
 
 
 class Stand:
@@ -40,11 +44,8 @@ class Stand:
             raise AttributeError(name)
         return getattr(self._real, name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._real, memo)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._real.__reduce_ex__(protocol)
+        return _itself, (self._real,)
 
 
 class Observed(Stand):
@@ -94,11 +95,8 @@ class Blocks(list[Any]):
             raise AttributeError(name)
         return getattr(self._real, name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._real, memo)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._real.__reduce_ex__(protocol)
+        return _itself, (self._real,)
 
 
 @dataclass(frozen=True)
@@ -284,9 +282,10 @@ def check_layout(unet: Any) -> None:
     children = unet._modules
     if any(children.get(name) is None for name in NAMES):
         raise UnknownLayout("the model is not a UNet with input, middle and output blocks")
-    if not all(isinstance(children[name], nn.ModuleList) for name in ("input_blocks", "output_blocks")):
+    below, above = children["input_blocks"], children["output_blocks"]
+    if not isinstance(below, nn.ModuleList) or not isinstance(above, nn.ModuleList):
         raise UnknownLayout("the UNet's blocks are not in lists")
-    inputs, outputs = len(children["input_blocks"]), len(children["output_blocks"])
+    inputs, outputs = len(below), len(above)
     if inputs != outputs or not outputs:
         raise UnknownLayout(f"the UNet has {inputs} input and {outputs} output blocks")
     if any(name in unet.__dict__ and not isinstance(unet.__dict__[name], (Blocks, Stand)) for name in NAMES):

@@ -299,7 +299,7 @@ def _register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
 
 
 def _is_traced() -> bool:
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
     compiler = getattr(torch, "compiler", None)
     return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

@@ -185,7 +185,7 @@ def parse(args: Sequence[Any]) -> Settings:
         return _from_mapping(args[0])
     if len(args) > len(FIELDS):
         raise SettingsError("args", list(args), f"at most {len(FIELDS)} values")
-    values = {field.name: field.parse(value) for field, value in zip(FIELDS, args)}
+    values = {field.name: field.parse(value) for field, value in zip(FIELDS, args, strict=False)}
     settings = Settings(**values)
     return _checked(replace(settings, **PRESETS.get(settings.preset, {})))
 
@@ -194,7 +194,7 @@ def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
     """What `parse` left aside: controls in a positional list that say otherwise than the chosen preset, in words."""
     if not settings.enabled or (args and isinstance(args[0], Mapping)):
         return []
-    given = {field.name: field.parse(value) for field, value in zip(FIELDS, args)}
+    given = {field.name: field.parse(value) for field, value in zip(FIELDS, args, strict=False)}
     return [
         f"preset {settings.preset} sets {name} = {value}, not {given[name]}; choose {CUSTOM} to set it yourself"
         for name, value in PRESETS.get(settings.preset, {}).items()

@@ -21,7 +21,7 @@ class WeightsWatch:
         self._owners = [module._parameters for module in leaves[::step]]
 
     def version(self) -> int:
-        """A number that grows when a sampled weight is written to; inference tensors count nothing and are left out."""
+        """A number that grows when a sampled weight is written to; inference tensors have no counter."""
         total = 0
         for owner in self._owners:
             weight = owner.get("weight")

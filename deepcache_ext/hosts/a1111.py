@@ -141,7 +141,7 @@ class A1111:
             if active.session is not None:
                 active.session.turn_off(Reason.ERROR.value)
 
-    # ------------------------------------------------------------------------------------------------------------
+    # Inner workings -----------------------------------------------------------------------------------------
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
         try:

@@ -1,0 +1,163 @@
+"""The shadowed ladder on real UNets: what a forward sees, and what everybody else sees."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from deepcache_ext.ladder import Blocks, Ladder, UnknownLayout, Walks, own_forward
+from tests import unets
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def branches():
+    for layout in unets.LAYOUTS:
+        depth = len(unets.shared_unet(layout).output_blocks)
+        for branch in range(depth):
+            yield pytest.param(layout, branch, id=f"{layout}-{branch}")
+
+
+@pytest.mark.parametrize(("layout", "branch"), branches())
+def test_bit_identical_to_the_rule_by_hand(layout, branch):
+    """Promise: the same floating point operations as a hand-written forward of the live blocks."""
+    unet, ladder = unets.shared_unet(layout), Ladder(unets.shared_unet(layout))
+    now, later = unets.inputs(layout, size=(8, 8)), unets.inputs(layout, size=(8, 8), seed=1)
+    before = unets.traces(unet)
+    expected, feature = unets.by_hand(unet, branch, **now)
+    expected_cached, _ = unets.by_hand(unet, branch, feature, **later)
+    for full_length in (False, True):
+        walks = ladder.up_full(branch, full_length)
+        output = unet(**now)
+        ladder.take_down()
+        assert torch.equal(output, expected)
+        assert torch.equal(walks.features[0], feature)
+
+        cached = ladder.up_cached(branch, [feature], walks if full_length else None)
+        output = unet(**later)
+        ladder.take_down()
+        assert torch.equal(output, expected_cached)
+        assert cached.supplied == 1
+        assert unets.traces(unet) == before
+
+
+def test_cached_call_uses_its_feature():
+    """The check above would hold for any feature if deep features did not matter."""
+    unet = unets.shared_unet("sd1")
+    call = unets.inputs("sd1")
+    output, feature = unets.by_hand(unet, 0, **call)
+    other, _ = unets.by_hand(unet, 0, torch.zeros_like(feature), **call)
+    assert (output - other).abs().mean() > 0.05 * output.abs().mean()
+
+
+@pytest.mark.parametrize("full_length", [False, True])
+def test_skipped_blocks_are_never_called(full_length):
+    """--lowvram moves a block to the GPU whenever it is called."""
+    unet = unets.make("sd1")
+    ladder = Ladder(unet)
+    walks = ladder.up_full(0, full_length)
+    unet(**unets.inputs("sd1"))
+    ladder.take_down()
+    called = []
+    for name, block in [(f"in{i}", b) for i, b in enumerate(unet.input_blocks)] + [("mid", unet.middle_block)] + [
+        (f"out{i}", b) for i, b in enumerate(unet.output_blocks)
+    ]:
+        block.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    ladder.up_cached(0, walks.features, walks if full_length else None)
+    unet(**unets.inputs("sd1"))
+    ladder.take_down()
+    assert called == ["in0", "out11"]
+
+
+def test_others_see_the_real_modules():
+    unet = unets.shared_unet("sd1")
+    ladder = Ladder(unet)
+    names, state = [n for n, _ in unet.named_modules()], list(unet.state_dict())
+    ladder.up_cached(2, [torch.zeros(1)], None)
+    try:
+        assert isinstance(unet.input_blocks, Blocks) and len(unet.input_blocks) == 3
+        assert [n for n, _ in unet.named_modules()] == names
+        assert list(unet.state_dict()) == state
+        assert getattr(unet.input_blocks, "0") is unet._modules["input_blocks"][0]
+        assert unet.middle_block.training is False
+        assert list(unet.output_blocks.parameters())
+        with pytest.raises(AttributeError):
+            unet.input_blocks.no_such_thing  # noqa: B018
+    finally:
+        ladder.take_down()
+
+
+def through_pickle(unet):
+    return pickle.loads(pickle.dumps(unet))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+def test_a_copy_made_in_mid_call_is_whole(duplicate):
+    unet = unets.make("three-levels")
+    ladder = Ladder(unet)
+    call = unets.inputs("three-levels")
+    expected = unet(**call)
+    ladder.up_cached(0, [torch.zeros(1)], None)
+    twin = duplicate(unet)
+    ladder.take_down()
+    assert torch.equal(twin(**call), expected)
+
+
+def test_layers_can_be_iterated_as_reforge_does():
+    """reForge does not call a block but goes through its layers."""
+    unet = unets.shared_unet("sd1")
+    ladder = Ladder(unet)
+    walks = ladder.up_full(0, False)
+    layers = list(unet.output_blocks[10])
+    ladder.take_down()
+    assert layers[:-1] == list(unet.output_blocks[10])
+    h = torch.randn(1, 2)
+    assert layers[-1](h) is h
+    assert torch.equal(walks.features[0], h)
+    ladder.up_cached(0, [h], None)
+    (layer,) = list(unet.middle_block)
+    assert layer(None) is h
+    ladder.take_down()
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (nn.Linear(2, 2), "not a UNet"),
+        (torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
+        (None, "no UNet"),
+        (torch.compile(nn.Linear(2, 2)), "compiled"),
+    ],
+    ids=["dit", "script", "none", "compiled"],
+)
+def test_unknown_layouts_are_refused(broken, words):
+    with pytest.raises(UnknownLayout, match=words):
+        Ladder(broken)
+
+
+def test_unequal_sides_are_refused():
+    unet = unets.make("three-levels")
+    del unet.output_blocks[0]
+    with pytest.raises(UnknownLayout, match="6 input and 5 output"):
+        Ladder(unet)
+
+
+def test_own_forward():
+    unet = unets.make("three-levels")
+    assert own_forward(unet) is None
+    unet.forward = unet.forward  # what ControlNet leaves behind
+    assert own_forward(unet) is None
+    unet.forward = lambda *args, **kwargs: None
+    assert own_forward(unet) is unet.__dict__["forward"]
+
+
+def test_failing_to_keep_does_not_end_the_call():
+    walks = Walks()
+    walks.keep("not a tensor")
+    assert isinstance(walks.failed, AttributeError) and not walks.features
