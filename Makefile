@@ -1,0 +1,50 @@
+# Every target first prepares .venv (once; see tools/setup.sh), so a fresh checkout needs only Python and make.
+
+# Empty: the first of python3.11, python3.10, python3 that is a working 3.10 or 3.11.
+PYTHON ?=
+TRACES ?= tests/data/host-traces/a1111-1.10.1
+# More arguments for the program behind test, demo, bench and replay: make test ARGS="-k ladder"
+ARGS ?=
+
+export PYTHON
+py := .venv/bin/python
+
+# HOST counts only on make's command line: some shells and conda export a HOST of their own.
+host := $(if $(filter command%,$(origin HOST)),$(HOST))
+
+.PHONY: help setup demo test bench replay lint clean distclean
+
+help:
+	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=, PORT=)"
+	@echo "make test    all tests, with coverage"
+	@echo "make bench   the benchmarks"
+	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
+	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	$(py) -m demo $(if $(filter 1,$(ONCE)),--once) $(if $(host),--host $(host)) $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: setup
+	$(py) -m pytest --cov=deepcache_ext --cov-report=term $(ARGS)
+
+bench: setup
+	$(py) -m bench $(ARGS)
+
+replay: setup
+	$(py) -m tests.replay $(TRACES) $(ARGS)
+
+lint: setup
+	$(py) -m ruff check .
+	$(py) -m mypy deepcache_ext
+
+clean:
+	rm -rf demo/out build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
