@@ -115,6 +115,7 @@ class Session:
     def turn_off(self, why: str) -> None:
         """Stop caching for the rest of the pass; `why` goes into the report, in words."""
         self.report.off = self.report.off or why
+        self._was_full = True
         self.drop(Reason.LAYOUT)
         self.detach()
 
@@ -187,12 +188,12 @@ class Session:
             return OpenCall()
         if _is_traced():
             return self._plain(Reason.TRACED)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            return self._plain(Reason.GRADIENT)
         if self._latent is not None:
             self._slots.start_evaluation(self._latent())
             self._latent = None
         call = Call.of(args, kwargs)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
+            return self._plain(Reason.GRADIENT)
         key = self._slots.place(call)
         planned_full = self.plan.is_full(moment.index)
         if key is None:

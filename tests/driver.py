@@ -1,0 +1,39 @@
+"""Drives a session as a host does: evaluations of a drifting latent, and the calls that each one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from deepcache_ext.estimators import Copy, Forecast
+from deepcache_ext.plan import UniformPlan
+from deepcache_ext.session import Session
+
+
+def session(interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: float) -> Session:
+    return Session(UniformPlan(interval, branch, total, **window), estimator or Copy())
+
+
+def drifting(rows: int, channels: int = 4, size: tuple[int, int] = (8, 8), seed: int = 0) -> Callable[[int], torch.Tensor]:
+    """The latent of evaluation k: slowly changing, different in every row and place."""
+    generator = torch.Generator().manual_seed(seed)
+    base, drift = (torch.randn(rows, channels, *size, generator=generator) for _ in range(2))
+    return lambda k: base * 0.97**k + drift * 0.05 * k
+
+
+def sigma(k: int) -> float:
+    return 14.6 * 0.7**k
+
+
+def evaluate(cache: Session, unet: Any, k: int, latent: torch.Tensor, *calls: dict[str, Any]) -> list[torch.Tensor]:
+    """One evaluation with these calls, each x scaled as k-diffusion scales it."""
+    cache.tick(lambda: latent, sigma(k))
+    outputs = [unet(**{**call, "x": scaled(call["x"], k)}) for call in calls]
+    cache.pause()
+    return outputs
+
+
+def scaled(x: torch.Tensor, k: int) -> torch.Tensor:
+    return x / (sigma(k) ** 2 + 1) ** 0.5

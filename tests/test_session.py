@@ -1,0 +1,629 @@
+"""A session on a real UNet: what is cached, what is refused and why, and what is left behind."""
+
+import gc
+import logging
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from ldm.modules import attention as ldm_attention
+from ldm.modules.diffusionmodules import openaimodel
+
+from deepcache_ext.estimators import Copy, Forecast, Moment
+from deepcache_ext.ladder import UnknownLayout
+from deepcache_ext.report import Reason
+from tests import unets
+from tests.driver import drifting, evaluate, scaled, session, sigma
+
+LAYOUT = "three-levels"
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def unet():
+    """A UNet that must look untouched when the test is over."""
+    unet = unets.make(LAYOUT)
+    before = unets.traces(unet)
+    yield unet
+    assert unets.traces(unet) == before
+
+
+def call(seed=0, rows=2, **changes):
+    return {**unets.inputs(LAYOUT, rows=rows, size=(8, 8), seed=seed), **changes}
+
+
+def run(cache, unet, evaluations, make_calls=None, rows=2):
+    """Several evaluations of one call each; returns outputs and what the UNet gave by hand, full."""
+    latent, arguments, outputs = drifting(rows), call(rows=rows), []
+    for k in range(evaluations):
+        outputs.append(evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})[0])
+    return outputs
+
+
+def expected_copy(unet, evaluations, interval, branch, rows=2):
+    latent, arguments, outputs, feature = drifting(rows), call(rows=rows), [], None
+    for k in range(evaluations):
+        now = {**arguments, "x": scaled(latent(k), k)}
+        output, kept = unets.by_hand(unet, branch, feature if k % interval else None, **now)
+        feature = kept
+        outputs.append(output)
+    return outputs
+
+
+@pytest.mark.parametrize("branch", [0, 2, 5])
+def test_copy_follows_the_helpers_rule(unet, branch):
+    cache = session(3, branch)
+    cache.attach(unet)
+    outputs = run(cache, unet, 8)
+    report = cache.close()
+    assert all(map(torch.equal, outputs, expected_copy(unet, 8, 3, branch)))
+    assert (report.evaluations, report.full_evaluations, report.planned_full) == (8, 3, 3)
+    assert (report.full_calls, report.cached_calls, report.misses) == (3, 5, {})
+    assert report.fraction == "3 of 8 full"
+
+
+def test_forecast_is_first_order_in_log_sigma(unet):
+    cache = session(3, 0, estimator=Forecast())
+    cache.attach(unet)
+    outputs = run(cache, unet, 8)
+    cache.close()
+    latent, arguments, features = drifting(2), call(), {}
+    for k in range(8):
+        now = {**arguments, "x": scaled(latent(k), k)}
+        full, features[k] = unets.by_hand(unet, 0, **now)
+        if k % 3 == 0:
+            assert torch.equal(outputs[k], full)
+        elif k < 3:
+            assert torch.equal(outputs[k], unets.by_hand(unet, 0, features[0], **now)[0])
+        else:
+            # log sigma falls evenly here, so the distance is counted in evaluations
+            ratio = (k % 3) / 3
+            feature = features[k - k % 3] + ratio * (features[k - k % 3] - features[k - k % 3 - 3])
+            torch.testing.assert_close(outputs[k], unets.by_hand(unet, 0, feature, **now)[0])
+            assert not torch.equal(outputs[k], unets.by_hand(unet, 0, features[k - k % 3], **now)[0])
+
+
+def test_interval_one_attaches_to_nothing_worth_keeping(unet):
+    cache = session(1)
+    cache.attach(unet)
+    outputs = run(cache, unet, 4)
+    report = cache.close()
+    assert all(map(torch.equal, outputs, expected_copy(unet, 4, 1, 0)))
+    assert (report.cached_calls, report.kept_bytes, report.full_evaluations) == (0, 0, 4)
+
+
+def test_window(unet):
+    cache = session(2, total=10, start=0.3, end=0.7)
+    cache.attach(unet)
+    ran_full = []
+    latent, arguments = drifting(2), call()
+    for k in range(10):
+        before = cache.report.full_calls
+        evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})
+        ran_full.append(cache.report.full_calls > before)
+    cache.close()
+    assert ran_full == [True, True, True, True, False, True, False, True, True, True]
+
+
+def test_a_wrong_total_changes_nothing(unet):
+    cache = session(3, total=4)
+    cache.attach(unet)
+    outputs = run(cache, unet, 9)
+    assert all(map(torch.equal, outputs, expected_copy(unet, 9, 3, 0)))
+    assert cache.close().fraction == "3 of 9 full"
+
+
+def test_calls_outside_an_evaluation_pass_through(unet):
+    cache = session(2)
+    cache.attach(unet)
+    plain = unets.by_hand(unet, 0, **call())[0]
+    assert torch.equal(unet(**call()), plain)
+    run(cache, unet, 3)
+    assert torch.equal(unet(**call()), plain)
+    assert cache.close().misses == {Reason.OUTSIDE: 2}
+
+
+def test_calls_of_unequal_shape_have_a_slot_each(unet):
+    """A long prompt: cond with 231 tokens, then uncond with 77."""
+    latent, contexts = drifting(2), [torch.randn(1, 231, 64), torch.randn(1, 77, 64)]
+    cache, features = session(3), [None, None]
+    cache.attach(unet)
+    for k in range(6):
+        calls = [call(rows=1, x=latent(k)[i : i + 1], context=contexts[i]) for i in range(2)]
+        outputs = evaluate(cache, unet, k, latent(k), *calls)
+        for i in range(2):
+            now = {**calls[i], "x": scaled(calls[i]["x"], k)}
+            output, features[i] = unets.by_hand(unet, 0, features[i] if k % 3 else None, **now)
+            assert torch.equal(outputs[i], output)
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls, report.misses) == (4, 8, {})
+
+
+def test_equal_latents_with_other_conditioning_are_told_apart(unet):
+    """batch_cond_uncond off: cond and uncond ask about the same latent, in the same shape, one after the other."""
+    latent, contexts = drifting(1), [torch.randn(1, 77, 64) for _ in range(2)]
+    cache, features = session(3), [None, None]
+    cache.attach(unet)
+    for k in range(6):
+        both = latent(k).repeat(2, 1, 1, 1)
+        calls = [call(rows=1, x=latent(k), context=c) for c in contexts]
+        outputs = evaluate(cache, unet, k, both, *calls)
+        for i in range(2):
+            now = {**calls[i], "x": scaled(latent(k), k)}
+            output, features[i] = unets.by_hand(unet, 0, features[i] if k % 3 else None, **now)
+            assert torch.equal(outputs[i], output)
+    assert cache.close().cached_calls == 8
+
+
+def test_a_missing_call_is_not_mistaken_for_the_next(unet):
+    """When cond drops out, uncond comes first; it must not get cond's feature."""
+    latent, contexts = drifting(1), [torch.randn(1, 77, 64) for _ in range(2)]
+    cache = session(3)
+    cache.attach(unet)
+    calls = [call(rows=1, x=latent(0), context=c) for c in contexts]
+    evaluate(cache, unet, 0, latent(0).repeat(2, 1, 1, 1), *calls)
+    (output,) = evaluate(cache, unet, 1, latent(1).repeat(2, 1, 1, 1), {**calls[1], "x": latent(1)})
+    assert torch.equal(output, unets.by_hand(unet, 0, **{**calls[1], "x": scaled(latent(1), 1)})[0])
+    assert cache.close().misses == {Reason.CONDITIONING: 1}
+
+
+def test_an_age_for_each_slot(unet):
+    """NGMS alternates batches of 2 and 1: what batch 2 kept at evaluation 0 is too old at evaluation 4."""
+    latent, cache, ran = drifting(2), session(3), []
+    cache.attach(unet)
+    for k, rows in enumerate([2, 1, 2, 1, 2, 1, 2]):
+        cached = cache.report.cached_calls
+        evaluate(cache, unet, k, latent(k), call(rows=2, x=latent(k)) if rows == 2 else call(rows=1, x=latent(k)[:1]))
+        ran.append("cached" if cache.report.cached_calls > cached else "full")
+    report = cache.close()
+    assert ran == ["full", "full", "cached", "full", "full", "cached", "full"]
+    assert report.misses == {Reason.FIRST_SEEN: 1, Reason.NOT_REFRESHED: 1}
+
+
+def test_tiles_have_a_slot_each_and_moved_windows_none(unet):
+    cache, latent, arguments = session(3), drifting(2, size=(12, 16)), call()
+    cache.attach(unet)
+    tiles = [(0, 0), (4, 8), (4, 2)]
+    for k in range(3):
+        crops = [{**arguments, "x": latent(k)[:, :, y : y + 8, x : x + 8]} for y, x in tiles]
+        outputs = evaluate(cache, unet, k, latent(k), *crops)
+        if k == 0:
+            features = [unets.by_hand(unet, 0, **{**c, "x": scaled(c["x"], 0)})[1] for c in crops]
+        else:
+            for crop, feature, output in zip(crops, features, outputs, strict=True):
+                now = {**crop, "x": scaled(crop["x"], k)}
+                assert torch.equal(output, unets.by_hand(unet, 0, feature, **now)[0])
+    assert (cache.report.full_calls, cache.report.cached_calls) == (3, 6)
+    evaluate(cache, unet, 3, latent(3), *[{**arguments, "x": latent(3)[:, :, :8, :8]}])
+    evaluate(cache, unet, 4, latent(4), *[{**arguments, "x": latent(4)[:, :, 1:9, :8]}])
+    report = cache.close()
+    assert report.cached_calls == 6
+    assert report.misses == {Reason.FIRST_SEEN: 1}
+
+
+def test_a_latent_that_is_not_there_is_no_proof(unet):
+    """SAG asks about a blurred latent; AnimateDiff's frames are alike but for their noise."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(3):
+        blurred = latent(k)[:1] + 0.02 * torch.randn(1, 4, 8, 8)
+        evaluate(cache, unet, k, latent(k), call(rows=1, x=blurred))
+    report = cache.close()
+    assert (report.cached_calls, report.kept_bytes) == (0, 0)
+    assert report.misses == {Reason.UNPLACED: 2}
+
+
+def test_changed_conditioning_forces_a_full_run(unet):
+    cache, latent, other = session(4), drifting(2), torch.randn(2, 77, 64)
+    cache.attach(unet)
+    for k in range(4):
+        arguments = call(x=latent(k)) if k < 2 else call(x=latent(k), context=other)
+        evaluate(cache, unet, k, latent(k), arguments)
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls, report.misses) == (2, 2, {Reason.CONDITIONING: 1})
+
+
+def test_unknown_arguments_are_never_confused(unet):
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(3):
+        evaluate(cache, unet, k, latent(k), call(x=latent(k), patches={"weight": 1.0 + k}))
+    assert cache.close().misses == {Reason.FIRST_SEEN: 2}
+
+
+def test_weights_written_in_place_drop_everything(unet):
+    """A refiner of the same configuration: the same object, other weights, no other sign."""
+    cache, latent = session(4), drifting(2)
+    cache.attach(unet)
+    for k in range(4):
+        if k == 2:
+            unet.load_state_dict(unets.make(LAYOUT, seed=9).state_dict())
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        if k == 2:
+            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls, report.misses) == (2, 2, {Reason.WEIGHTS: 1})
+
+
+def test_weights_merged_lazily_within_a_call_are_no_change(unet):
+    """A1111 merges a LoRA in the layers' forwards, at the first call."""
+    def merge(layer, _):
+        layer.weight.add_(0.01)
+        handle.remove()
+
+    handle = unet.middle_block[0].in_layers[2].register_forward_pre_hook(merge)
+    cache = session(3)
+    cache.attach(unet)
+    run(cache, unet, 3)
+    assert cache.close().misses == {}
+
+
+def test_another_unet_object(unet):
+    other, cache, latent = unets.make(LAYOUT, seed=9), session(4), drifting(2)
+    cache.attach(unet)
+    for k in range(2):
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    cache.attach(other)
+    for k in (2, 3):
+        (output,) = evaluate(cache, other, k, latent(k), call(x=latent(k)))
+    assert len(unet._forward_hooks) == 0
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls, report.misses) == (2, 2, {Reason.WEIGHTS: 1})
+    _, feature = unets.by_hand(other, 0, **call(x=scaled(latent(2), 2)))
+    assert torch.equal(output, unets.by_hand(other, 0, feature, **call(x=scaled(latent(3), 3)))[0])
+
+
+def test_in_place_writers_cannot_spoil_a_kept_feature(unet, monkeypatch):
+    """FreeU puts its own `cat` into the module of the UNet, and writes into the tensor it is given."""
+    class FreeU:
+        @staticmethod
+        def cat(tensors, dim):
+            tensors[0][:, : tensors[0].shape[1] // 2].mul_(1.4)
+            return torch.cat(tensors, dim)
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    monkeypatch.setattr(openaimodel, "th", FreeU())
+    latent, cache, feature = drifting(2), session(4), None
+    cache.attach(unet)
+    for k in range(4):
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        now = call(x=scaled(latent(k), k))
+        expected, kept = unets.by_hand(unet, 0, None if feature is None else feature.clone(), **now,
+                                       cat=lambda t, dim: FreeU.cat([t[0].clone(), t[1]], dim))
+        feature = kept if feature is None else feature
+        assert torch.equal(output, expected)
+    cache.close()
+
+
+def test_a_replaced_forward_that_runs_no_block(unet):
+    """TensorRT and its like."""
+    unet.forward = lambda x, **_: x * 2
+    cache = session(3)
+    cache.attach(unet)
+    run(cache, unet, 4)
+    del unet.forward
+    report = cache.close()
+    assert report.off == Reason.NO_EFFECT.value
+    assert report.fraction == "4 of 4 full"
+
+
+def by_position(unet, controls):
+    """A foreign forward that adds a residual to every block by its position, as ControlNet's does."""
+    def forward(x, timesteps, context):
+        emb = unet.time_embed(unets.timestep_embedding(timesteps, unet.model_channels, repeat_only=False))
+        h, skips, residuals = x, [], list(controls)
+        for block in unet.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = unet.middle_block(h, emb, context)
+        h += residuals.pop()
+        for block in unet.output_blocks:
+            h = block(torch.cat([h, skips.pop() + residuals.pop()], dim=1), emb, context)
+        return unet.out(h)
+
+    return forward
+
+
+@pytest.mark.parametrize("branch", [0, 3, 5])
+def test_foreign_forward_keeps_its_positions(unet, branch):
+    latent, cache = drifting(2), session(3, branch)
+    controls = [0.1 * (i + 1) for i in range(len(unet.input_blocks) + 1)]
+    unet.forward = by_position(unet, controls)
+    cache.attach(unet)
+    outputs = run(cache, unet, 3)
+    del unet.forward
+    assert cache.close().cached_calls == 2
+
+    # By hand: the live blocks get the residuals that belong to their positions.
+    now = [call(x=scaled(latent(k), k)) for k in range(3)]
+    depth = len(unet.output_blocks)
+    features = []
+    probe = unet.output_blocks[depth - 1 - branch].register_forward_pre_hook(
+        lambda _, args: features.append(args[0].clone())
+    )
+    expected = [by_position(unet, controls)(**now[0])]
+    probe.remove()
+    skip = unet.input_blocks[branch]  # its output, plus the residual, is the second half of what the boundary gets
+    emb = unet.time_embed(unets.timestep_embedding(now[0]["timesteps"], unet.model_channels, repeat_only=False))
+    for k in (1, 2):
+        h, skips = now[k]["x"], []
+        for block in list(unet.input_blocks)[: branch + 1]:
+            h = block(h, emb, now[k]["context"])
+            skips.append(h)
+        width = features[0].shape[1] - skips[-1].shape[1]
+        h = features[0][:, :width]
+        if branch == depth - 1:
+            h = h - controls[-1] + controls[-1]  # the middle's own residual is added again, to the kept feature
+        for i, block in enumerate(list(unet.output_blocks)[depth - 1 - branch :]):
+            h = block(torch.cat([h, skips.pop() + controls[branch - i]], dim=1), emb, now[k]["context"])
+        expected.append(unet.out(h))
+    assert skip is not None
+    for output, reference in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-4)
+
+
+def twice(unet, other, weight=0.1):
+    """A foreign forward that first runs the class's own forward on another latent: ControlNet's reference_only."""
+    def forward(x, timesteps, context):
+        reference = type(unet).forward(unet, other, timesteps, context)
+        return type(unet).forward(unet, x, timesteps, context) + weight * reference
+
+    return forward
+
+
+def test_two_walks_in_one_call_have_a_feature_each(unet):
+    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(3)
+    unet.forward = twice(unet, other)
+    cache.attach(unet)
+    outputs = run(cache, unet, 3)
+    del unet.forward
+    assert cache.close().cached_calls == 2
+    for k, output in enumerate(outputs):
+        now, aside = call(x=scaled(latent(k), k)), call(x=other)
+        if k == 0:
+            (main, kept), (side, kept_aside) = unets.by_hand(unet, 0, **now), unets.by_hand(unet, 0, **aside)
+        else:
+            main, _ = unets.by_hand(unet, 0, kept, **now)
+            side, _ = unets.by_hand(unet, 0, kept_aside, **aside)
+        assert torch.equal(output, main + 0.1 * side)
+
+
+def test_another_number_of_walks_is_run_again_in_full(unet):
+    """A reference unit that stops in mid-run leaves the call with one walk, and the first feature is not its own."""
+    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(4)
+    double = twice(unet, other)
+    active = True
+    unet.forward = lambda **kw: double(**kw) if active else type(unet).forward(unet, **kw)
+    cache.attach(unet)
+    run(cache, unet, 2)
+    active = False
+    (output,) = evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(2), 2)))[0])
+    del unet.forward
+    report = cache.close()
+    assert report.misses == {Reason.WALKS: 1}
+    assert (report.full_calls, report.cached_calls, report.full_evaluations) == (2, 1, 2)
+
+
+def test_an_extension_that_comes_or_goes_in_mid_run(unet):
+    latent, cache = drifting(2), session(5)
+    cache.attach(unet)
+    for k in range(4):
+        if k == 2:
+            unet.forward = twice(unet, torch.zeros(2, 4, 8, 8))
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    del unet.forward
+    report = cache.close()
+    assert report.misses == {Reason.FORWARD: 1} and report.cached_calls == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()], ids=["oom", "interrupt"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_an_exception_at_any_evaluation(unet, error, at):
+    """Afterwards the UNet is clean, at the latest at the next tick; a retry gives the full picture."""
+    latent, cache = drifting(2), session(3)
+    cache.attach(unet)
+    for k in range(5):
+        if k == at:
+            def fail(*_):
+                handle.remove()
+                raise error
+
+            handle = unet.output_blocks[-1].register_forward_pre_hook(fail)
+            with pytest.raises(type(error)):
+                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            cache.attach(unet)
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        if k == at and isinstance(error, RuntimeError):
+            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+    cache.close()
+
+
+def test_after_an_error_the_unet_is_clean_at_once(unet):
+    cache, before = session(3), unets.traces(unet)
+    cache.attach(unet)
+    run(cache, unet, 2)
+    kept = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
+    unet.out.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(cache, unet, 1)
+    unet.out._forward_pre_hooks.clear()
+    assert unets.traces(unet) == before
+    gc.collect()
+    assert kept and all(ref() is None for ref in kept)
+
+
+def test_nothing_is_left_after_a_pass(unet):
+    before, cache = unets.traces(unet), session(3, estimator=Forecast())
+    cache.attach(unet)
+    run(cache, unet, 8)
+    tensors = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
+    assert len(tensors) == 2
+    report = cache.close()
+    assert unets.traces(unet) == before
+    gc.collect()
+    assert all(ref() is None for ref in tensors)
+    assert report.kept_bytes == 2 * 2 * 32 * 8 * 8 * 4  # two features of 2 x 32 x 8 x 8 floats
+    unet_ref = weakref.ref(cache)
+    del cache
+    gc.collect()
+    assert unet_ref() is None
+
+
+def test_windows_that_move_do_not_pile_up(unet):
+    latent, cache = drifting(8), session(3)
+    cache.attach(unet)
+    for k in range(30):
+        first = k % 7
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)[first : first + 2]))
+        assert len(cache._slots) <= 6
+    cache.close()
+
+
+def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch, caplog):
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    run(cache, unet, 1)
+    monkeypatch.setattr(Copy, "estimate", lambda *_: 1 / 0)
+    monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
+    (output,) = evaluate(cache, unet, 1, latent(1), call(x=latent(1)))
+    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(1), 1)))[0])
+    evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    report = cache.close()
+    assert report.off == Reason.ERROR.value and report.fraction == "3 of 3 full"
+    assert len([r for r in caplog.records if r.exc_info]) == 1
+
+
+def test_a_nested_call_of_the_same_unet(unet):
+    latent, cache, seen = drifting(2), session(3), []
+    cache.attach(unet)
+
+    def call_again(*_):
+        handle.remove()
+        seen.append(unet(**call()))
+
+    for k in range(3):
+        handle = unet.output_blocks[-1].register_forward_pre_hook(call_again)
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    assert all(torch.equal(s, unets.by_hand(unet, 0, **call())[0]) for s in seen)
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls) == (1, 2)
+
+
+def test_another_thread_passes_through(unet):
+    cache, out = session(3), []
+    cache.attach(unet)
+    run(cache, unet, 1)
+    cache.tick(lambda: drifting(2)(1), sigma(1))
+
+    def elsewhere():
+        with torch.no_grad():
+            out.append(unet(**call()))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert torch.equal(out[0], unets.by_hand(unet, 0, **call())[0])
+    assert cache.close().misses == {Reason.OUTSIDE: 1}
+
+
+def test_gradients_are_not_cut_off(unet):
+    cache, latent = session(2), drifting(2)
+    cache.attach(unet)
+    run(cache, unet, 1)
+    x = latent(1).clone().requires_grad_()
+    with torch.enable_grad():
+        cache.tick(lambda: latent(1), sigma(1))
+        unet(**call(x=x)).sum().backward()
+    with torch.enable_grad():
+        y = latent(1).clone().requires_grad_()
+        unets.by_hand(unet, 0, **call(x=y))[0].sum().backward()
+    assert torch.equal(x.grad, y.grad)
+    assert cache.close().misses == {Reason.GRADIENT: 1}
+
+
+def test_tracing_and_replicas_pass_through(unet):
+    cache, latent = session(2), drifting(2)
+    cache.attach(unet)
+    run(cache, unet, 1)
+    replica = unet._replicate_for_data_parallel()
+    cache.tick(lambda: latent(1), sigma(1))
+    arguments = call(x=latent(1))
+    assert torch.equal(replica(**arguments), unets.by_hand(unet, 0, **arguments)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.jit.trace(unet, tuple(arguments.values()), check_trace=False)
+    report = cache.close()
+    assert report.cached_calls == 0
+    assert report.misses[Reason.REPLICA] == 1 and report.misses[Reason.TRACED] == 1
+
+
+def test_a_branch_that_the_model_has_not(unet):
+    with pytest.raises(UnknownLayout, match=r"cache_branch_id = 6 is not allowed: .* 0 to 5"):
+        session(3, 6).attach(unet)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 15), (7, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_odd_sizes_and_other_types(size, dtype, monkeypatch):
+    """A1111 lets any size run by giving the UNet's module a `cat` that stretches, and casts the time embedding."""
+    def cat(tensors, dim):
+        h, skip = tensors
+        if h.shape[-2:] != skip.shape[-2:]:
+            h = torch.nn.functional.interpolate(h, skip.shape[-2:], mode="nearest")
+        return torch.cat([h, skip], dim)
+
+    class Stretching:
+        def __getattr__(self, name):
+            return cat if name == "cat" else getattr(torch, name)
+
+    def embedding(*args, **kwargs):
+        return timestep_embedding(*args, **kwargs).to(dtype)
+
+    timestep_embedding = unets.timestep_embedding
+    monkeypatch.setattr(openaimodel, "th", Stretching())
+    monkeypatch.setattr(ldm_attention, "_ATTN_PRECISION", "fp16")
+    monkeypatch.setattr(openaimodel, "timestep_embedding", embedding)
+    monkeypatch.setattr(unets, "timestep_embedding", embedding)
+    unet = unets.make(LAYOUT).to(dtype)
+    unet.dtype = dtype
+    for norm in unet.modules():
+        if type(norm).__name__ == "GroupNorm32":  # ldm normalises in float32
+            norm.float()
+    arguments = {k: v.to(dtype) if v.is_floating_point() else v for k, v in unets.inputs(LAYOUT, size=size).items()}
+    latent, cache, feature = drifting(2, size=size), session(2, 0), None
+    cache.attach(unet)
+    for k in range(4):
+        x = latent(k).to(dtype)
+        (output,) = evaluate(cache, unet, k, x, {**arguments, "x": x})
+        now = {**arguments, "x": scaled(x, k)}
+        expected, feature = unets.by_hand(unet, 0, feature if k % 2 else None, **now, cat=cat)
+        assert torch.equal(output, expected)
+    assert cache.close().cached_calls == 2
+
+
+def test_autocast(unet):
+    latent, cache, feature = drifting(2), session(2), None
+    cache.attach(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        for k in range(4):
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            now = call(x=scaled(latent(k), k))
+            expected, feature = unets.by_hand(unet, 0, feature if k % 2 else None, **now)
+            assert torch.equal(output, expected)
+    assert cache.close().cached_calls == 2
+
+
+def test_moments():
+    assert Moment(0, 0.0).log_sigma is None
+    assert Moment(0).log_sigma is None
+    assert Moment(3, 1.0).log_sigma == 0.0
