@@ -12,11 +12,15 @@ from deepcache_ext.plan import UniformPlan
 from deepcache_ext.session import Session
 
 
-def session(interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: float) -> Session:
+def session(
+    interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: float
+) -> Session:
     return Session(UniformPlan(interval, branch, total, **window), estimator or Copy())
 
 
-def drifting(rows: int, channels: int = 4, size: tuple[int, int] = (8, 8), seed: int = 0) -> Callable[[int], torch.Tensor]:
+def drifting(
+    rows: int, channels: int = 4, size: tuple[int, int] = (8, 8), seed: int = 0
+) -> Callable[[int], torch.Tensor]:
     """The latent of evaluation k: slowly changing, different in every row and place."""
     generator = torch.Generator().manual_seed(seed)
     base, drift = (torch.randn(rows, channels, *size, generator=generator) for _ in range(2))

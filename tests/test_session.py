@@ -426,6 +426,14 @@ def test_an_extension_that_comes_or_goes_in_mid_run(unet):
     assert report.misses == {Reason.FORWARD: 1} and report.cached_calls == 2
 
 
+def fail_once(block, error):
+    def fail(*_):
+        handle.remove()
+        raise error
+
+    handle = block.register_forward_pre_hook(fail)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()], ids=["oom", "interrupt"])
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_an_exception_at_any_evaluation(unet, error, at):
@@ -434,11 +442,7 @@ def test_an_exception_at_any_evaluation(unet, error, at):
     cache.attach(unet)
     for k in range(5):
         if k == at:
-            def fail(*_):
-                handle.remove()
-                raise error
-
-            handle = unet.output_blocks[-1].register_forward_pre_hook(fail)
+            fail_once(unet.output_blocks[-1], error)
             with pytest.raises(type(error)):
                 evaluate(cache, unet, k, latent(k), call(x=latent(k)))
             cache.attach(unet)

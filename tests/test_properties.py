@@ -1,0 +1,155 @@
+"""Whatever a host does, every output is either the full UNet's or the plan's: random passes against a naive model.
+
+The model in this file knows what each call is about, because it makes the calls; it shares no code with the engine.
+"""
+
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import unets
+from tests.driver import drifting, scaled, session, sigma
+
+LAYOUTS = ("three-levels", "sdxl", "inpaint")
+
+
+DISTURBANCES = ("calls", "edit", "raises", "new_weights", "new_unet", "outside")
+
+
+@st.composite
+def passes(draw):
+    """A pass of 3 to 9 evaluations that suffers from at most two kinds of disturbance, but from these often."""
+    parts = draw(st.integers(1, 3))
+    disturbed = draw(st.lists(st.sampled_from(DISTURBANCES), max_size=2, unique=True))
+
+    def sometimes(kind, usual, strategy):
+        return draw(st.one_of(st.just(usual), strategy)) if kind in disturbed else usual
+
+    orders = st.permutations(range(parts)).flatmap(lambda order: st.integers(0, parts).map(lambda n: order[:n]))
+    evaluations = [
+        {
+            "calls": sometimes("calls", list(range(parts)), orders),
+            "edit": sometimes("edit", None, st.integers(0, parts - 1)),
+            "raises": sometimes("raises", None, st.sampled_from([RuntimeError, KeyboardInterrupt])),
+            "new_weights": sometimes("new_weights", False, st.just(True)),
+            "new_unet": sometimes("new_unet", False, st.just(True)),
+            "outside": sometimes("outside", False, st.just(True)),
+        }
+        for _ in range(draw(st.integers(3, 9)))
+    ]
+    return {
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "interval": draw(st.sampled_from([3, 2, 4, 1])),
+        "branch": draw(st.sampled_from([0, 5, 1, 3])),
+        "total": draw(st.sampled_from([len(evaluations), 1, 12])),
+        "start": draw(st.sampled_from([0.0, 0.0, 0.25])),
+        "end": draw(st.sampled_from([1.0, 1.0, 0.7])),
+        "rows": draw(st.lists(st.integers(1, 2), min_size=parts, max_size=parts)),
+        "same_latent": draw(st.booleans()),
+        "evaluations": evaluations,
+    }
+
+
+PLAIN = {"calls": [0], "edit": None, "raises": None, "new_weights": False, "new_unet": False, "outside": False}
+
+
+class Naive:
+    """What DeepCache's rule gives: for each part the last full feature, with what it was made of."""
+
+    def __init__(self, case):
+        self.case, self.kept = case, {}
+
+    def is_full(self, k):
+        case = self.case
+        first, stop = case["start"] * case["total"], case["end"] * case["total"]
+        inside = [j for j in range(200) if j >= first - 1e-9 and (case["end"] == 1.0 or j < stop - 1e-9)]
+        return k not in inside or (k - inside[0]) % case["interval"] == 0
+
+    def last_full(self, k):
+        return max(j for j in range(k + 1) if self.is_full(j))
+
+    def expect(self, unet, k, part, made_of, call):
+        """The output that the rule gives, and whether it is a cached one."""
+        branch = self.case["branch"]
+        full, feature = unets.by_hand(unet, branch, **call)
+        kept = self.kept.get(part)
+        if self.is_full(k) or kept is None or kept[0] < self.last_full(k) or kept[1] != made_of:
+            self.kept[part] = (k, made_of, feature)
+            return full, False
+        return unets.by_hand(unet, branch, kept[2], **call)[0], True
+
+
+@given(passes())
+@example({"layout": "three-levels", "interval": 3, "branch": 0, "total": 9, "start": 0.0, "end": 1.0, "rows": [2],
+          "same_latent": False, "evaluations": [PLAIN] * 9})
+def test_every_call_is_full_or_as_planned(case):
+    with torch.no_grad():
+        play(case)
+
+
+def play(case):
+    layout = case["layout"]
+    unet = unets.make(layout, seed=0)
+    window = {"start": case["start"], "end": case["end"]}
+    cache, naive = session(case["interval"], case["branch"], case["total"], **window), Naive(case)
+    traces = unets.traces(unet)
+    channels = 4 if layout == "inpaint" else unets.LAYOUTS[layout]["in_channels"]
+    latent = drifting(2 if case["same_latent"] else sum(case["rows"]), channels)
+    arguments = [unets.inputs(layout, rows=rows, size=(8, 8), seed=i) for i, rows in enumerate(case["rows"])]
+    # Where hosts make the same calls in the same order at each evaluation, doubt is no excuse for a full run.
+    regular = all(e["calls"] == list(range(len(case["rows"]))) and not e["raises"] for e in case["evaluations"])
+    version = cached = 0
+
+    def x_of(part, k):
+        """The rows of this part (cond and uncond ask about the same ones), with an inpainting model's own channels."""
+        first = 0 if case["same_latent"] else sum(case["rows"][:part])
+        own = arguments[part]["x"][:, channels:]
+        return torch.cat([scaled(latent(k)[first : first + case["rows"][part]], k), own], 1)
+
+    for k, evaluation in enumerate(case["evaluations"]):
+        if evaluation["edit"] is not None:
+            part = evaluation["edit"]
+            arguments[part] = {**arguments[part], "context": arguments[part]["context"] + 1}
+        version += evaluation["new_weights"] or evaluation["new_unet"]
+        if evaluation["new_unet"]:
+            unet = unets.make(layout, seed=version)
+        elif evaluation["new_weights"]:
+            unet.load_state_dict(unets.make(layout, seed=version).state_dict())
+        cache.attach(unet)
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        for part in evaluation["calls"]:
+            now = {**arguments[part], "x": x_of(part, k)}
+            made_of = (version, float(arguments[part]["context"].sum()))
+            if evaluation["raises"] and part == evaluation["calls"][-1]:
+                raise_once(unet, evaluation["raises"], now)
+                if evaluation["raises"] is RuntimeError:
+                    naive.kept.clear()  # memory is freed; what a KeyboardInterrupt leaves is still true
+                break
+            output = unet(**now)
+            expected, planned = naive.expect(unet, k, part, made_of, now)
+            if torch.equal(output, expected):
+                cached += planned
+                continue
+            full, feature = unets.by_hand(unet, case["branch"], **now)
+            assert planned and torch.equal(output, full), f"a wrong picture at evaluation {k}, part {part}"
+            assert not regular, f"evaluation {k}, part {part} ran in full for no reason"
+            naive.kept[part] = (k, made_of, feature)
+        if evaluation["outside"]:
+            cache.pause()
+            assert torch.equal(unet(**arguments[0]), unets.by_hand(unet, 0, **arguments[0])[0])
+    report = cache.close()
+    assert (report.evaluations, report.cached_calls) == (len(case["evaluations"]), cached)
+    assert unets.traces(unet) == traces
+
+
+def raise_once(unet, error, now):
+    def fail(*_):
+        handle.remove()
+        raise error
+
+    handle = unet.output_blocks[-1].register_forward_pre_hook(fail)
+    try:
+        unet(**now)
+    except error:
+        return
+    raise AssertionError("the error did not reach the host")
