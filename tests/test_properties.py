@@ -3,6 +3,8 @@
 The model in this file knows what each call is about, because it makes the calls; it shares no code with the engine.
 """
 
+import functools
+
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -87,9 +89,21 @@ def test_every_call_is_full_or_as_planned(case):
         play(case)
 
 
+@functools.lru_cache(maxsize=None)
+def pristine(layout, version):
+    """Weights of one version; making a UNet anew for each example would take most of the time."""
+    return {name: tensor.clone() for name, tensor in unets.shared_unet(layout, version).state_dict().items()}
+
+
+def fresh(layout, version):
+    unet = unets.shared_unet(layout, version)
+    unet.load_state_dict(pristine(layout, version))
+    return unet
+
+
 def play(case):
     layout = case["layout"]
-    unet = unets.make(layout, seed=0)
+    unet = fresh(layout, 0)
     window = {"start": case["start"], "end": case["end"]}
     cache, naive = session(case["interval"], case["branch"], case["total"], **window), Naive(case)
     traces = unets.traces(unet)
@@ -112,9 +126,9 @@ def play(case):
             arguments[part] = {**arguments[part], "context": arguments[part]["context"] + 1}
         version += evaluation["new_weights"] or evaluation["new_unet"]
         if evaluation["new_unet"]:
-            unet = unets.make(layout, seed=version)
+            unet = fresh(layout, version)
         elif evaluation["new_weights"]:
-            unet.load_state_dict(unets.make(layout, seed=version).state_dict())
+            unet.load_state_dict(pristine(layout, version))
         cache.attach(unet)
         cache.tick(lambda k=k: latent(k), sigma(k))
         for part in evaluation["calls"]:
