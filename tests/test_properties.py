@@ -89,7 +89,7 @@ def test_every_call_is_full_or_as_planned(case):
         play(case)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pristine(layout, version):
     """Weights of one version; making a UNet anew for each example would take most of the time."""
     return {name: tensor.clone() for name, tensor in unets.shared_unet(layout, version).state_dict().items()}

@@ -33,7 +33,7 @@ NOISE_ADDING = re.compile(r"\ba\b|ancestral|sde|lcm|restart|ddpm|tcd", re.IGNORE
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """An error of ours never stops a generation: it is logged with its traceback, and the pass goes on uncached."""
+    """An error of ours never stops a generation: it is logged once, and the pass goes on uncached."""
 
     @functools.wraps(method)
     def safe(self: A1111, *args: Any) -> None:
@@ -42,8 +42,9 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args)
         except Exception:
-            log.exception("error inside DeepCache; the picture is made without it")
-            self.give_up()
+            if not self._failed:
+                log.exception("error inside DeepCache; the picture is made without it")
+            self._give_up()
 
     return safe
 
@@ -59,12 +60,14 @@ class A1111:
         self._generations = Generations()
         self._last_params: Callable[[], Any] = lambda: None
         self._said: set[str] = set()
+        self._failed = False
 
     # Script hooks -------------------------------------------------------------------------------------------
 
     @guarded
     def before_process(self, p: Any, args: Sequence[Any]) -> None:
         """A generation begins; `args` are the script's own values."""
+        self._failed = False
         self._begin(p, args)
 
     @guarded
@@ -94,8 +97,10 @@ class A1111:
         """The generation has ended."""
         generation = self._generations.of(p)
         if generation is not None:
-            self._end_pass(p, generation)
-            self._generations.end(generation)
+            try:
+                self._end_pass(p, generation)
+            finally:
+                self._generations.end(generation)
 
     # Host callbacks -----------------------------------------------------------------------------------------
 
@@ -132,14 +137,6 @@ class A1111:
     @guarded
     def on_script_unloaded(self) -> None:
         self._generations.end_all()
-
-    def give_up(self) -> None:
-        """After an error of our own: leave the UNet clean and cache nothing more in what is under way."""
-        active = self._generations.active
-        if active is not None:
-            active.ready = False
-            if active.session is not None:
-                active.session.turn_off(Reason.ERROR.value)
 
     # Inner workings -----------------------------------------------------------------------------------------
 
@@ -186,6 +183,15 @@ class A1111:
         p.extra_generation_params.update(generation.infotext())
         if report.off in (Reason.NO_EFFECT.value, Reason.ERROR.value):
             self._say(p, f"not active: {report.off}")
+
+    def _give_up(self) -> None:
+        """After an error of our own: leave the UNet clean and cache nothing more in what is under way."""
+        self._failed = True
+        active = self._generations.active
+        if active is not None:
+            active.ready = False
+            if active.session is not None:
+                active.session.turn_off(Reason.ERROR.value)
 
     def _say(self, p: Any, message: str) -> None:
         """Tell the user: under the picture every time, in the console once."""

@@ -1,0 +1,348 @@
+"""The extension in the embedded A1111: whole generations, their infotexts, and what is left after them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcache_ext.settings import FIELDS
+from demo.webui.boot import Host, boot
+from tests import unets
+
+REQUEST = {"prompt": "a cat", "steps": 8, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
+HIRES = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
+FOURTH = {"enabled": True, "cache_interval": 4}
+
+
+@pytest.fixture(scope="module")
+def host():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with boot(model="tinyA", record=True) as running:
+        yield running
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request):
+    """After each test the UNet is as it was, and no generation is under way."""
+    if "host" not in request.fixturenames:
+        yield
+        return
+    host = request.getfixturevalue("host")
+    before = unets.traces(host.unet)
+    yield
+    host.module("sd_models").reload_model_weights()
+    assert unets.traces(host.unet) == before
+    assert host_object(host)._generations.active is None
+
+
+def script_module(host: Host):
+    return next(d.module for d in host.module("scripts").scripts_data if d.module.__file__.endswith("deepcache.py"))
+
+
+def host_object(host: Host):
+    return script_module(host).host
+
+
+def make(host: Host, *args, kind: str = "txt2img", **changes):
+    request = {**REQUEST, **changes}
+    if args:
+        request["alwayson_scripts"] = {"DeepCache": {"args": list(args)}}
+    return getattr(host, kind)(**request)
+
+
+def pixels(processed):
+    return [np.asarray(image) for image in processed.images]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(other), strict=True))
+
+
+def read(host: Host, processed, index=0):
+    return host.module("infotext_utils").parse_generation_parameters(processed.infotexts[index])
+
+
+SCENES = {
+    "txt2img": {},
+    "hires": HIRES,
+    "two evaluations": {"sampler_name": "Heun"},
+    "sde": {"sampler_name": "DPM++ SDE"},
+    "timesteps": {"sampler_name": "DDIM"},
+    "long prompt": {"prompt": "a cat " * 60},
+    "and": {"prompt": "a cat AND a dog"},
+    "batch": {"batch_size": 2, "n_iter": 2},
+    "odd": {"width": 136, "height": 120},
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_off_and_interval_one_are_the_hosts_own_picture(host, scene):
+    """Promise 3; and that the setting does something at all."""
+    plain = make(host, **SCENES[scene])
+    assert same(make(host, {"enabled": False, "cache_interval": 2}, **SCENES[scene]), plain)
+    assert same(make(host, {"enabled": True, "cache_interval": 1}, **SCENES[scene]), plain)
+    assert not same(make(host, FOURTH, **SCENES[scene]), plain)
+    assert same(make(host, **SCENES[scene]), plain)
+
+
+@pytest.mark.parametrize(
+    ("scene", "expected"),
+    [
+        ({}, "2 of 8 full"),
+        (HIRES, "2 of 8 full, hires 2 of 8 full"),
+        ({**HIRES, "hr_second_pass_steps": 5}, "2 of 8 full, hires 2 of 5 full"),
+        ({"sampler_name": "Heun"}, "4 of 15 full"),
+        ({"sampler_name": "DPM++ SDE"}, "4 of 15 full"),
+        ({"prompt": "a cat " * 60}, "2 of 8 full"),
+    ],
+)
+def test_what_happened_is_in_the_infotext(host, scene, expected):
+    assert read(host, make(host, FOURTH, **scene))["DeepCache"] == expected
+
+
+def test_img2img_and_inpaint(host):
+    picture = Image.new("RGB", (64, 64), (90, 140, 200))
+    for more in ({}, {"mask": Image.new("L", (64, 64), 255)}):
+        arguments = {"kind": "img2img", "init_images": [picture], "denoising_strength": 0.7, **more}
+        plain = make(host, **arguments)
+        cached = make(host, FOURTH, **arguments)
+        assert read(host, cached)["DeepCache"] == "2 of 6 full"
+        assert not same(cached, plain)
+        assert same(make(host, {"enabled": True, "passes": "hires only"}, **arguments), plain)
+
+
+def test_every_batch_begins_anew(host):
+    two = make(host, FOURTH, n_iter=2)
+    second = make(host, FOURTH, seed=2)
+    assert np.array_equal(pixels(two)[-1], pixels(second)[-1])
+    assert [read(host, two, i)["DeepCache"] for i in (0, 1)] == ["2 of 8 full"] * 2
+
+
+def test_own_values_for_the_hires_pass(host):
+    done = make(host, {**FOURTH, "hires_cache_interval": 2, "hires_cache_branch_id": 3}, **HIRES)
+    assert read(host, done)["DeepCache"] == "2 of 8 full, hires 4 of 8 full"
+    first = make(host, {**FOURTH, "passes": "first only"}, **HIRES)
+    assert read(host, first)["DeepCache"] == "2 of 8 full"
+    hires = make(host, {**FOURTH, "passes": "hires only"}, **HIRES)
+    assert read(host, hires)["DeepCache"] == "hires 2 of 8 full"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "estimator"),
+    [("Euler", "forecast"), ("DPM++ 2M", "forecast"), ("Euler a", "copy"), ("DPM++ SDE", "copy"),
+     ("DPM++ 2M SDE", "copy"), ("DPM2 a", "copy"), ("LCM", "copy"), ("DDIM", "forecast"), ("Restart", "copy")],
+)
+def test_the_estimator_suits_the_sampler(host, sampler, estimator):
+    done = make(host, FOURTH, sampler_name=sampler)
+    assert read(host, done)["DeepCache estimator"] == estimator
+    explicit = make(host, {**FOURTH, "estimator": estimator}, sampler_name=sampler)
+    assert same(done, explicit)
+    other = {"copy": "forecast", "forecast": "copy"}[estimator]
+    assert not same(done, make(host, {**FOURTH, "estimator": other}, sampler_name=sampler))
+
+
+def test_an_infotext_makes_the_picture_again(host):
+    settings = {"enabled": True, "cache_interval": 3, "cache_branch_id": 2, "start": 0.25, "hires_cache_interval": 2}
+    done = make(host, settings, sampler_name="Euler a", **HIRES)
+    written = read(host, done)
+    assert written["DeepCache version"] == "1"
+    again = {field.name: type(field.default)(written[field.infotext]) for field in FIELDS[1:]}
+    assert same(make(host, {"enabled": True, **again}, sampler_name="Euler a", **HIRES), done)
+    assert same(make(host, True, *again.values(), sampler_name="Euler a", **HIRES), done)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([{"enabled": True, "intervall": 3}], "intervall = 3"),
+        ([{"enabled": True, "cache_interval": 99}], "cache_interval = 99 is not allowed: a whole number from 1 to 50"),
+        ([True, "Custom", 3, "deep"], "cache_branch_id = 'deep'"),
+        ([True, "Custom", 3, 0, "copy", 0.9, 0.1], "start = 0.9"),
+    ],
+)
+def test_bad_input_makes_the_picture_uncached_and_says_why(host, args, words):
+    done = make(host, *args)
+    assert same(done, make(host))
+    assert words in read(host, done)["DeepCache error"]
+    assert words in done.comments
+    assert "DeepCache" not in read(host, done)
+
+
+def test_a_branch_that_the_model_has_not(host):
+    done = make(host, {"enabled": True, "cache_branch_id": 12})
+    assert same(done, make(host))
+    assert "branches 0 to 11" in read(host, done)["DeepCache"] and "branches 0 to 11" in done.comments
+
+
+def test_a_model_without_blocks_is_left_alone(host, monkeypatch):
+    """A DiT, as far as we can see one."""
+    class Transformer(torch.nn.Module):
+        def forward(self, x, timesteps, context):
+            return x * 0.9
+
+    model = host.module("shared").sd_model.model
+    unet = model.diffusion_model
+    try:
+        model.diffusion_model = Transformer()
+        done = make(host, FOURTH)
+        assert same(done, make(host))
+        assert "8 of 8 full (the model is not a UNet" in read(host, done)["DeepCache"]
+    finally:
+        model.diffusion_model = unet
+
+
+@contextlib.contextmanager
+def raising(host, evaluation, error=RuntimeError):
+    """The UNet raises in its nth call."""
+    calls = 0
+
+    def fail(*_):
+        nonlocal calls
+        calls += 1
+        if calls == evaluation + 1:
+            raise error("provoked")
+
+    handle = host.unet.output_blocks[-1].register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("evaluation", range(8))
+def test_after_a_crash_everything_is_as_before(host, evaluation):
+    plain, cached = make(host), make(host, FOURTH)
+    for error in (RuntimeError, KeyboardInterrupt):
+        with raising(host, evaluation, error), pytest.raises(error):
+            make(host, FOURTH)
+        assert same(make(host), plain)
+        with raising(host, evaluation, error), pytest.raises(error):
+            make(host, FOURTH)
+        assert same(make(host, FOURTH), cached)
+
+
+@pytest.mark.parametrize("evaluation", [0, 1, 4])
+def test_interrupted(host, evaluation):
+    calls = 0
+
+    def stop(*_):
+        nonlocal calls
+        calls += 1
+        if calls == evaluation + 1:
+            host.interrupt()
+
+    handle = host.unet.register_forward_pre_hook(stop)
+    done = make(host, FOURTH, n_iter=2)
+    handle.remove()
+    assert read(host, done)["DeepCache"].endswith("full")
+    assert same(make(host, FOURTH), make(host, FOURTH))
+
+
+def test_refiner_in_place_goes_on_being_cached(host):
+    """The same UNet object with other weights: what was kept is dropped, and caching goes on."""
+    refiner = {"refiner_checkpoint": "tinyB", "refiner_switch_at": 0.5, "steps": 12}
+    done = make(host, FOURTH, **refiner)
+    assert read(host, done)["DeepCache"] == "4 of 12 full"
+    assert not same(done, make(host, **refiner))
+
+
+def test_refiner_as_another_object(host):
+    done = make(host, FOURTH, refiner_checkpoint="mid15", refiner_switch_at=0.5, steps=12)
+    assert read(host, done)["DeepCache"] == "4 of 12 full"
+
+
+def inner(host, *args, **changes):
+    """A generation started by another extension in the middle of one, with all scripts or with none of ours."""
+    processing = host.module("processing")
+    p = processing.StableDiffusionProcessingTxt2Img(
+        sd_model=host.module("shared").sd_model, **{**REQUEST, "seed": 5, "steps": 6, **changes}
+    )
+    if args:
+        p.scripts = host.module("scripts").scripts_txt2img
+        p.script_args = host.api._script_args("txt2img", p.scripts, {"DeepCache": {"args": list(args)}})
+    return processing.process_images(p)
+
+
+@pytest.mark.parametrize("args", [[], [FOURTH], [False]], ids=["none of our hooks", "cached", "off"])
+def test_nested_generations_leave_the_outer_one_as_it_was(host, args):
+    cached_alone, inner_alone = make(host, FOURTH), inner(host, *args)
+    seen = []
+
+    def nest(params):
+        if params.sampling_step == 3 and not seen:
+            seen.append(None)
+            seen.append(inner(host, *args))
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoised(nest)
+    done = make(host, FOURTH)
+    callbacks.remove_callbacks_for_function(nest)
+    assert same(done, cached_alone)
+    assert same(seen[1], inner_alone)
+    assert read(host, done)["DeepCache"] == "2 of 8 full"
+
+
+def test_a_nested_generation_that_crashes(host):
+    cached_alone, seen = make(host, FOURTH), []
+
+    def nest(params):
+        if params.sampling_step == 3 and not seen:
+            seen.append(None)
+            with raising(host, 2), contextlib.suppress(RuntimeError):
+                inner(host, FOURTH)
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoised(nest)
+    done = make(host, FOURTH)
+    callbacks.remove_callbacks_for_function(nest)
+    assert same(done, cached_alone)
+
+
+def test_an_error_of_ours_never_stops_a_generation(host, monkeypatch):
+    plain = make(host)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger("deepcache").addHandler(handler)
+    try:
+        for name in ("_begin", "_begin_pass", "_attach", "_end_pass"):
+            with monkeypatch.context() as patch:
+                patch.setattr(type(host_object(host)), name, lambda *_: 1 / 0)
+                done = make(host, FOURTH)
+            if name != "_end_pass":
+                assert same(done, plain), name
+        assert "ZeroDivisionError" in stream.getvalue()
+    finally:
+        logging.getLogger("deepcache").removeHandler(handler)
+
+
+def test_callbacks_registered_twice_do_nothing_twice(host):
+    callbacks, ours = host.module("script_callbacks"), host_object(host)
+    expected = make(host, FOURTH)
+    callbacks.on_cfg_denoiser(ours.on_cfg_denoiser)
+    done = make(host, FOURTH)
+    callbacks.remove_callbacks_for_function(ours.on_cfg_denoiser)
+    callbacks.on_cfg_denoiser(ours.on_cfg_denoiser)
+    assert same(done, expected) and read(host, done)["DeepCache"] == "2 of 8 full"
+
+
+def test_unloading_scripts_in_mid_run_leaves_a_plain_unet(host):
+    ours, seen = host_object(host), []
+
+    def unload(params):
+        if params.sampling_step == 3 and not seen:
+            ours.on_script_unloaded()
+            seen.append(unets.traces(host.unet))
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoised(unload)
+    make(host, FOURTH)
+    callbacks.remove_callbacks_for_function(unload)
+    assert seen == [unets.traces(host.unet)]
