@@ -1,0 +1,185 @@
+"""Times of full and cached calls through a session, each beside the same work without one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deepcache_ext.estimators import ESTIMATORS, Copy, Forecast
+from deepcache_ext.session import Session
+
+from . import unets
+from .timing import Clock, Rival, Seconds, calls_for, rounds
+
+HOOKED, PLAIN, BY_HAND = "hooked", "plain", "by hand"
+
+
+@dataclass
+class FullUntil:
+    """A plan with full evaluations, whose features are all kept, up to `stop`; from there on cached ones.
+
+    So a UNet whose full call takes seconds is run in full just as often as is measured.
+    """
+
+    branch: int
+    stop: float = math.inf
+    caches: bool = True
+
+    def is_full(self, evaluation: int) -> bool:
+        return evaluation < self.stop
+
+    def last_full(self, evaluation: int) -> int:
+        return int(min(evaluation, self.stop - 1))
+
+    def worth_keeping(self, evaluation: int, keeps: int) -> bool:
+        return True
+
+
+class Pass:
+    """One session on one UNet, driven as a host drives it: an evaluation with one call at a time."""
+
+    def __init__(self, unet: Any, given: unets.Inputs, branch: int,
+                 session: Session | None = None) -> None:
+        self.unet, self.given = unet, given
+        self.plan = FullUntil(branch)
+        self.session = session or Session(self.plan, Forecast())
+        self.session.plan = self.plan
+        self.session.attach(unet)
+        self._latent = given["x"]
+        self._arguments = tuple(given[name] for name in ("x", "timesteps", "context", "y") if name in given)
+        self._sigma = 14.6
+
+    def evaluate(self) -> torch.Tensor:
+        """A tick and a call. The sigmas go down evenly in their logarithm, so that a forecast has to work."""
+        self._sigma *= 0.99
+        self.session.tick(self._get_latent, self._sigma)
+        return self.unet(*self._arguments)
+
+    def plain(self) -> torch.Tensor:
+        return self.unet(*self._arguments)
+
+    def hook(self) -> None:
+        self.session.attach(self.unet)
+
+    def unhook(self) -> None:
+        self.session.unhook()
+
+    def only_cached(self) -> None:
+        """From the next evaluation on, run the live blocks only."""
+        self.plan.stop = self.session.report.evaluations
+
+    def estimate_by(self, name: str) -> None:
+        """Both estimators use what one session keeps, a copy just the newer feature: fewer full calls."""
+        self.session.estimator = ESTIMATORS[name]()
+
+    def _get_latent(self) -> torch.Tensor:
+        return self._latent
+
+
+@dataclass
+class Measured:
+    """What was measured, in seconds a call. `cached`: by branch, for each estimator and "by hand"."""
+
+    full: Seconds = field(default_factory=lambda: {HOOKED: [], PLAIN: []})
+    cached: dict[int, Seconds] = field(default_factory=dict)
+    kept_bytes: dict[int, dict[str, int]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    """Why a figure must not be trusted: a call that was not cached, an output that was wrong."""
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """No gradients; in half precision also autocast, under which A1111 runs its UNets."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if dtype != torch.float32:
+            stack.enter_context(torch.autocast(device.type, dtype))
+        yield
+
+
+def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators: Sequence[str],
+            clock: Clock, pairs: int, budget: float, least: int = 6,
+            say: Callable[[str], None] = lambda text: None) -> Measured:
+    """Full calls hooked and plain (`pairs` pairs, shared among the branches), and for each branch cached
+    calls against the live blocks by hand, for about `budget` seconds (at least `least` rounds).
+
+    A hooked full call leaves the feature that the cached calls of its branch then use.
+    """
+    result = Measured()
+    started = time.perf_counter()
+    wanted, features = unets.full(unet, given, branches)  # serves as warm-up too
+    first = time.perf_counter() - started
+    full_calls = 1 if first > 1 else calls_for(clock.time(lambda: unets.full(unet, given)))
+    share = max(1, math.ceil(pairs / len(branches)))
+    say(f"the first full call took {first:.1f} s")
+    for branch in branches:
+        say(f"branch {branch}: {share} pairs of full calls, then cached ones")
+        one = Pass(unet, given, branch)
+        try:
+            _full_pairs(one, result, clock, share, full_calls, wanted)
+            _cached_rounds(one, result, clock, features.pop(branch), estimators, budget, least)
+            _check_counts(one.session, branch, result)
+        finally:
+            one.session.close()
+    return result
+
+
+def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: int,
+                wanted: torch.Tensor) -> None:
+    """Both ways in turns. Memory: what one kept feature takes, and two."""
+    last: list[torch.Tensor] = []
+    kept: list[int] = []
+
+    def hooked() -> None:
+        last[:] = [one.evaluate()]
+        if len(kept) < 2:
+            kept.append(one.session.report.kept_bytes)
+
+    rivals = [Rival(HOOKED, hooked, one.hook), Rival(PLAIN, one.plain, one.unhook)]
+    if result.full[PLAIN]:  # the first round of each branch in the other order, for odd numbers of rounds
+        rivals.reverse()
+    for name, samples in rounds(clock, rivals, share, calls).items():
+        result.full[name] += samples
+    one.hook()
+    while len(kept) < 2:  # for the forecast
+        hooked()
+    result.kept_bytes[one.plan.branch] = {"copy": kept[0], "forecast": kept[1]}
+    _check_equal(last[0], wanted, "the hooked full call", result)
+
+
+def _cached_rounds(one: Pass, result: Measured, clock: Clock, feature: torch.Tensor,
+                   estimators: Sequence[str], budget: float, least: int) -> None:
+    branch = one.plan.branch
+    one.only_cached()
+
+    def by_hand() -> torch.Tensor:
+        return unets.live(one.unet, one.given, branch, feature)
+
+    one.estimate_by(Copy.name)
+    _check_equal(one.evaluate(), by_hand(), f"the cached call of branch {branch}", result)
+    calls = calls_for(clock.time(by_hand))
+    rivals = [Rival(BY_HAND, by_hand)]
+    rivals += [Rival(name, one.evaluate, functools.partial(one.estimate_by, name)) for name in estimators]
+    rounds(clock, rivals, 1, calls)
+    result.cached[branch] = rounds(clock, rivals, 120, calls, least, budget)
+
+
+def _check_equal(got: torch.Tensor, wanted: torch.Tensor, what: str, result: Measured) -> None:
+    if not torch.equal(got, wanted):
+        off = float((got - wanted).abs().max() / wanted.abs().max())
+        result.doubts.append(f"{what} differs from the one by hand by up to {off:.1e} of the largest value")
+
+
+def _check_counts(session: Session, branch: int, result: Measured) -> None:
+    """Nothing may have run otherwise than it was meant to, or the times say something else."""
+    report = session.report
+    meant = int(session.plan.last_full(report.evaluations)) + 1
+    if report.full_calls != meant or report.cached_calls != report.evaluations - meant or report.off:
+        result.doubts.append(f"branch {branch}: {'; '.join(report.lines())}")

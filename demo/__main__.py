@@ -1,0 +1,67 @@
+"""`python -m demo`: the embedded WebUI with this repository as its extension; a comparison first, then the page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+# Before torch is imported: threads that spin while they wait slow each other down on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from demo.comparison import NotActive, compare, side_by_side
+from demo.webui.boot import MODELS, REPOSITORY, boot
+from demo.webui.hosts import HOSTS
+
+SIZE = 192
+"""Pixels a side: at this size a full call of the demo's U-Net is far above the host's own work for a step."""
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Our own options; the rest is the embedded host's command line, to which extensions add theirs."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--once", action="store_true", help="end after the comparison")
+    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
+    parser.add_argument("--host", choices=sorted(HOSTS), default="a1111", help="which WebUI to embed")
+    parser.add_argument("--model", choices=sorted(MODELS), default="sd1", help="layout of the U-Net")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--interval", type=int, default=3, help="DeepCache's cache_interval")
+    parser.add_argument("--branch", type=int, default=0, help="DeepCache's cache_branch_id")
+    parser.add_argument("--no-comparison", action="store_true", help="serve at once")
+    return parser.parse_known_args()
+
+
+def main() -> int:
+    options, arguments = parse()
+    with boot(REPOSITORY, options.model, arguments, install=True) as host:
+        url = host.serve(options.port)
+        if not options.no_comparison:
+            request = {
+                "prompt": "a red car", "steps": options.steps, "sampler_name": "Euler", "seed": 1,
+                "width": SIZE, "height": SIZE, "cfg_scale": 7,
+            }
+            print(f"{options.model}, {options.steps} steps, Euler, {SIZE}x{SIZE}, random weights")
+            try:
+                outcome = compare(
+                    url, request, {"cache_interval": options.interval, "cache_branch_id": options.branch}
+                )
+            except NotActive as error:
+                print(f"DeepCache did not run: {error}", file=sys.stderr)
+                return 1
+            picture = side_by_side(outcome)
+            print(f"saved {os.path.relpath(picture)}")
+            print(outcome.table(), flush=True)
+        if options.once:
+            return 0
+        host.module("shared").cmd_opts.show_steps = True
+        print(f"serving on {url} (Ctrl-C ends)", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

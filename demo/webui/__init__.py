@@ -1,0 +1,1 @@
+"""A miniature host: the package `modules` as extensions see it, real U-Nets and samplers, random weights."""

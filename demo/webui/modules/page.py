@@ -1,0 +1,46 @@
+"""Scripts and styles in the page: the host's own first, then each extension's javascript/ and style.css."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from modules import extensions, paths
+
+_ELSEWHERE = re.compile(r"""<script[^>]+src="https?://[^>]*>\s*</script>|<link[^>]+href="https?://[^>]*>""")
+_template_response = gr.routes.templates.TemplateResponse
+
+
+def head() -> str:
+    """Everything inline, so that no further file has to be served."""
+    roots = [Path(paths.script_path) / "page", *(Path(extension.path) for extension in extensions.active())]
+    parts = []
+    for root in roots:
+        folder = root if root == roots[0] else root / "javascript"
+        for path in sorted(folder.glob("*.js")) + sorted(folder.glob("*.mjs")):
+            kind = "module" if path.suffix == ".mjs" else "text/javascript"
+            text = path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+            parts.append(f'<script type="{kind}" data-file="{path.name}">\n{text}\n</script>')
+        style = root / "style.css"
+        if style.exists():
+            parts.append(f'<style data-file="{root.name}">\n{style.read_text(encoding="utf-8")}\n</style>')
+    return "\n".join(parts)
+
+
+def install() -> None:
+    """Let Gradio put `head()` into the page. Done anew for each host, on Gradio's own function."""
+    def with_head(*args: Any, **kwargs: Any) -> Any:
+        response = _template_response(*args, **kwargs)
+        # Gradio's page would ask other machines for fonts and a script: this one stays at home.
+        html = _ELSEWHERE.sub("", response.body.decode())
+        response.body = html.replace("</head>", f"{head()}</head>", 1).encode()
+        response.init_headers()
+        return response
+
+    with_head.original = _template_response  # type: ignore[attr-defined]
+    gr.routes.templates.TemplateResponse = with_head
+
+
+_template_response = getattr(_template_response, "original", _template_response)

@@ -1,0 +1,130 @@
+"""Writes down how the host calls a script and the U-Net, in the format of the recordings of real hosts."""
+
+import gradio as gr
+import torch
+from modules import script_callbacks, scripts, shared
+
+from demo.webui.hosts import A1111
+
+EVENTS = []
+_seen = []  # (U-Net, its hook)
+_weights = []
+
+OWN = ("steps", "is_hr_pass", "iteration", "denoising_strength", "enable_hr", "sampler_name", "batch_size", "n_iter",
+       "width", "height", "hr_second_pass_steps")
+
+
+def described(value):
+    """A tensor by its shape, a plain value as it is, anything else by its type."""
+    if isinstance(value, torch.Tensor):
+        return list(value.shape)
+    if isinstance(value, dict):
+        return {key: described(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return f"list[{len(value)}] of {type(value[0]).__name__}" if value else "list[0]"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return type(value).__name__
+
+
+def numbers(tensor):
+    return [round(float(value), 4) for value in tensor.flatten()]
+
+
+def own(p):
+    known = {"class": type(p).__name__}
+    for name in OWN:
+        known[name] = described(getattr(p, name, "(absent)"))
+    if known["hr_second_pass_steps"] == "(absent)" or not getattr(p, "enable_hr", False):
+        del known["hr_second_pass_steps"]
+    return known
+
+
+def restart():
+    """Begin a new recording: forget the events, and number U-Nets and weights anew."""
+    for _, hook in _seen:
+        hook.remove()
+    for entries in (EVENTS, _seen, _weights):
+        entries.clear()
+
+
+def identify(unet):
+    """Numbers for the U-Net object and for its weights, in order of appearance."""
+    if not any(unet is known for known, _ in _seen):
+        _seen.append((unet, unet.register_forward_pre_hook(on_unet, with_kwargs=True)))
+    place = next(i for i, (known, _) in enumerate(_seen) if known is unet)
+    total = sum(float(parameter.flatten()[0]) for parameter in unet.parameters())
+    if total not in _weights:
+        _weights.append(total)
+    return place, _weights.index(total)
+
+
+def on_unet(unet, args, kwargs):
+    given = dict(zip(("x", "t", "context", "y"), args, strict=False))
+    given.update({"t" if key == "timesteps" else key: value for key, value in kwargs.items()})
+    place, weights = identify(unet)
+    EVENTS.append({
+        "ev": "unet", "id": place, "weights": weights, "x": list(given["x"].shape), "t": numbers(given["t"]),
+        "context": list(given["context"].shape), "y": described(given.get("y")), "nargs": len(args),
+        "kwargs": sorted(kwargs), "state_step": shared.state.sampling_step, "state_steps": shared.state.sampling_steps,
+    })
+
+
+def on_cfg_denoiser(params):
+    identify(shared.sd_model.model.diffusion_model)
+    denoiser = params.denoiser
+    EVENTS.append({
+        "ev": "callback", "name": "cfg_denoiser", "sigma": numbers(params.sigma), "x": list(params.x.shape),
+        "sampling_step": params.sampling_step, "total_sampling_steps": params.total_sampling_steps,
+        "denoiser_step": denoiser.step, "denoiser_total_steps": denoiser.total_steps,
+        "denoiser_class": type(denoiser).__name__, "text_cond": described(params.text_cond),
+        "text_uncond": described(params.text_uncond), "denoiser_p_is_hr_pass": denoiser.p.is_hr_pass,
+    })
+
+
+def on_state(name):
+    def callback(params):
+        EVENTS.append({
+            "ev": "callback", "name": name, "x": list(params.x.shape), "sampling_step": params.sampling_step,
+            "total_sampling_steps": params.total_sampling_steps,
+        })
+
+    return callback
+
+
+def on_model_loaded(model):
+    place, weights = identify(model.model.diffusion_model)
+    EVENTS.append({
+        "ev": "callback", "name": "model_loaded", "model": type(model).__name__,
+        "unet_class": type(model.model.diffusion_model).__name__, "id": place, "weights": weights,
+    })
+
+
+class Recorder(scripts.Script):
+    def title(self):
+        return "Recorder"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        return [gr.Checkbox(False, label="on", visible=False), gr.Number(0, precision=0, label="n", visible=False)]
+
+
+def recorded(name):
+    def hook(self, p, *args, **kwargs):
+        EVENTS.append({
+            "ev": "hook", "name": name, "args": [type(value).__name__ for value in args],
+            "kw": {key: described(kwargs[key]) for key in sorted(kwargs)}, "p": own(p),
+        })
+
+    return hook
+
+
+for _name in A1111.hooks:
+    setattr(Recorder, _name, recorded(_name))
+
+script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_cfg_denoised(on_state("cfg_denoised"))
+script_callbacks.on_cfg_after_cfg(on_state("cfg_after_cfg"))
+script_callbacks.on_model_loaded(on_model_loaded)

@@ -1,0 +1,216 @@
+"""A stand-in for the host's `modules`, with as much of it as the extension's script and its adapter touch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .reference import ALPHAS_CUMPROD
+
+ROOT = Path(__file__).parents[2]
+OURS = ("deepcache_ext.hosts.a1111", "deepcache_ext.interface")
+"""Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
+
+FUNCTIONS = {
+    "Euler a": "sample_euler_ancestral", "Euler": "sample_euler", "LMS": "sample_lms", "Heun": "sample_heun",
+    "DPM2": "sample_dpm_2", "DPM2 a": "sample_dpm_2_ancestral", "DPM++ 2S a": "sample_dpmpp_2s_ancestral",
+    "DPM++ 2M": "sample_dpmpp_2m", "DPM++ SDE": "sample_dpmpp_sde", "DPM++ 2M SDE": "sample_dpmpp_2m_sde",
+    "DPM++ 2M SDE Heun": "sample_dpmpp_2m_sde", "DPM++ 3M SDE": "sample_dpmpp_3m_sde",
+    "DPM fast": "sample_dpm_fast", "DPM adaptive": "sample_dpm_adaptive", "LCM": "sample_lcm",
+}
+"""Names in k-diffusion; other samplers are functions of the host's own."""
+
+
+class LogKept(logging.Handler):
+    """Keeps what the extension says at WARNING and above: in a replay it has no reason to."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self.said.append(record.getMessage() + (f" ({error!r})" if error else ""))
+
+
+class Host:
+    """The host's globals, the callbacks that were registered with it, and the extension's script."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[str, list[Any]] = {}
+        self.shared = SimpleNamespace(
+            state=SimpleNamespace(time_start=0.0, sampling_step=0, sampling_steps=0, job="", interrupted=False),
+            opts=SimpleNamespace(data={}), cmd_opts=None, sd_model=None,
+        )
+        self.script: Any = None
+        self.log = LogKept()
+        self._jobs = itertools.count(1)
+
+    def load_model(self, unet: nn.Module) -> None:
+        model = SimpleNamespace(diffusion_model=unet)
+        self.shared.sd_model = SimpleNamespace(model=model, alphas_cumprod=ALPHAS_CUMPROD.float())
+
+    def new_job(self) -> None:
+        self.shared.state.time_start = time.time() + next(self._jobs)
+
+    def call_back(self, name: str, *args: Any) -> None:
+        for callback in self.callbacks.get(name, ()):
+            callback(*args)
+
+    def hook(self, name: str, p: Any, before: list[Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        method = getattr(self.script, name, None)
+        if method is not None:
+            method(p, *before, *args, **keywords)
+
+
+class Script:
+    """The host's base class, without the hooks: only those that the script defines are called."""
+
+    def elem_id(self, name: str) -> str:
+        return f"script_deepcache_{name}"
+
+
+@contextlib.contextmanager
+def host_with_extension() -> Iterator[Host]:
+    """A host in the state of a fresh process that has loaded the extension. Leaves `sys.modules` as it was."""
+    host = Host()
+    logger = logging.getLogger("deepcache")
+    said_before = logger.handlers[:], logger.propagate, logger.level
+    with _stand_in(host):
+        logger.handlers[:] = [host.log]
+        try:
+            spec = importlib.util.spec_from_file_location("replayed_script", ROOT / "scripts" / "deepcache.py")
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            host.script = module.DeepCacheScript()
+            assert host.script.show(False) is module.scripts.AlwaysVisible
+            yield host
+            host.call_back("script_unloaded")
+        finally:
+            logger.handlers[:], logger.propagate = said_before[:2]
+            logger.setLevel(said_before[2])
+
+
+@contextlib.contextmanager
+def _stand_in(host: Host) -> Iterator[None]:
+    preload = _load("replayed_preload", ROOT / "preload.py")
+    parser = argparse.ArgumentParser()
+    preload.preload(parser)
+    host.shared.cmd_opts = parser.parse_args([])
+
+    def registering(name: str) -> Any:
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda callback, **_: host.callbacks.setdefault(name.removeprefix("on_"), []).append(callback)
+
+    modules = ModuleType("modules")
+    modules.__path__ = []
+    callbacks, scripts, shared = (ModuleType(f"modules.{name}") for name in ("script_callbacks", "scripts", "shared"))
+    callbacks.__getattr__ = registering  # type: ignore[method-assign]
+    vars(scripts).update(Script=Script, AlwaysVisible=object())
+    shared.__getattr__ = lambda name: getattr(host.shared, name)  # type: ignore[method-assign]
+    vars(modules).update(script_callbacks=callbacks, scripts=scripts, shared=shared)
+
+    def concerned(name: str) -> bool:
+        return name == "modules" or name.startswith(("modules.", *OURS))
+
+    before = {name: module for name, module in sys.modules.items() if concerned(name)}
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update({module.__name__: module for module in (modules, callbacks, scripts, shared)})
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if concerned(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        for name in OURS:
+            _bind(name)
+
+
+def _bind(name: str) -> None:
+    """A package remembers its submodules as attributes, too: bring that in line with `sys.modules`."""
+    parent, _, child = name.rpartition(".")
+    package = sys.modules.get(parent)
+    if package is None:
+        return
+    if name in sys.modules:
+        setattr(package, child, sys.modules[name])
+    else:
+        vars(package).pop(child, None)
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# What the host hands to hooks and callbacks ------------------------------------------------------------------
+
+
+class Processing:
+    """The host's `p`: weakly referable, its model always the loaded one, and held in a circle with its sampler."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.extra_generation_params: dict[str, Any] = {}
+        self.comments: list[str] = []
+        self.sampler: Any = None
+        self.is_hr_pass = False
+
+    @property
+    def sd_model(self) -> Any:
+        return self._host.shared.sd_model
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+    def update(self, recorded: dict[str, Any]) -> None:
+        for name, value in recorded.items():
+            if name != "class" and value != "(absent)":
+                setattr(self, name, value)
+
+
+def processing(host: Host, class_name: str) -> Processing:
+    return type(class_name, (Processing,), {})(host)
+
+
+def sampler(p: Processing, name: str, denoiser_class: str) -> Any:
+    """The sampler of a pass and its denoiser, as the host builds them just before sampling."""
+    timesteps = denoiser_class == "CFGDenoiserTimesteps"
+    made = SimpleNamespace(
+        config=SimpleNamespace(name=name), funcname=FUNCTIONS.get(name, name.lower().replace(" ", "_")), p=p,
+        eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
+    )
+    made.model_wrap_cfg = type(denoiser_class, (), {})()
+    made.model_wrap_cfg.p = p
+    return made
+
+
+class CFGDenoiserParams:
+    """What `on_cfg_denoiser` gets; lives as long as its evaluation."""
+
+    def __init__(self, x: torch.Tensor, recorded: dict[str, Any], denoiser: Any) -> None:
+        self.x = x
+        self.image_cond = None
+        self.sigma = torch.tensor(recorded["sigma"])
+        self.sampling_step = recorded["sampling_step"]
+        self.total_sampling_steps = recorded["total_sampling_steps"]
+        self.text_cond = self.text_uncond = None
+        self.denoiser = denoiser

@@ -1,0 +1,214 @@
+"""What each call should have given, said naively and without the extension: imports nothing of it.
+
+Two things are written out by hand: the forwards of ldm and sgm U-Nets (whole, or their outer blocks alone on a given
+feature), and the rule when a feature that was kept may stand in. The rule knows what each call holds because the
+replay made the calls; it never looks into tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .models import MIDDLE, Control
+
+# The forwards -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Walk:
+    """What one forward gave. `features`: by branch, the input of output block n-1-branch before the skip joins."""
+
+    output: torch.Tensor
+    features: dict[int, torch.Tensor]
+
+
+def time_embedding(timesteps: torch.Tensor, width: int) -> torch.Tensor:
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(start=0, end=half, dtype=torch.float32) / half)
+    angles = timesteps[:, None].float() * frequencies[None]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+def joined(h: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    if h.shape[-2:] != skip.shape[-2:]:
+        h = nn.functional.interpolate(h, skip.shape[-2:], mode="nearest")
+    return torch.cat([h, skip], dim=1)
+
+
+def walk(
+    unet: Any, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, y: torch.Tensor | None,
+    *, branches: Iterable[int] = (), control: Control | None = None, branch: int = -1,
+    feature: torch.Tensor | None = None,
+) -> Walk:
+    """The whole U-Net, keeping features for `branches`; or with `feature` just what `branch` runs, on that feature."""
+    emb = unet.time_embed(time_embedding(timesteps, unet.model_channels))
+    if y is not None:
+        emb = emb + unet.label_emb(y)
+    below, above = list(unet.input_blocks), list(unet.output_blocks)
+    count = len(above)
+    kept: dict[int, torch.Tensor] = {}
+    h, skips = x, []
+    for block in below if feature is None else below[: branch + 1]:
+        h = block(h, emb, context)
+        skips.append(h)
+    if feature is None:
+        h = unet.middle_block(h, emb, context)
+        first = 0
+    else:
+        h = feature
+        first = count - 1 - branch
+    for place in range(first, count):
+        if feature is None and count - 1 - place in branches:
+            kept[count - 1 - place] = h.clone()
+        if place == 0 and control is not None:
+            h = h + control.residual(MIDDLE, count, h)
+        skip = skips.pop()
+        if control is not None:
+            skip = skip + control.residual(count - 1 - place, count, skip)
+        h = above[place](joined(h, skip), emb, context)
+    return Walk(unet.out(h), kept)
+
+
+@dataclass
+class Answer:
+    """One call: its output, and what each of its walks kept. Mostly one walk; reference_only makes two."""
+
+    output: torch.Tensor
+    features: list[dict[int, torch.Tensor]]
+
+
+def answer(
+    unet: Any, arguments: dict[str, Any], *, control: Control | None, branches: Iterable[int] = (),
+    branch: int = -1, features: Sequence[torch.Tensor] | None = None,
+) -> Answer:
+    """A call in full, or the outer blocks of `branch` alone on `features`, one for each walk."""
+    given = iter(features) if features is not None else None
+
+    def one(control: Control | None, arguments: dict[str, Any]) -> Walk:
+        feature = next(given) if given is not None else None
+        return walk(unet, **arguments, branches=branches, control=control, branch=branch, feature=feature)
+
+    arguments = {"y": None, **arguments}
+    kept = []
+    for inner in control.inner if control is not None else ():
+        extra = one(None, {"y": None, **inner})
+        kept.append(extra.features)
+        arguments["x"] = arguments["x"] + 0.1 * extra.output
+    whole = one(control, arguments)
+    return Answer(whole.output, [*kept, whole.features])
+
+
+# The rule -----------------------------------------------------------------------------------------------------
+
+NOISY = {
+    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "LCM",
+    "Restart",
+    # The host passes eta = 1 to every k-diffusion sampler that takes one; their recorded timesteps go up again.
+    "DPM fast", "DPM adaptive",
+}
+"""The samplers of A1111 1.10 that add fresh noise with its default settings."""
+
+ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+"""Stable Diffusion's noise schedule."""
+
+PLANNED = "planned"
+UNSEEN = "not seen before in this pass"
+STALE = "not seen since the plan's last full evaluation"
+CHANGED = "its prompt changed"
+WEIGHTS = "the weights changed"
+FORWARD = "the forward changed"
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a feature was made with besides its call's x; a feature of another making may not be used."""
+
+    conditioning: Hashable
+    weights: Hashable
+    forward: Hashable
+
+
+@dataclass(frozen=True)
+class Kept:
+    index: int
+    sigma: float
+    features: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`features`: what a cached call runs on, or None for a full call; `why` is it full."""
+
+    features: list[torch.Tensor] | None
+    why: str = ""
+
+
+def noise_level(announced: float, timesteps: bool) -> float:
+    """As k-diffusion counts it; timestep samplers announce a timestep."""
+    if not timesteps:
+        return announced
+    alpha = float(ALPHAS_CUMPROD[round(announced)])
+    return math.sqrt((1 - alpha) / alpha)
+
+
+class Rule:
+    """Uniform 1:N over the evaluations of a pass. A full call keeps its feature; a later call of the same part and
+    making may use it if it was kept at or after the plan's last full evaluation.
+    """
+
+    def __init__(self, interval: int, estimator: str) -> None:
+        self.interval, self.estimator = interval, estimator
+        self.begin_pass("")
+
+    def begin_pass(self, sampler: str) -> None:
+        self.index, self.sigma = -1, 0.0
+        self.memory: dict[Hashable, tuple[Making, list[Kept]]] = {}
+        self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and sampler not in NOISY)
+
+    def begin_evaluation(self, sigma: float) -> None:
+        self.index += 1
+        self.sigma = sigma
+
+    @property
+    def planned_full(self) -> bool:
+        return self.index % self.interval == 0
+
+    def verdict(self, part: Hashable, making: Making) -> Verdict:
+        if self.planned_full:
+            return Verdict(None, PLANNED)
+        if part not in self.memory:
+            return Verdict(None, UNSEEN)
+        made, kept = self.memory[part]
+        for what, now, why in (
+            (made.weights, making.weights, WEIGHTS),
+            (made.forward, making.forward, FORWARD),
+            (made.conditioning, making.conditioning, CHANGED),
+        ):
+            if what != now:
+                return Verdict(None, why)
+        if kept[-1].index < self.index - self.index % self.interval:
+            return Verdict(None, STALE)
+        return Verdict(self._estimate(kept))
+
+    def remember(self, part: Hashable, making: Making, features: list[torch.Tensor]) -> None:
+        """After a full call."""
+        made, kept = self.memory.get(part, (making, []))
+        before = kept if made == making else []
+        self.memory[part] = (making, [*before, Kept(self.index, self.sigma, features)][-2:])
+
+    def _estimate(self, kept: list[Kept]) -> list[torch.Tensor]:
+        last = kept[-1]
+        if not self.looks_back or len(kept) < 2:
+            return last.features
+        before = kept[-2]
+        span = math.log(last.sigma) - math.log(before.sigma)
+        if abs(span) < 1e-6:
+            return last.features
+        r = min(max((math.log(self.sigma) - math.log(last.sigma)) / span, -1.0), 2.0)
+        return [h + r * (h - h_before) for h, h_before in zip(last.features, before.features, strict=True)]
