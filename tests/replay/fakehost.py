@@ -20,6 +20,7 @@ from torch import nn
 from .reference import ALPHAS_CUMPROD
 
 ROOT = Path(__file__).parents[2]
+ALPHAS = ALPHAS_CUMPROD.float()
 OURS = ("deepcache_ext.hosts.a1111", "deepcache_ext.interface")
 """Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
 
@@ -60,7 +61,7 @@ class Host:
 
     def load_model(self, unet: nn.Module) -> None:
         model = SimpleNamespace(diffusion_model=unet)
-        self.shared.sd_model = SimpleNamespace(model=model, alphas_cumprod=ALPHAS_CUMPROD.float())
+        self.shared.sd_model = SimpleNamespace(model=model, alphas_cumprod=ALPHAS)
 
     def new_job(self) -> None:
         self.shared.state.time_start = time.time() + next(self._jobs)

@@ -28,11 +28,12 @@ class Provoked(RuntimeError):
 class Made:
     """One call that was made: everything that a judge needs to say what it should have given.
 
-    `ran`: for each walk over the blocks, the positions of those that ran, input blocks from 0, the middle block as
-    "m", output blocks after it. `timesteps`: the sampler counts noise in timesteps.
+    `key`: the generation's, and the call's number in it. `part`: which rows and crops it held, or None for a call
+    outside any evaluation. `ran`: the blocks that ran, in order: input blocks "0", "1" ..., the middle block "m",
+    output blocks "-12" ... "-1".
     """
 
-    number: int
+    key: tuple[str, int]
     part: object
     conditioning: object
     weights: object
@@ -42,7 +43,6 @@ class Made:
     unet: nn.Module
     output: torch.Tensor
     ran: list[str]
-    in_evaluation: bool
 
 
 class Judge(Protocol):
@@ -134,13 +134,6 @@ class Player:
             self.judge.generation_ends(self.p)
             self.p = self._leaked = self._params = None
 
-    def finish(self, generation: Generation) -> Generation:
-        """A generation whose end was not recorded, with the hooks that the host calls at the end."""
-        last = [event for event in generation.events if event["ev"] == "hook"][-1]
-        names = {"post_sample": ["PostSampleArgs"], "postprocess_batch": [], "postprocess": ["Processed"]}
-        end = [{**last, "name": name, "args": [*given, "bool", "int"], "kw": {}} for name, given in names.items()]
-        return Generation(generation.key, generation.request, [*generation.events, *end])
-
     # Events ---------------------------------------------------------------------------------------------------
 
     def _event(self, event: Event, rest: list[Event]) -> None:
@@ -220,7 +213,7 @@ class Player:
         return event["denoiser_class"] == "CFGDenoiserTimesteps"
 
     def _drift(self, images: int, channels: int, size: tuple[int, int]) -> None:
-        key = (self._generation.key.split("/")[-1], self._pass, images, channels, size)
+        key = (self._generation.key, self._pass, images, channels, size)
         fresh = noise(("latent", key, self._index), images, channels, *size)
         self._latent = fresh if self._latent is None else self._latent * 0.95 + 0.1 * fresh
 
@@ -258,9 +251,10 @@ class Player:
         output = self._run(event, given)
         assert "error" not in event, "the exception was swallowed"
         self.judge.called(Made(
-            self._number, (placed.part if placed else None), (tuple(versions), event["context"]), self.models.version,
-            forward_name(self.models.unet), given, self._control if foreign else None, self.models.unet, output,
-            list(watch.ran), inside,
+            key=(self._generation.key, self._number), part=placed.part if placed else None,
+            conditioning=(tuple(versions), event["context"]), weights=self.models.version,
+            forward="foreign" if foreign else "own", arguments=given, control=self._control if foreign else None,
+            unet=self.models.unet, output=output, ran=list(watch.ran),
         ))
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
@@ -308,6 +302,14 @@ class Player:
                 self._watch.remove()
             self._watch = BlockWatch(self.models.unet)
         return self._watch
+
+
+def finished(generation: Generation) -> Generation:
+    """A generation whose end was not recorded, with the hooks that the host calls at the end."""
+    last = [event for event in generation.events if event["ev"] == "hook"][-1]
+    names = {"post_sample": ["PostSampleArgs"], "postprocess_batch": [], "postprocess": ["Processed"]}
+    end = [{**last, "name": name, "args": [*given, "bool", "int"], "kw": {}} for name, given in names.items()]
+    return Generation(generation.key, generation.request, [*generation.events, *end])
 
 
 def _stand_for(value: Any) -> Any:

@@ -125,13 +125,8 @@ WEIGHTS = "the weights changed"
 FORWARD = "the forward changed"
 
 
-@dataclass(frozen=True)
-class Making:
-    """What a feature was made with besides its call's x; a feature of another making may not be used."""
-
-    conditioning: Hashable
-    weights: Hashable
-    forward: Hashable
+Making = tuple[Hashable, Hashable, Hashable]
+"""Conditioning, weights and forward: what a feature was made with besides its call's x. All three must agree."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +138,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`features`: what a cached call runs on, or None for a full call; `why` is it full."""
+    """`features`: what a cached call runs on, or None for a full call; `why` is it full. `exact`: these very tensors,
+    not sums of others.
+    """
 
     features: list[torch.Tensor] | None
     why: str = ""
+    exact: bool = True
 
 
 def noise_level(announced: float, timesteps: bool) -> float:
@@ -185,16 +183,12 @@ class Rule:
         if part not in self.memory:
             return Verdict(None, UNSEEN)
         made, kept = self.memory[part]
-        for what, now, why in (
-            (made.weights, making.weights, WEIGHTS),
-            (made.forward, making.forward, FORWARD),
-            (made.conditioning, making.conditioning, CHANGED),
-        ):
-            if what != now:
+        for was, now, why in zip(made, making, (CHANGED, WEIGHTS, FORWARD), strict=True):
+            if was != now:
                 return Verdict(None, why)
         if kept[-1].index < self.index - self.index % self.interval:
             return Verdict(None, STALE)
-        return Verdict(self._estimate(kept))
+        return self._estimate(kept)
 
     def remember(self, part: Hashable, making: Making, features: list[torch.Tensor]) -> None:
         """After a full call."""
@@ -202,13 +196,14 @@ class Rule:
         before = kept if made == making else []
         self.memory[part] = (making, [*before, Kept(self.index, self.sigma, features)][-2:])
 
-    def _estimate(self, kept: list[Kept]) -> list[torch.Tensor]:
+    def _estimate(self, kept: list[Kept]) -> Verdict:
         last = kept[-1]
         if not self.looks_back or len(kept) < 2:
-            return last.features
+            return Verdict(last.features)
         before = kept[-2]
         span = math.log(last.sigma) - math.log(before.sigma)
         if abs(span) < 1e-6:
-            return last.features
+            return Verdict(last.features)
         r = min(max((math.log(self.sigma) - math.log(last.sigma)) / span, -1.0), 2.0)
-        return [h + r * (h - h_before) for h, h_before in zip(last.features, before.features, strict=True)]
+        pairs = zip(last.features, before.features, strict=True)
+        return Verdict([h + r * (h - h_before) for h, h_before in pairs], exact=False)
