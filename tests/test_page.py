@@ -37,7 +37,7 @@ def ours(page, tab, name):
 
 
 def open_tab(page, tab):
-    page.get_by_role("tab", name=tab, exact=True).click()
+    page.locator("#tabs > .tab-nav button").get_by_text(tab).click()
     expect(page.locator(f"#{tab}_generate")).to_be_visible()
 
 
@@ -87,7 +87,7 @@ def test_generate_with_it_on(opened):
     opened.locator("#txt2img_steps input[type=number]").fill("9")
     opened.locator("#txt2img_generate").click()
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=120_000)
-    expect(opened.locator("#html_info_txt2img")).to_contain_text("DeepCache: 3 of 9 full", timeout=30_000)
+    expect(opened.locator("div.prose#html_info_txt2img")).to_contain_text("DeepCache: 3 of 9 full", timeout=30_000)
     PICTURES.mkdir(exist_ok=True)
     opened.screenshot(path=PICTURES / "page.png")
 
@@ -95,8 +95,8 @@ def test_generate_with_it_on(opened):
 def test_a_generation_without_it_does_not_mention_it(opened):
     opened.locator("#txt2img_steps input[type=number]").fill("4")
     opened.locator("#txt2img_generate").click()
-    expect(opened.locator("#html_info_txt2img")).to_contain_text("Steps: 4", timeout=120_000)
-    expect(opened.locator("#html_info_txt2img")).not_to_contain_text("DeepCache")
+    expect(opened.locator("div.prose#html_info_txt2img")).to_contain_text("Steps: 4", timeout=120_000)
+    expect(opened.locator("div.prose#html_info_txt2img")).not_to_contain_text("DeepCache")
 
 
 def test_what_cannot_be_used_is_said_under_the_picture(opened):
@@ -108,7 +108,7 @@ def test_what_cannot_be_used_is_said_under_the_picture(opened):
     number(opened, "txt2img", "end").press("Tab")
     opened.locator("#txt2img_steps input[type=number]").fill("4")
     opened.locator("#txt2img_generate").click()
-    expect(opened.locator("#html_log_txt2img")).to_contain_text(
+    expect(opened.locator("div.prose#html_log_txt2img")).to_contain_text(
         "start = 0.9 is not allowed: a number from 0 to end (0.2)", timeout=120_000
     )
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible()
