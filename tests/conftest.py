@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Route
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# The tests' UNets are too small to share: with two threads on a busy machine they take a hundred times as long.
+torch.set_num_threads(1)
 
 # Same examples in every run; U-Nets on a busy CPU have no useful deadline.
 # Search further with: pytest --hypothesis-profile=explore

@@ -22,11 +22,8 @@ FOURTH = {"enabled": True, "cache_interval": 4}
 
 @pytest.fixture(scope="module")
 def host():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with boot(model="tinyA", record=True) as running:
         yield running
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

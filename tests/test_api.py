@@ -9,7 +9,6 @@ import json
 import numpy as np
 import pytest
 import requests
-import torch
 from PIL import Image
 
 from demo.webui.boot import boot
@@ -19,11 +18,8 @@ REQUEST = {"prompt": "a cat", "steps": 6, "width": 64, "height": 64, "sampler_na
 
 @pytest.fixture(scope="module")
 def url():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with boot(model="tinyA") as host:
         yield host.serve()
-    torch.set_num_threads(threads)
 
 
 def picture(answer):

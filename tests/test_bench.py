@@ -80,7 +80,7 @@ def test_all_runs_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     few = ["--layout", "tiny", "--size", "8", "--quick", "--seconds", "0", "--branches", "0,2"]
     assert main([*few, "--json", str(file)]) == 0
     text = capsys.readouterr().out
-    assert text.count("target at most") == 4 + 1 + 2
+    assert text.count("target at most") == 4 + 1 + 4
     assert "Checked: every call ran as it was meant to" in text
     figures: dict[str, Any] = json.loads(file.read_text())
     assert figures["doubts"] == []
@@ -89,7 +89,7 @@ def test_all_runs_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     feature = 2 * 32 * 8 * 8 * 4  # rows, channels, height, width, bytes of a number
     assert figures["kept_bytes"]["0"] == {"copy": feature, "forecast": 2 * feature}
-    assert set(figures["python"]) == {"full", "cached"}
+    assert set(figures["python"]) == {"full", "cached", "full, at work", "cached, at work"}
     assert figures["flops"]["live"]["0"] < figures["flops"]["live"]["2"] < figures["flops"]["full"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import expect
 
 from demo.webui.boot import boot
@@ -15,11 +14,8 @@ PICTURES = Path(__file__).resolve().parents[1] / "demo" / "out"
 
 @pytest.fixture(scope="module")
 def url():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with boot(model="tinyA") as host:
         yield host.serve()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

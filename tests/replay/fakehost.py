@@ -33,6 +33,11 @@ FUNCTIONS = {
 }
 """Names in k-diffusion; other samplers are functions of the host's own."""
 
+TAKES_ETA = {
+    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "DPM fast",
+    "DPM adaptive", "DDIM",
+}
+
 
 class LogKept(logging.Handler):
     """Keeps what the extension says at WARNING and above: in a replay it has no reason to."""
@@ -162,6 +167,14 @@ def _load(name: str, path: Path) -> ModuleType:
     return module
 
 
+def _with_eta(model: Any, x: Any, sigmas: Any, eta: float = 0.0) -> None:
+    """A sampler that takes eta: the host passes its option `eta_ancestral`, 1 by default."""
+
+
+def _without_eta(model: Any, x: Any, sigmas: Any) -> None:
+    """A sampler that does not."""
+
+
 # What the host hands to hooks and callbacks ------------------------------------------------------------------
 
 
@@ -197,7 +210,7 @@ def sampler(p: Processing, name: str, denoiser_class: str) -> Any:
     timesteps = denoiser_class == "CFGDenoiserTimesteps"
     made = SimpleNamespace(
         config=SimpleNamespace(name=name), funcname=FUNCTIONS.get(name, name.lower().replace(" ", "_")), p=p,
-        eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
+        func=_with_eta if name in TAKES_ETA else _without_eta, eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
     )
     made.model_wrap_cfg = type(denoiser_class, (), {})()
     made.model_wrap_cfg.p = p

@@ -97,9 +97,11 @@ def _tiles(layout: Layout, sizes: list[tuple[int, tuple[int, ...]]]) -> list[Pla
     """Tiled Diffusion: a grid that never moves; a batch of tiles holds all rows of the first tile, then the next's."""
     height, width = layout.size
     high, wide = sizes[0][1]
-    rows = len(layout.rows)
-    if any(size != (high, wide) or count % rows for count, size in sizes):
-        raise ValueError(f"no tiling of {layout.size} with {rows} rows gives calls of {sizes}")
+    conds = sum(row.prompt != "uncond" for row in layout.rows)
+    fitting = [n for n in (len(layout.rows), conds) if n and all(count % n == 0 for count, _ in sizes)]
+    rows = fitting[0] if fitting else 0
+    if not rows or any(size != (high, wide) for _, size in sizes):
+        raise ValueError(f"no tiling of {layout.size} gives calls of {sizes}")
     tiles = sum(count for count, _ in sizes) // rows
     grids = [(down, tiles // down) for down in range(1, tiles + 1) if tiles % down == 0]
     covering = [(down, across) for down, across in grids if down * high >= height and across * wide >= width]

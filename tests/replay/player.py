@@ -190,7 +190,7 @@ class Player:
         for later in rest:
             if later["ev"] == "unet":
                 calls.append(later)
-            elif later["ev"] == "hook" or later.get("name") == "cfg_denoiser":
+            elif later["ev"] == "hook" or later.get("name") in ("cfg_denoiser", "cfg_after_cfg"):
                 break
         layout = self._layout = lay_out(event, calls, self._index)
         sigma = event["sigma"][0]
@@ -305,11 +305,19 @@ class Player:
 
 
 def finished(generation: Generation) -> Generation:
-    """A generation whose end was not recorded, with the hooks that the host calls at the end."""
+    """A generation whose end was not recorded, with the hooks that the host calls at the end. An evaluation of
+    which no call was recorded is left out.
+    """
+    events = list(generation.events)
+    while events and events[-1]["ev"] == "callback":
+        name = events.pop()["name"]
+        if name == "cfg_after_cfg":
+            events.append(generation.events[len(events)])
+            break
     last = [event for event in generation.events if event["ev"] == "hook"][-1]
     names = {"post_sample": ["PostSampleArgs"], "postprocess_batch": [], "postprocess": ["Processed"]}
     end = [{**last, "name": name, "args": [*given, "bool", "int"], "kw": {}} for name, given in names.items()]
-    return Generation(generation.key, generation.request, [*generation.events, *end])
+    return Generation(generation.key, generation.request, [*events, *end])
 
 
 def _stand_for(value: Any) -> Any:

@@ -25,7 +25,6 @@ CAUSES = {
     "prompt_edit": "the prompt changes between two full evaluations",
     "refiner_inplace": "other weights between two full evaluations",
     "refiner_new_object": "another U-Net between two full evaluations",
-    "skip_early_cond": "cond alone gives way to cond with uncond",
 }
 """Why some scenarios cache fewer calls than the plan allows."""
 
