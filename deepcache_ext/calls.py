@@ -102,13 +102,16 @@ def is_whole(x: torch.Tensor, latent: torch.Tensor) -> bool:
 def lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region) -> bool:
     """Whether x is that region of the latent, scaled: the sampler scales rows by one factor (1/sqrt(sigma^2+1))."""
     if region == WHOLE:
-        return is_whole(x, latent)
-    if len(region) != x.shape[0]:
-        return False
-    parts = [_crop(latent, row, top, left, x) for row, top, left in region]
-    if any(part is None for part in parts):
-        return False
-    there = torch.stack([part for part in parts if part is not None]).flatten(1).float()
+        if not is_whole(x, latent):
+            return False
+        there = latent.flatten(1).float()
+    else:
+        if len(region) != x.shape[0]:
+            return False
+        parts = [_crop(latent, row, top, left, x) for row, top, left in region]
+        if any(part is None for part in parts):
+            return False
+        there = torch.stack([part for part in parts if part is not None]).flatten(1).float()
     here = x[:, : latent.shape[1]].flatten(1).float()
     return bool((_mismatch(here, there.to(here.device)) <= _tolerance(x, latent)).all())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .calls import Call, Region, is_whole, lies_at, locate, same_content
+from .calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
 from .estimators import Kept, Moment
 from .ladder import Walks
 from .report import Reason
@@ -68,7 +68,9 @@ class Slots:
         if latent is None:
             return None
         if is_whole(call.x, latent):
-            return ()
+            # The first call of this shape is the sampler's own; a further one may ask about something else (a blurred
+            # or shifted latent), in another role from one evaluation to the next.
+            return WHOLE if nth == 0 or lies_at(call.x, latent, WHOLE) else None
         # Tiles stay where they are, so last evaluation's answer is tried before the search.
         guess = self._regions.get((call.kind, nth))
         if guess and lies_at(call.x, latent, guess):

@@ -68,6 +68,14 @@ def test_fused_attention_gives_what_the_published_one_gives() -> None:
     assert torch.allclose(fused, vanilla, atol=1e-5)
 
 
+def test_half_precision_runs_under_autocast_and_is_cached(layout: str) -> None:
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    unet, given = unets.make(layout, device, dtype), unets.inputs(layout, 2, 8, device, dtype)
+    with calls.inference(device, dtype):
+        measured = calls.measure(unet, given, [1], ["copy"], timing.Clock(device), pairs=1, budget=0, least=1)
+    assert measured.doubts == []
+
+
 def test_flops_are_those_of_the_paper() -> None:
     # 338.8 GMACs without the attention products (arXiv 2312.00858), 401.6 with them; 512 px, one row.
     whole, live = unets.count_flops("sd15", 1, 64, [0, 1, 2])

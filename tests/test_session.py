@@ -220,6 +220,17 @@ def test_a_latent_that_is_not_there_is_no_proof(unet):
     assert report.misses == {Reason.UNPLACED: 2}
 
 
+def test_a_further_call_of_the_whole_shape_must_be_of_the_latent(unet):
+    """PAG asks a second time about the same latent; who asks about another one is not known from call to call."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(3):
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)), call(x=latent(k)), call(x=latent(k + 7).flip(-1)))
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls) == (5, 4)
+    assert report.misses == {Reason.UNPLACED: 2}
+
+
 def test_changed_conditioning_forces_a_full_run(unet):
     cache, latent, other = session(4), drifting(2), torch.randn(2, 77, 64)
     cache.attach(unet)

@@ -1,0 +1,221 @@
+"""Every recording of A1111 1.10.1 against the reference; and proof that the replays notice what they are for."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from deepcache_ext import session, slots
+from deepcache_ext.estimators import Copy
+from deepcache_ext.hosts import generations
+from deepcache_ext.plan import UniformPlan
+from deepcache_ext.weights import WeightsWatch
+from tests.replay import fakehost, placement, reference
+from tests.replay.__main__ import main
+from tests.replay.recording import Generation, load
+from tests.replay.scenario import CAUSES, MAIN, Config, recordings, replay
+
+TRACES = Path(__file__).parent / "data" / "host-traces" / "a1111-1.10.1"
+
+CACHED: dict[str, tuple[int, int]] = {
+    "after_animatediff": (5, 5), "after_controlnet": (5, 5), "after_controlnet_crash": (5, 5),
+    "after_crash": (5, 5), "and_long": (10, 10), "and_prompt": (5, 5), "animatediff_3_windows": (4, 15),
+    "animatediff_one_window": (5, 5), "batch_cond_uncond_off": (10, 10), "batch_size_2": (5, 5), "cfg_1": (5, 5),
+    "controlnet": (5, 5), "controlnet_crash": (7, 7), "controlnet_end_half": (5, 5),
+    "controlnet_my_prompt": (5, 5), "controlnet_reference_only": (5, 5), "crash": (7, 7), "ddim": (4, 4),
+    "dpm_adaptive": (8, 8), "dpm_fast": (5, 5), "dpmpp_2m_karras": (5, 5), "dpmpp_sde": (10, 10),
+    "euler_a": (5, 5), "extensions_present_but_off": (5, 5), "heun": (10, 10), "hires": (10, 10),
+    "hires_non_latent_upscaler": (10, 10), "hires_other_sampler": (12, 12), "img2img": (4, 4), "inpaint": (4, 4),
+    "interrupted": (2, 2), "interrupted_n_iter_2": (2, 2), "lcm": (5, 5), "long_negative_prompt": (10, 10),
+    "long_positive_prompt": (10, 10), "n_iter_2": (10, 10), "ngms": (3, 5), "odd_size_136x120": (5, 5),
+    "plms": (5, 5), "prompt_edit": (4, 5), "refiner_inplace": (4, 5), "refiner_new_object": (4, 5),
+    "restart": (10, 10), "sdxl": (5, 5), "sdxl_hires": (10, 10), "skip_early_cond": (5, 5),
+    "tiled_diffusion": (12, 12), "tiled_diffusion_tile_batch_1": (18, 18), "two_generations": (10, 10),
+    "unipc": (5, 5),
+}
+"""Cached and planned calls at interval 3; a crash is followed by one more generation."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These U-Nets are too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_recording_is_expected() -> None:
+    assert sorted(CACHED) == [path.stem for path in recordings(TRACES)]
+
+
+def test_every_shortfall_has_a_cause() -> None:
+    assert {name for name, (cached, planned) in CACHED.items() if cached < planned} == set(CAUSES)
+
+
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"))
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
+    assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+# What the replays notice ------------------------------------------------------------------------------------
+
+
+def failures(scenario: str, config: Config = MAIN) -> str:
+    return "\n".join(replay(load(TRACES / f"{scenario}.json"), (config,)).failures)
+
+
+def slightly_wrong(self: Copy, kept: Any, now: Any) -> list[torch.Tensor]:
+    return [feature * (1 + 1e-6) for feature in kept[-1].features]
+
+
+def test_notices_a_feature_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Copy, "estimate", slightly_wrong)
+    assert "differs from the reference" in failures("euler_a")
+
+
+def test_notices_a_clock_that_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UniformPlan, "is_full", lambda self, evaluation: evaluation % 3 == 1 or evaluation == 0)
+    monkeypatch.setattr(UniformPlan, "last_full", lambda self, evaluation: 0)
+    found = failures("euler_a")
+    assert "full, but its feature was at hand" in found
+    assert "cached, but must be full: planned" in found
+    assert "the infotext says" not in found
+
+
+def test_notices_a_feature_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UniformPlan, "last_full", lambda self, evaluation: 0)
+    assert f"must be full: {reference.STALE}" in failures("ngms")
+
+
+def test_notices_another_prompts_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "same_content", lambda one, other: True)
+    assert f"must be full: {reference.CHANGED}" in failures("prompt_edit")
+
+
+def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WeightsWatch, "version", lambda self: 0)
+    monkeypatch.setattr(session.Session, "drop", lambda self, reason: None)
+    assert f"must be full: {reference.WEIGHTS}" in failures("refiner_inplace")
+
+
+def test_notices_another_windows_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, nth: ((nth, 0, 0),))
+    assert f"must be full: {reference.UNSEEN}" in failures("animatediff_3_windows")
+
+
+def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tiles from right to left at every other evaluation.
+    lay_out = placement._tiles
+
+    def turning(layout: Any, sizes: Any) -> Any:
+        calls = lay_out(layout, sizes)
+        turning.count += 1  # type: ignore[attr-defined]
+        return calls[::-1] if turning.count % 2 else calls  # type: ignore[attr-defined]
+
+    turning.count = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(placement, "_tiles", turning)
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, nth: ((nth, 0, 0),))
+    assert "differs from the reference" in failures("tiled_diffusion_tile_batch_1")
+
+
+def test_notices_a_ladder_that_moves_controlnets_residuals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "own_forward", lambda unet: None)
+    assert "call 1" in failures("controlnet")
+
+
+def test_notices_hooks_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.Session, "detach", lambda self: None)
+    assert "left on the U-Net after the generation" in failures("euler_a")
+
+
+def test_notices_hooks_that_stay_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.Session, "unhook", session.Session.pause)
+    assert "left on the U-Net after the exception" in failures("crash")
+
+
+def test_notices_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_pass, leaked = generations.Generation.end_pass, []
+
+    def end_pass_and_leak(self: Any) -> Any:
+        if self.session is not None:
+            leaked.append(list(self.session._slots._slots.values()))
+        return end_pass(self)
+
+    monkeypatch.setattr(generations.Generation, "end_pass", end_pass_and_leak)
+    assert "still held after the last generation" in failures("euler_a")
+
+
+def test_notices_an_error_that_was_only_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Copy, kept: Any, now: Any) -> list[torch.Tensor]:
+        raise ArithmeticError("broken")
+
+    monkeypatch.setattr(Copy, "estimate", broken)
+    assert "logged: error inside DeepCache; this pass goes on uncached (ArithmeticError" in failures("euler_a")
+
+
+# The replays themselves --------------------------------------------------------------------------------------
+
+
+def test_the_reference_knows_nothing_of_the_extension() -> None:
+    for path in Path(reference.__file__).parent.glob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import)\s+(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not [name for name in imports if name.startswith("deepcache_ext")], path.name
+
+
+def test_the_stand_in_host_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepcache_ext.hosts
+    import deepcache_ext.interface
+
+    real, real_shared = ModuleType("modules"), ModuleType("modules.shared")
+    adapter = ModuleType("deepcache_ext.hosts.a1111")
+    monkeypatch.setitem(sys.modules, "modules", real)
+    monkeypatch.setitem(sys.modules, "modules.shared", real_shared)
+    monkeypatch.setitem(sys.modules, adapter.__name__, adapter)
+    monkeypatch.setattr(deepcache_ext.hosts, "a1111", adapter, raising=False)
+    logger = logging.getLogger("deepcache")
+    before = dict(sys.modules), logger.handlers[:], logger.propagate, logger.level
+    with fakehost.host_with_extension() as host:
+        assert sys.modules["modules"] is not real
+        assert sys.modules[adapter.__name__] is not adapter
+        assert sorted(host.callbacks) == ["cfg_denoiser", "model_loaded", "script_unloaded"]
+    ours = {name: module for name, module in sys.modules.items() if name.startswith(("modules", "deepcache_ext"))}
+    assert ours == {n: module for n, module in before[0].items() if n.startswith(("modules", "deepcache_ext"))}
+    assert deepcache_ext.hosts.a1111 is adapter
+    assert (logger.handlers, logger.propagate, logger.level) == before[1:]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "versions"),
+    [
+        ("a cat", [0] * 8),
+        ("a [cat:dog:0.5]", [0, 0, 0, 0, 0, 1, 1, 1]),
+        ("a [cat:2]", [0, 0, 0, 1, 1, 1, 1, 1]),
+        ("a [cat|dog]", [0, 0, 1, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_prompt_schedules(prompt: str, versions: list[int]) -> None:
+    generation = Generation("test", {"prompt": prompt}, [])
+    assert [generation.prompt_version(False, step, 8) for step in range(8)] == versions
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(TRACES), "ddim", "sdxl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == "ddim cached 4 of 4 planned max error 0.0e+00 ok".split()
+    assert lines[-1] == "2 passed, 0 failed"
+    assert main([]) == 2
+    assert main([str(tmp_path)]) == 2
+    forge = TRACES.with_name("forge-2025-06")
+    assert main([str(forge), "euler_a"]) == 1
+    assert "there is no player for recordings of forge-2025-06" in capsys.readouterr().out
