@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--branches", type=numbers, default=[0, 1, 2], metavar="NUMBERS", help="default: 0,1,2")
     add("--estimators", type=names, default=list(ESTIMATORS), metavar="NAMES",
         help=f"default: {','.join(ESTIMATORS)}")
-    add("--pairs", type=int, default=6, help="pairs of full calls, one a branch or more; default: %(default)s")
+    add("--pairs", type=int, default=5, help="pairs of full calls, at least one a branch; default: 5")
     add("--seconds", type=float, default=20, help="time for cached calls, a branch; default: %(default)s")
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"),
         help="default: %(default)s")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with calls.inference(device, dtype):
         measured = calls.measure(
             unet, given, options.branches, options.estimators, clock,
-            options.pairs, options.seconds, least=2 if options.quick else 6, say=say,
+            options.pairs, options.seconds, least=2 if options.quick else 4, say=say,
         )
     say("done")
     settings = {

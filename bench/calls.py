@@ -105,34 +105,41 @@ def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators: Sequence[str],
-            clock: Clock, pairs: int, budget: float, least: int = 6,
+            clock: Clock, pairs: int, budget: float, least: int = 4,
             say: Callable[[str], None] = lambda text: None) -> Measured:
     """Full calls hooked and plain (`pairs` pairs, shared among the branches), and for each branch cached
     calls against the live blocks by hand, for about `budget` seconds (at least `least` rounds).
 
-    A hooked full call leaves the feature that the cached calls of its branch then use.
+    A hooked full call leaves the feature that the cached calls of its branch then use. All full calls come
+    first and in one go: one that follows calls of another kind finds cold caches, and was seen to be slower.
     """
     result = Measured()
     started = time.perf_counter()
     wanted, features = unets.full(unet, given, branches)  # serves as warm-up too
     first = time.perf_counter() - started
     full_calls = 1 if first > 1 else calls_for(clock.time(lambda: unets.full(unet, given)))
-    share = max(1, math.ceil(pairs / len(branches)))
     say(f"the first full call took {first:.1f} s")
-    for branch in branches:
-        say(f"branch {branch}: {share} pairs of full calls, then cached ones")
-        one = Pass(unet, given, branch)
-        try:
-            _full_pairs(one, result, clock, share, full_calls, wanted)
-            _cached_rounds(one, result, clock, features.pop(branch), estimators, budget, least)
-            _check_counts(one.session, branch, result)
-        finally:
+    passes = []
+    try:
+        for i, branch in enumerate(branches):
+            share = max(1, pairs // len(branches) + (i < pairs % len(branches)))
+            say(f"branch {branch}: {share} pairs of full calls")
+            passes.append(Pass(unet, given, branch))
+            _full_pairs(passes[-1], result, clock, share, full_calls, wanted, reverse=i % 2 == 1)
+        for one in passes:
+            say(f"branch {one.plan.branch}: cached calls")
+            one.hook()
+            _cached_rounds(one, result, clock, features.pop(one.plan.branch), estimators, budget, least)
+            one.unhook()
+            _check_counts(one.session, one.plan.branch, result)
+    finally:
+        for one in passes:
             one.session.close()
     return result
 
 
 def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: int,
-                wanted: torch.Tensor) -> None:
+                wanted: torch.Tensor, reverse: bool) -> None:
     """Both ways in turns. Memory: what one kept feature takes, and two."""
     last: list[torch.Tensor] = []
     kept: list[int] = []
@@ -143,13 +150,12 @@ def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: in
             kept.append(one.session.report.kept_bytes)
 
     rivals = [Rival(HOOKED, hooked, one.hook), Rival(PLAIN, one.plain, one.unhook)]
-    if result.full[PLAIN]:  # the first round of each branch in the other order, for odd numbers of rounds
-        rivals.reverse()
-    for name, samples in rounds(clock, rivals, share, calls).items():
+    for name, samples in rounds(clock, rivals[::-1] if reverse else rivals, share, calls).items():
         result.full[name] += samples
     one.hook()
     while len(kept) < 2:  # for the forecast
         hooked()
+    one.unhook()
     result.kept_bytes[one.plan.branch] = {"copy": kept[0], "forecast": kept[1]}
     _check_equal(last[0], wanted, "the hooked full call", result)
 
@@ -167,7 +173,8 @@ def _cached_rounds(one: Pass, result: Measured, clock: Clock, feature: torch.Ten
     calls = calls_for(clock.time(by_hand))
     rivals = [Rival(BY_HAND, by_hand)]
     rivals += [Rival(name, one.evaluate, functools.partial(one.estimate_by, name)) for name in estimators]
-    rounds(clock, rivals, 1, calls)
+    if calls > 1:  # else each has run once, but for the forecast, and another time would take long
+        rounds(clock, rivals, 1, calls)
     result.cached[branch] = rounds(clock, rivals, 120, calls, least, budget)
 
 

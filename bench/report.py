@@ -92,10 +92,11 @@ def python_section(overhead: Mapping[str, Overhead]) -> list[str]:
          verdict(o.total, PYTHON_TARGET, " us", 1e6, 0))
         for kind, o in overhead.items()
     ]
-    lines = ["3. Our own Python, microseconds a call (a UNet whose blocks do nothing)",
+    lines = ["3. Our own Python, microseconds a call (blocks do nothing; at work: they compute)",
              *table(("call", "in all", *parts, "rest", ""), rows)]
     for kind, o in overhead.items():
-        lines.append(f"  where a {kind} call's own time goes (profiler):")
+        if o.hot:
+            lines.append(f"  where a {kind} call's own time goes (profiler):")
         lines += [f"    {share:5.1%}  {where}" for where, share in o.hot]
     return lines
 

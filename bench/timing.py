@@ -84,10 +84,9 @@ def rounds(clock: Clock, rivals: Sequence[Rival], count: int, calls: int = 1, le
 
 
 def _orders(rivals: Sequence[Rival]) -> list[tuple[Rival, ...]]:
-    """All orders, each followed by its reverse: already two rounds are balanced."""
-    every = list(itertools.permutations(rivals))
-    half = [order for order in every if order[0].name <= order[-1].name] if len(rivals) > 1 else every
-    return [turn for order in half for turn in (order, order[::-1])]
+    """All orders, the given one first, each followed by its reverse: already two rounds are balanced."""
+    half = [order for order in itertools.permutations(range(len(rivals))) if order[0] <= order[-1]]
+    return [tuple(rivals[i] for i in turn) for order in half for turn in (order, order[::-1])]
 
 
 @contextlib.contextmanager

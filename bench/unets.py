@@ -64,7 +64,11 @@ def make(layout: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
     `attention`: "sdp" gives ldm's layers torch's fused attention, as A1111 does (`--opt-sdp-attention`);
     "vanilla" leaves them as published, with the attention matrix in memory. sgm's layers are fused already.
     """
-    unet = _on_meta(layout).to(dtype).to_empty(device=device)
+    unet = _on_meta(layout).to(dtype)
+    for module in unet.modules():
+        if type(module).__name__ == "GroupNorm32":  # computes in single precision, whatever the rest does
+            module.float()
+    unet.to_empty(device=device)
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(unet.out[2].weight)
     for name, parameter in unet.named_parameters():
         flat = parameter.data.view(-1)
@@ -168,7 +172,7 @@ def _sgm_class() -> Any:
     from imaginairy.modules.sgm import attention
     from imaginairy.modules.sgm.diffusionmodules import openaimodel
 
-    vars(openaimodel)["SpatialTransformer"] = attention.SpatialTransformer  # the package put another one there
+    vars(openaimodel)["SpatialTransformer"] = attention.SpatialTransformer  # it had another one
     return openaimodel.UNetModel
 
 

@@ -93,16 +93,23 @@ class Models:
     def __init__(self) -> None:
         self._unets: dict[int, nn.Module] = {}
         self._loaded: dict[int, int] = {}
+        self._first: dict[int, tuple[Kind, int]] = {}
         self.current = -1
 
     def use(self, kind: Kind, unet: int, weights_number: int) -> None:
         """Make a U-Net object current, with these weights; into an object that is there they are loaded in place."""
         if unet not in self._unets:
             self._unets[unet] = make(kind, weights_number)
+            self._first[unet] = kind, weights_number
         elif self._loaded[unet] != weights_number:
             self._unets[unet].load_state_dict(weights(kind, weights_number))
         self._loaded[unet] = weights_number
         self.current = unet
+
+    def rewind(self) -> None:
+        """All as they were when they were made."""
+        for unet, (kind, weights_number) in self._first.items():
+            self.use(kind, unet, weights_number)
 
     @property
     def unet(self) -> nn.Module:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,6 @@ CONFIGS = (
     Config("auto, interval 3, branch 0", 3, 0, "auto"),
 )
 MAIN = CONFIGS[2]
-BRANCHES = frozenset({0, 3})
 
 
 @dataclass
@@ -102,10 +101,25 @@ class Outcome:
         return text
 
 
-class Checker:
-    """Judges a replay. `truths`: what the whole U-Net gives at each call, shared by all settings."""
+class Truths:
+    """What the whole U-Net gives at each call, by the reference; the same with all settings."""
 
-    def __init__(self, config: Config, models: Models, truths: dict[tuple[str, int], Answer]) -> None:
+    def __init__(self, branches: frozenset[int]) -> None:
+        self._branches = branches
+        self._answers: dict[tuple[str, int], Answer] = {}
+
+    def of(self, made: Made) -> Answer:
+        if made.key not in self._answers:
+            self._answers[made.key] = answer(
+                made.unet, made.arguments, control=made.control, branches=self._branches
+            )
+        return self._answers[made.key]
+
+
+class Checker:
+    """Judges a replay."""
+
+    def __init__(self, config: Config, models: Models, truths: Truths) -> None:
         self.result = Result(config)
         self.models, self.truths = models, truths
         self.clean: dict[int, object] = {}
@@ -138,11 +152,7 @@ class Checker:
     def called(self, made: Made) -> None:
         self._where = f"{made.key[0]} call {made.key[1]}"
         self.result.outputs[made.key] = made.output
-        truth = self.truths.get(made.key)
-        if truth is None:
-            truth = self.truths[made.key] = answer(
-                made.unet, made.arguments, control=made.control, branches=BRANCHES
-            )
+        truth = self.truths.of(made)
         cached = self._was_cached(made, len(truth.features))
         if not cached and made.part is not None:
             self.passes[-1][1][-1] = True
@@ -266,8 +276,7 @@ def _next_generation(recording: Recording) -> list[Generation]:
 
 
 def play(
-    generations: list[Generation], config: Config, models: Models, truths: dict[tuple[str, int], Answer],
-    host: fakehost.Host,
+    generations: list[Generation], config: Config, models: Models, truths: Truths, host: fakehost.Host
 ) -> Result:
     """The generations one after another in one host."""
     checker = Checker(config, models, truths)
@@ -291,42 +300,51 @@ def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outco
         outcome.results.append(failed)
         return outcome
     generations = sequence(recording)
-    models, truths = Models(), {}
-    with torch.no_grad(), as_in_the_host():
+    models, truths = Models(), Truths(frozenset(config.branch for config in configs))
+    with torch.no_grad(), as_in_the_host(), frozen():
         outcome.results.append(play(generations, WITHOUT, models, truths, fakehost.Host()))
         for config in configs:
-            tensors = living_tensors() if config.interval == 3 else 0
-            with fakehost.host_with_extension() as host:
+            models.rewind()
+            with fakehost.host_with_extension() as host, new_tensors() as left:
                 result = play(generations, config, models, truths, host)
-                result.outputs, outputs = {}, result.outputs
                 if recording.crashed:
-                    _compare_with_fresh(generations[-1], config, truths, outputs, result)
-                del outputs
-                if config.interval == 3 and (more := living_tensors() - tensors) > 0:
-                    result.failures.append(f"{more} tensors are still held after the last generation")
+                    _compare_with_fresh(generations[-1], config, truths, result)
+                result.outputs.clear()
+            if left and config.interval:
+                result.failures.append(f"still held after the last generation: {len(left)} tensors, {left[:5]}")
             outcome.results.append(result)
-    for result in outcome.results:
-        result.outputs = {}
-        if result.config is MAIN and not math.isfinite(result.error):
-            result.failures.append("no finite error")
+    outcome.results[0].outputs.clear()
     return outcome
 
 
-def _compare_with_fresh(
-    last: Generation, config: Config, truths: dict[tuple[str, int], Answer],
-    outputs: dict[tuple[str, int], torch.Tensor], result: Result,
-) -> None:
+def _compare_with_fresh(last: Generation, config: Config, truths: Truths, result: Result) -> None:
     """The generation after a crash gives bit for bit what it gives in a fresh process."""
     with fakehost.host_with_extension() as host:
         fresh = play([last], config, Models(), truths, host)
     for key, output in fresh.outputs.items():
-        if not torch.equal(output, outputs[key]):
+        if not torch.equal(output, result.outputs[key]):
             result.failures.append(f"{key[0]} call {key[1]}: not as in a fresh process")
 
 
-def living_tensors() -> int:
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Spares the collector what was there before: a process with all of torch in it is slow to search."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
+def new_tensors() -> Iterator[list[str]]:
+    """The list fills, at the end, with the shapes of the tensors that were made inside and are still alive."""
+    left: list[str] = []
     gc.collect()
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    gc.freeze()  # what is there by now is not looked at again
+    yield left
+    gc.collect()
+    left += [str(tuple(thing.shape)) for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
 
 
 def recordings(folder: Path) -> list[Path]:
