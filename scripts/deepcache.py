@@ -25,11 +25,15 @@ class DeepCacheScript(scripts.Script):
     def before_process(self, p, *args):
         host.before_process(p, args)
 
-    def process_before_every_sampling(self, p, *args, **kwargs):
+    # A pass may be announced twice: hosts before 1.10 know only the first two of these three.
+    def process_batch(self, p, *args, **kwargs):
         host.before_sampling(p, args)
 
     def before_hr(self, p, *args):
-        host.after_sampling(p)
+        host.before_sampling(p, args)
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        host.before_sampling(p, args)
 
     def post_sample(self, p, ps, *args):
         host.after_sampling(p)

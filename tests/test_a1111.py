@@ -343,3 +343,28 @@ def test_unloading_scripts_in_mid_run_leaves_a_plain_unet(host):
     make(host, FOURTH)
     callbacks.remove_callbacks_for_function(unload)
     assert seen == [unets.traces(host.unet)]
+
+
+@pytest.mark.parametrize("missing", ["process_before_every_sampling", "process_batch"])
+def test_a_pass_may_be_announced_by_either_hook(host, monkeypatch, missing):
+    """A1111 before 1.10 has no process_before_every_sampling."""
+    expected = make(host, FOURTH, **HIRES)
+    monkeypatch.setattr(script_module(host).DeepCacheScript, missing, lambda *_, **__: None)
+    assert same(make(host, FOURTH, **HIRES), expected)
+
+
+def test_a_model_loaded_in_a_nested_generation_counts_for_the_outer_one(host):
+    """Another checkpoint in the same object and back again: what the outer one kept is no longer certain."""
+    models, seen = host.module("sd_models"), []
+
+    def nest(params):
+        if params.sampling_step == 3 and not seen:
+            seen.append(None)
+            inner(host, FOURTH, override_settings={"sd_model_checkpoint": "tinyB"})
+            models.reload_model_weights(models.get_closet_checkpoint_match("tinyA"))
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoised(nest)
+    done = make(host, FOURTH, steps=12)
+    callbacks.remove_callbacks_for_function(nest)
+    assert read(host, done)["DeepCache"] == "4 of 12 full"

@@ -115,8 +115,8 @@ class A1111:
         generation = self._generations.of(p)
         if generation is None:
             # No hook of ours ran for this generation (ADetailer filters scripts by name): not our evaluation.
-            if self._generations.active is not None and self._generations.active.session is not None:
-                self._generations.active.session.pause()
+            for other in self._generations.sessions():
+                other.pause()
             return
         if generation.ready:
             self._begin_pass(p, generation, params)
@@ -130,9 +130,8 @@ class A1111:
     @guarded
     def on_model_loaded(self, _model: Any) -> None:
         """Other weights, in the same UNet object or in a new one."""
-        active = self._generations.active
-        if active is not None and active.session is not None:
-            active.session.drop(Reason.WEIGHTS)
+        for session in self._generations.sessions():
+            session.drop(Reason.WEIGHTS)
 
     @guarded
     def on_script_unloaded(self) -> None:

@@ -86,6 +86,10 @@ class Generations:
     def active(self) -> Generation | None:
         return self._stack[-1] if self._stack else None
 
+    def sessions(self) -> list[Session]:
+        """The open sessions, of the active generation and of parked ones."""
+        return [generation.session for generation in self._stack if generation.session is not None]
+
     def end(self, generation: Generation) -> None:
         generation.end_pass()
         if generation in self._stack:
