@@ -150,8 +150,6 @@ class Session:
             self.report.planned_full += 1
             if self._index:
                 self._slots.forget_older(self.plan.last_full(self._index - 1))
-        if self._version is not None and self._weights is not None and self._weights.version() != self._version:
-            self.drop(Reason.WEIGHTS)
 
     def pause(self) -> None:
         """The evaluation is over: until the next tick, calls pass through untouched."""
@@ -191,6 +189,8 @@ class Session:
         if self._latent is not None:
             self._slots.start_evaluation(self._latent())
             self._latent = None
+        if self._version is not None and self._weights is not None and self._weights.version() != self._version:
+            self.drop(Reason.WEIGHTS)
         call = Call.of(args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
             return self._plain(Reason.GRADIENT)

@@ -72,7 +72,7 @@ def test_replay(scenario: str) -> None:
 
 
 def test_weights_that_change_after_the_evaluation_began() -> None:
-    """As `refiner_inplace`, by someone who tells nobody, between `on_cfg_denoiser` and the call of the U-Net."""
+    """As `refiner_inplace`, by someone who tells nobody, between `on_cfg_denoiser` and the call."""
     recording = load(TRACES / "refiner_inplace.json")
     (generation,) = recording.generations
     events = [event for event in generation.events if event.get("name") != "model_loaded"]

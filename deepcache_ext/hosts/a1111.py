@@ -8,6 +8,7 @@ UNet calls of the evaluation, unscaled, conds first.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 import re
@@ -28,8 +29,8 @@ from .generations import Generation, Generations
 
 log = logging.getLogger("deepcache")
 
-NOISE_ADDING = re.compile(r"\ba\b|ancestral|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
-"""Names of samplers that add fresh noise in the course of a run, in the page's spelling or k-diffusion's."""
+NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
+"""Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -212,16 +213,21 @@ def unet_of(p: Any) -> Any:
 
 
 def adds_noise(p: Any) -> bool:
-    """Whether the sampler of the pass at hand adds fresh noise, which spoils a forecast (ancestral, SDE, LCM ...)."""
+    """Whether the sampler of the pass at hand adds fresh noise in the course of it, which spoils a forecast.
+
+    The host hands its `eta` to every sampler function that takes one (ancestral and SDE samplers, but DPM fast, DPM
+    adaptive and DDIM too); others are known by name.
+    """
     sampler = getattr(p, "sampler", None)
-    config = getattr(sampler, "config", None)
-    function = getattr(sampler, "funcname", "")
-    names = (getattr(config, "name", "") or getattr(p, "sampler_name", ""), getattr(function, "__name__", function))
-    if any(NOISE_ADDING.search(str(name).replace("_", " ")) for name in names):
+    function = getattr(sampler, "func", None)
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    if "s_churn" in parameters and (getattr(sampler, "s_churn", 0) or 0) > 0:
         return True
-    if (getattr(sampler, "s_churn", 0) or 0) > 0:
-        return True
-    return "ddim" in str(names[0]).lower() and (getattr(sampler, "eta", 0) or 0) > 0
+    if "eta" in parameters:
+        eta = getattr(sampler, "eta", None)
+        return bool((parameters["eta"].default if eta is None else eta) > 0)
+    names = (getattr(getattr(sampler, "config", None), "name", ""), getattr(p, "sampler_name", ""))
+    return any(NOISE_ADDING.search(str(name)) for name in names)
 
 
 def noise_level(params: Any, p: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
         print(f"no recordings in {folder}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # the U-Nets' libraries are old
     passed = 0
     for path in paths:
         try:

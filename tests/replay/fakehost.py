@@ -34,8 +34,8 @@ FUNCTIONS = {
 """Names in k-diffusion; other samplers are functions of the host's own."""
 
 TAKES_ETA = {
-    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "DPM fast",
-    "DPM adaptive", "DDIM",
+    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE",
+    "DPM fast", "DPM adaptive", "DDIM",
 }
 
 
@@ -57,7 +57,7 @@ class Host:
     def __init__(self) -> None:
         self.callbacks: dict[str, list[Any]] = {}
         self.shared = SimpleNamespace(
-            state=SimpleNamespace(time_start=0.0, sampling_step=0, sampling_steps=0, job="", interrupted=False),
+            state=SimpleNamespace(time_start=0.0, sampling_step=0, sampling_steps=0, job=""),
             opts=SimpleNamespace(data={}), cmd_opts=None, sd_model=None,
         )
         self.script: Any = None
@@ -75,7 +75,9 @@ class Host:
         for callback in self.callbacks.get(name, ()):
             callback(*args)
 
-    def hook(self, name: str, p: Any, before: list[Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def hook(
+        self, name: str, p: Any, before: list[Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
         method = getattr(self.script, name, None)
         if method is not None:
             method(p, *before, *args, **keywords)
@@ -90,17 +92,14 @@ class Script:
 
 @contextlib.contextmanager
 def host_with_extension() -> Iterator[Host]:
-    """A host in the state of a fresh process that has loaded the extension. Leaves `sys.modules` as it was."""
+    """A host as a fresh process that has loaded the extension. Leaves `sys.modules` as it was."""
     host = Host()
     logger = logging.getLogger("deepcache")
     said_before = logger.handlers[:], logger.propagate, logger.level
     with _stand_in(host):
         logger.handlers[:] = [host.log]
         try:
-            spec = importlib.util.spec_from_file_location("replayed_script", ROOT / "scripts" / "deepcache.py")
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            module = _load("replayed_script", ROOT / "scripts" / "deepcache.py")
             host.script = module.DeepCacheScript()
             assert host.script.show(False) is module.scripts.AlwaysVisible
             yield host
@@ -124,7 +123,8 @@ def _stand_in(host: Host) -> Iterator[None]:
 
     modules = ModuleType("modules")
     modules.__path__ = []
-    callbacks, scripts, shared = (ModuleType(f"modules.{name}") for name in ("script_callbacks", "scripts", "shared"))
+    callbacks = ModuleType("modules.script_callbacks")
+    scripts, shared = ModuleType("modules.scripts"), ModuleType("modules.shared")
     callbacks.__getattr__ = registering  # type: ignore[method-assign]
     vars(scripts).update(Script=Script, AlwaysVisible=object())
     shared.__getattr__ = lambda name: getattr(host.shared, name)  # type: ignore[method-assign]
@@ -175,11 +175,11 @@ def _without_eta(model: Any, x: Any, sigmas: Any) -> None:
     """A sampler that does not."""
 
 
-# What the host hands to hooks and callbacks ------------------------------------------------------------------
+# What the host hands to hooks and callbacks ---------------------------------------------------
 
 
 class Processing:
-    """The host's `p`: weakly referable, its model always the loaded one, and held in a circle with its sampler."""
+    """The host's `p`: weakly referable, its model always the loaded one, in a circle with its sampler."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -209,8 +209,10 @@ def sampler(p: Processing, name: str, denoiser_class: str) -> Any:
     """The sampler of a pass and its denoiser, as the host builds them just before sampling."""
     timesteps = denoiser_class == "CFGDenoiserTimesteps"
     made = SimpleNamespace(
-        config=SimpleNamespace(name=name), funcname=FUNCTIONS.get(name, name.lower().replace(" ", "_")), p=p,
-        func=_with_eta if name in TAKES_ETA else _without_eta, eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
+        config=SimpleNamespace(name=name), p=p,
+        funcname=FUNCTIONS.get(name, name.lower().replace(" ", "_")),
+        func=_with_eta if name in TAKES_ETA else _without_eta,
+        eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
     )
     made.model_wrap_cfg = type(denoiser_class, (), {})()
     made.model_wrap_cfg.p = p

@@ -17,12 +17,12 @@ from torch import nn
 
 from .recording import CLASS_FORWARD, Event, noise
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "use_spatial_transformer": True,
     "attention_resolutions": [4, 2], "channel_mult": [1, 1, 2, 2], "num_heads": 2, "transformer_depth": 1,
     "image_size": 32, "use_checkpoint": False, "legacy": False,
 }
-SMALL_XL = {
+SMALL_XL: dict[str, Any] = {
     "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "attention_resolutions": [4, 2],
     "channel_mult": [1, 1, 2], "num_head_channels": 16, "transformer_depth": [0, 1, 1],
     "num_classes": "sequential", "use_linear_in_transformer": True,
@@ -72,7 +72,7 @@ def make(kind: Kind, seed: int) -> nn.Module:
     """A fresh U-Net. ldm starts its last convolutions at zero, which would hide what the deep blocks do."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shared = {"in_channels": kind.channels, "context_dim": kind.context}
+        shared: dict[str, Any] = {"in_channels": kind.channels, "context_dim": kind.context}
         if kind.vector:
             unet = sgm_openaimodel.UNetModel(**SMALL_XL, **shared, adm_in_channels=kind.vector)
         else:
@@ -97,7 +97,7 @@ class Models:
         self.current = -1
 
     def use(self, kind: Kind, unet: int, weights_number: int) -> None:
-        """Make a U-Net object current, with these weights; into an object that is there they are loaded in place."""
+        """Make a U-Net object current, with these weights; one that is there gets them in place."""
         if unet not in self._unets:
             self._unets[unet] = make(kind, weights_number)
             self._first[unet] = kind, weights_number
@@ -124,14 +124,14 @@ class Models:
         return list(self._unets.values())
 
 
-# ControlNet ---------------------------------------------------------------------------------------------------
+# ControlNet -----------------------------------------------------------------------------
 
 MIDDLE = -1
 
 
 @dataclass
 class Control:
-    """What ControlNet adds in one evaluation: residuals by position, from its own seed, and how strong they are.
+    """What ControlNet adds in one evaluation: residuals by position, and how strong they are.
 
     `inner`: arguments of the class's forward that reference_only runs first, inside the call.
     """
@@ -141,8 +141,9 @@ class Control:
     inner: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def residual(self, position: int, blocks: int, h: torch.Tensor) -> torch.Tensor:
-        """For input block `position`, or for the middle block (`MIDDLE`); of the shape of that block's output."""
-        weight = self.strength * (0.825 ** (blocks - (blocks if position == MIDDLE else position)) if self.soft else 1)
+        """For input block `position`, or for the middle block (`MIDDLE`); of the shape of its output `h`."""
+        depth = blocks if position == MIDDLE else position
+        weight = self.strength * (0.825 ** (blocks - depth) if self.soft else 1)
         return weight * noise(("residual", position), *h.shape[1:])
 
 
@@ -158,7 +159,7 @@ def strength(t: float, generation_request: dict[str, Any], progress: float) -> C
 
 
 def control_forward(unet: nn.Module, control: Callable[[], Control]) -> Any:
-    """The forward that ControlNet puts on a U-Net: the class's own, written anew, with residuals by position."""
+    """What ControlNet puts on a U-Net: the class's forward, written anew, with residuals by position."""
     embedding = ldm_openaimodel.timestep_embedding
 
     def forward_webui(
@@ -190,7 +191,7 @@ def control_forward(unet: nn.Module, control: Callable[[], Control]) -> Any:
 
 
 def set_forward(unet: nn.Module, recorded: str | None, control: Callable[[], Control]) -> None:
-    """Bring the instance's `forward` attribute to the recorded state; a forward that is there already stays."""
+    """Bring the instance's `forward` attribute to the recorded state; a foreign one that is there stays."""
     now = unet.__dict__.get("forward")
     foreign = now is not None and getattr(now, "__func__", None) is not type(unet).forward
     if recorded is None:
@@ -203,7 +204,7 @@ def set_forward(unet: nn.Module, recorded: str | None, control: Callable[[], Con
 
 
 def forward_name(unet: nn.Module) -> str:
-    """Which forward runs, for the reference: the class's own is the same whether bound in the instance or not."""
+    """Which forward runs: the class's own is the same whether bound in the instance or not."""
     now = unet.__dict__.get("forward")
     own = now is None or getattr(now, "__func__", None) is type(unet).forward
     return "own" if own else "foreign"

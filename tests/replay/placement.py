@@ -1,4 +1,4 @@
-"""Which part of the evaluation's latent each recorded call held: recordings have shapes, this has rows and crops."""
+"""Which part of the latent each recorded call held: recordings have shapes, this has rows and crops."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ def _rows(shape: object) -> int:
 
 
 def lay_out(announced: Event, calls: Sequence[Event], evaluation: int) -> Layout:
-    """From the `cfg_denoiser` event and the U-Net calls that followed it; raises ValueError for unknown patterns.
+    """From the `cfg_denoiser` event and the U-Net calls after it; raises ValueError for unknown patterns.
 
-    The host repeats each image for each of its prompts, then appends the images once more for the negative prompt.
+    The host repeats each image for each of its prompts, then appends the images once more for the
+    negative prompt.
     """
     total, _, height, width = announced["x"]
     conds = min(_rows(announced["text_cond"]), total)
@@ -94,7 +95,7 @@ def _whole(layout: Layout, rows: Sequence[int]) -> Placed:
 
 
 def _tiles(layout: Layout, sizes: list[tuple[int, tuple[int, ...]]]) -> list[Placed]:
-    """Tiled Diffusion: a grid that never moves; a batch of tiles holds all rows of the first tile, then the next's."""
+    """Tiled Diffusion: a grid that never moves; a batch holds all rows of its first tile, then the next's."""
     height, width = layout.size
     high, wide = sizes[0][1]
     conds = sum(row.prompt != "uncond" for row in layout.rows)
@@ -122,7 +123,7 @@ def _tiles(layout: Layout, sizes: list[tuple[int, tuple[int, ...]]]) -> list[Pla
 
 
 def _windows(layout: Layout, counts: list[int], conds: int, evaluation: int) -> list[Placed]:
-    """AnimateDiff: windows of frames, shifted at each evaluation by its own `uniform` schedule, cond then uncond."""
+    """AnimateDiff: windows of frames, shifted at each evaluation as its `uniform` schedule does it."""
     frames = layout.images
     parts = 2 if conds < len(layout.rows) else 1
     width = counts[0] // parts

@@ -1,4 +1,4 @@
-"""Walks a recording's events: calls hooks and callbacks with the recorded arguments, and a real U-Net at each call.
+"""Walks a recording's events: calls hooks and callbacks with the recorded arguments, and a real U-Net.
 
 Each pass has one latent that drifts slowly; the U-Net gets the part of it that the recorded call held.
 """
@@ -28,9 +28,9 @@ class Provoked(RuntimeError):
 class Made:
     """One call that was made: everything that a judge needs to say what it should have given.
 
-    `key`: the generation's, and the call's number in it. `part`: which rows and crops it held, or None for a call
-    outside any evaluation. `ran`: the blocks that ran, in order: input blocks "0", "1" ..., the middle block "m",
-    output blocks "-12" ... "-1".
+    `key`: the generation's, and the call's number in it. `part`: which rows and crops it held, or None for a
+    call outside any evaluation. `ran`: the blocks that ran, in order: input blocks "0", "1" ..., the middle
+    block "m", output blocks "-12" ... "-1".
     """
 
     key: tuple[str, int]
@@ -93,7 +93,8 @@ class Player:
     """Plays generations one after another on the same models; `judge` is told of everything."""
 
     def __init__(
-        self, host: fakehost.Host, models: Models, judge: Judge, args: tuple[Any, ...], *, keep_p: bool = False
+        self, host: fakehost.Host, models: Models, judge: Judge, args: tuple[Any, ...], *,
+        keep_p: bool = False,
     ) -> None:
         self.host, self.models, self.judge, self.args = host, models, judge, args
         self.keep_p = keep_p
@@ -134,7 +135,7 @@ class Player:
             self.judge.generation_ends(self.p)
             self.p = self._leaked = self._params = None
 
-    # Events ---------------------------------------------------------------------------------------------------
+    # Events -----------------------------------------------------------------------------
 
     def _event(self, event: Event, rest: list[Event]) -> None:
         kind = event["ev"]
@@ -179,7 +180,8 @@ class Player:
         name = self._generation.sampler(self.p.is_hr_pass)
         self._pass += 1
         self._index = -1
-        self.p.sampler = fakehost.sampler(self.p, name, first["denoiser_class"] if first else "CFGDenoiserKDiffusion")
+        denoiser = first["denoiser_class"] if first else "CFGDenoiserKDiffusion"
+        self.p.sampler = fakehost.sampler(self.p, name, denoiser)
         self._latent: torch.Tensor | None = None
         self.judge.pass_begins(name, self.p.is_hr_pass)
 
@@ -203,7 +205,6 @@ class Player:
         denoiser.step, denoiser.total_steps = event["denoiser_step"], event["denoiser_total_steps"]
         self.p.is_hr_pass = event.get("denoiser_p_is_hr_pass", self.p.is_hr_pass)
         self._progress = event["denoiser_step"] / max(1, event["denoiser_total_steps"])
-        self._announced = event
         self._params = fakehost.CFGDenoiserParams(x, event, denoiser)
         self.judge.evaluation_begins(event)
         self.host.call_back("cfg_denoiser", self._params)
@@ -217,7 +218,7 @@ class Player:
         fresh = noise(("latent", key, self._index), images, channels, *size)
         self._latent = fresh if self._latent is None else self._latent * 0.95 + 0.1 * fresh
 
-    # Calls ----------------------------------------------------------------------------------------------------
+    # Calls -----------------------------------------------------------------------------
 
     def _call(self, event: Event, rest: list[Event]) -> None:
         self._use(event)
@@ -240,8 +241,9 @@ class Player:
         for later in rest:
             if later["ev"] != "unet_inner_forward":
                 break
+            still, moving = noise("reference", *later["x"]), noise(("reference", later["t"]), *later["x"])
             self._control.inner.append({
-                "x": noise(("reference", later["x"]), *later["x"]) + 0.1 * noise(("at", later["t"]), *later["x"]),
+                "x": still + 0.1 * moving,
                 "timesteps": torch.tensor(later["t"]),
                 "context": noise(("reference context", later["context"]), *later["context"]),
             })
@@ -253,7 +255,8 @@ class Player:
         self.judge.called(Made(
             key=(self._generation.key, self._number), part=placed.part if placed else None,
             conditioning=(tuple(versions), event["context"]), weights=self.models.version,
-            forward="foreign" if foreign else "own", arguments=given, control=self._control if foreign else None,
+            forward="foreign" if foreign else "own", arguments=given,
+            control=self._control if foreign else None,
             unet=self.models.unet, output=output, ran=list(watch.ran),
         ))
 
@@ -272,16 +275,17 @@ class Player:
         whole = torch.stack(rows)
         missing = event["x"][1] - whole.shape[1]
         if missing > 0:  # an inpainting model's mask and masked image
-            whole = torch.cat([whole, noise("image conditioning", missing, high, wide).expand(len(rows), -1, -1, -1)], 1)
+            more = noise("image conditioning", missing, high, wide)
+            whole = torch.cat([whole, more.expand(len(rows), -1, -1, -1)], 1)
         return whole
 
     def _version(self, prompt: str) -> int:
-        event = self._announced if self._params is not None else {"denoiser_step": 0, "denoiser_total_steps": 1}
-        return self._generation.prompt_version(
-            prompt == "uncond", event["denoiser_step"], event["denoiser_total_steps"]
-        )
+        if self._params is None:
+            return 0
+        denoiser = self._params.denoiser
+        return self._generation.prompt_version(prompt == "uncond", denoiser.step, denoiser.total_steps)
 
-    # The model ------------------------------------------------------------------------------------------------
+    # The model -----------------------------------------------------------------------------
 
     def _use(self, call: Event) -> None:
         self._kind = Kind.of(call)
@@ -294,7 +298,8 @@ class Player:
             self.host.load_model(self.models.unet)
 
     def _forward(self, call: Event | None) -> None:
-        set_forward(self.models.unet, call and call.get("instance_forward"), lambda: self._control)
+        recorded = call.get("instance_forward") if call else None
+        set_forward(self.models.unet, recorded, lambda: self._control)
 
     def _watching(self) -> BlockWatch:
         if self._watch is None or self._watch.unet is not self.models.unet:
@@ -305,8 +310,9 @@ class Player:
 
 
 def finished(generation: Generation) -> Generation:
-    """A generation whose end was not recorded, with the hooks that the host calls at the end. An evaluation of
-    which no call was recorded is left out.
+    """A generation whose end was not recorded, with the hooks that the host calls at the end.
+
+    An evaluation of which no call was recorded is left out.
     """
     events = list(generation.events)
     while events and events[-1]["ev"] == "callback":

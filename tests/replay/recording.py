@@ -20,7 +20,7 @@ CLASS_FORWARD = "(the class forward, bound)"
 
 @dataclass(frozen=True)
 class Generation:
-    """One call of the host's API: what was asked for, and what happened. `key` seeds the replay's random numbers."""
+    """One call of the host's API: what was asked for, and what happened. `key` seeds random numbers."""
 
     key: str
     request: dict[str, Any]
@@ -36,7 +36,7 @@ class Generation:
         return other if other and other != "Use same sampler" else name
 
     def prompt_version(self, negative: bool, step: int, total: int) -> int:
-        """Which of a prompt's versions holds at an evaluation: `[a:b:0.5]` changes it once, `[a|b]` every time.
+        """Which of a prompt's versions holds: `[a:b:0.5]` changes it once, `[a|b]` at every evaluation.
 
         The host picks the first version whose last step is not before `step`.
         """

@@ -1,8 +1,8 @@
 """What each call should have given, said naively and without the extension: imports nothing of it.
 
-Two things are written out by hand: the forwards of ldm and sgm U-Nets (whole, or their outer blocks alone on a given
-feature), and the rule when a feature that was kept may stand in. The rule knows what each call holds because the
-replay made the calls; it never looks into tensors.
+Two things are written out by hand: the forwards of ldm and sgm U-Nets (whole, or their outer blocks alone on
+a given feature), and the rule when a feature that was kept may stand in. The rule knows what each call holds
+because the replay made the calls; it never looks into tensors.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import nn
 
 from .models import MIDDLE, Control
 
-# The forwards -------------------------------------------------------------------------------------------------
+# The forwards -----------------------------------------------------------------------------
 
 
 @dataclass
 class Walk:
-    """What one forward gave. `features`: by branch, the input of output block n-1-branch before the skip joins."""
+    """What one forward gave. `features`: by branch, the input of output block n-1-branch, skip apart."""
 
     output: torch.Tensor
     features: dict[int, torch.Tensor]
@@ -46,7 +46,7 @@ def walk(
     *, branches: Iterable[int] = (), control: Control | None = None, branch: int = -1,
     feature: torch.Tensor | None = None,
 ) -> Walk:
-    """The whole U-Net, keeping features for `branches`; or with `feature` just what `branch` runs, on that feature."""
+    """The whole U-Net, keeping features for `branches`; or just what `branch` runs, on `feature`."""
     emb = unet.time_embed(time_embedding(timesteps, unet.model_channels))
     if y is not None:
         emb = emb + unet.label_emb(y)
@@ -104,17 +104,18 @@ def answer(
     return Answer(whole.output, [*kept, whole.features])
 
 
-# The rule -----------------------------------------------------------------------------------------------------
+# The rule -----------------------------------------------------------------------------
 
 NOISY = {
-    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "LCM",
-    "Restart",
-    # The host passes eta = 1 to every k-diffusion sampler that takes one; their recorded timesteps go up again.
+    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE",
+    "LCM", "Restart",
+    # The host passes eta = 1 to every k-diffusion sampler that takes one. DPM fast's recorded timesteps rise.
     "DPM fast", "DPM adaptive",
 }
 """The samplers of A1111 1.10 that add fresh noise with its default settings."""
 
-ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 """Stable Diffusion's noise schedule."""
 
 PLANNED = "planned"
@@ -126,7 +127,7 @@ FORWARD = "the forward changed"
 
 
 Making = tuple[Hashable, Hashable, Hashable]
-"""Conditioning, weights and forward: what a feature was made with besides its call's x. All three must agree."""
+"""Conditioning, weights and forward: what a feature was made with besides its call's x. All must agree."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`features`: what a cached call runs on, or None for a full call; `why` is it full. `exact`: these very tensors,
-    not sums of others.
+    """`features`: what a cached call runs on, or None for a full call; `why` is it full. `exact`: these very
+    tensors, not sums of others.
     """
 
     features: list[torch.Tensor] | None
@@ -156,8 +157,8 @@ def noise_level(announced: float, timesteps: bool) -> float:
 
 
 class Rule:
-    """Uniform 1:N over the evaluations of a pass. A full call keeps its feature; a later call of the same part and
-    making may use it if it was kept at or after the plan's last full evaluation.
+    """Uniform 1:N over the evaluations of a pass. A full call keeps its feature; a later call of the same
+    part and making may use it if it was kept at or after the plan's last full evaluation.
     """
 
     def __init__(self, interval: int, estimator: str) -> None:
