@@ -226,8 +226,9 @@ def adds_noise(p: Any) -> bool:
     if "eta" in parameters:
         eta = getattr(sampler, "eta", None)
         return bool((parameters["eta"].default if eta is None else eta) > 0)
-    names = (getattr(getattr(sampler, "config", None), "name", ""), getattr(p, "sampler_name", ""))
-    return any(NOISE_ADDING.search(str(name)) for name in names)
+    # The sampler's own name: in a hires pass with another sampler, p still has the first one's.
+    name = getattr(getattr(sampler, "config", None), "name", "") or getattr(p, "sampler_name", "")
+    return NOISE_ADDING.search(str(name)) is not None
 
 
 def noise_level(params: Any, p: Any) -> float | None:
