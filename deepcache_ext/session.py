@@ -170,20 +170,25 @@ class Session:
         if unet is not self._unet or self._ladder is None:
             self.report.misses[Reason.REPLICA] += 1
             return
+        if not self._is_ours():
+            self.report.misses[Reason.OUTSIDE] += 1
+            return
         try:
-            self._open.append(self._begin_call(unet, args, kwargs))
+            self._open.append(self._begin_call(unet, args, kwargs, self._moment))
         except Exception:
             self._break()
 
-    def _begin_call(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenCall:
-        assert self._ladder is not None
+    def _is_ours(self) -> bool:
+        """Whether a call at this moment is part of an evaluation, in the sampler's own thread."""
+        return self._moment is not None and threading.get_ident() == self._thread
+
+    def _begin_call(
+        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], moment: Moment | None
+    ) -> OpenCall:
+        assert self._ladder is not None and moment is not None
         if self._open:
             return OpenCall(nested=True, suspended=self._ladder.take_down())
         self._ladder.take_down()
-        moment = self._moment
-        if moment is None or threading.get_ident() != self._thread:
-            self.report.misses[Reason.OUTSIDE] += 1
-            return OpenCall()
         if _is_traced():
             return self._plain(Reason.TRACED)
         if self._latent is not None:
@@ -216,7 +221,7 @@ class Session:
         return OpenCall(call, key, forward, walks)
 
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if unet is not self._unet or self._ladder is None or not self._open:
+        if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
             return None
         again = False
         try:
