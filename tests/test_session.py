@@ -477,6 +477,34 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     assert kept and all(ref() is None for ref in kept)
 
 
+def test_without_always_call_the_next_tick_clears_up(unet, monkeypatch):
+    """torch 2.0 does not call a forward hook when the forward raised."""
+    plain = type(unet).register_forward_hook
+
+    def as_in_torch_2_0(self, hook, *, with_kwargs=False):
+        return plain(self, hook, with_kwargs=with_kwargs)
+
+    monkeypatch.setattr(type(unet), "register_forward_hook", as_in_torch_2_0)
+    latent, cache, feature = drifting(2), session(3), None
+    cache.attach(unet)
+    for k in range(5):
+        if k == 1:
+            fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
+            with pytest.raises(RuntimeError):
+                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            continue
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        now = call(x=scaled(latent(k), k))
+        expected, feature = unets.by_hand(unet, 0, feature if k % 3 else None, **now)
+        assert torch.equal(output, expected)
+    cache.tick(lambda: latent(5), sigma(5))
+    fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
+    with pytest.raises(RuntimeError):
+        unet(**call())
+    assert set(vars(unet)) & {"input_blocks", "output_blocks"}  # still up: nobody has come by
+    assert cache.close().cached_calls == 2
+
+
 def test_nothing_is_left_after_a_pass(unet):
     before, cache = unets.traces(unet), session(3, estimator=Forecast())
     cache.attach(unet)
