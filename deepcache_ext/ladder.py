@@ -30,14 +30,13 @@ def _itself(real: Any) -> Any:
     return real
 
 
-class Stand:
-    """Stands in a ladder for the block `real`: callable like it, iterable like it, and else it *is* the block.
+class Shadow:
+    """Is asked in place of `_real`; for every question that the subclass does not answer, the real one does.
 
-    Some forwards (reForge's) do not call a block but iterate over its layers.
+    accelerate, for instance, asks `getattr(blocks, "0")`.
     """
 
-    def __init__(self, real: Any) -> None:
-        self._real = real
+    _real: Any
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_real":
@@ -46,6 +45,15 @@ class Stand:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _itself, (self._real,)
+
+
+class Stand(Shadow):
+    """Stands in a ladder for the block `real`: callable like it, and iterable like it, since some forwards
+    (reForge's) do not call a block but go through its layers.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
 
 
 class Observed(Stand):
@@ -83,20 +91,12 @@ class Supplied(Stand):
         yield self
 
 
-class Blocks(list[Any]):
-    """The blocks of one call; for every other question (accelerate asks `getattr(blocks, "0")`) the real list."""
+class Blocks(Shadow, list[Any]):
+    """The blocks of one call, in place of a ModuleList."""
 
     def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
         super().__init__(blocks)
         self._real = real
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_real":
-            raise AttributeError(name)
-        return getattr(self._real, name)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _itself, (self._real,)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Ladder:
 
     @property
     def is_up(self) -> bool:
-        return any(isinstance(self._unet.__dict__.get(name), (Blocks, Stand)) for name in NAMES)
+        return any(isinstance(self._unet.__dict__.get(name), Shadow) for name in NAMES)
 
     def up_full(self, branch: int, full_length: bool) -> Walks:
         """Prepare a full call that keeps the input of output block n-1-branch.
@@ -246,7 +246,7 @@ class Ladder:
         """Remove our shadows, whatever the state; returns them, for `put_back`."""
         found = {}
         for name in NAMES:
-            if isinstance(self._unet.__dict__.get(name), (Blocks, Stand)):
+            if isinstance(self._unet.__dict__.get(name), Shadow):
                 found[name] = self._unet.__dict__.pop(name)
         return found
 
@@ -288,5 +288,5 @@ def check_layout(unet: Any) -> None:
     inputs, outputs = len(below), len(above)
     if inputs != outputs or not outputs:
         raise UnknownLayout(f"the UNet has {inputs} input and {outputs} output blocks")
-    if any(name in unet.__dict__ and not isinstance(unet.__dict__[name], (Blocks, Stand)) for name in NAMES):
+    if any(name in unet.__dict__ and not isinstance(unet.__dict__[name], Shadow) for name in NAMES):
         raise UnknownLayout("another extension shadows the UNet's blocks")

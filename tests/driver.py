@@ -10,6 +10,7 @@ import torch
 from deepcache_ext.estimators import Copy, Forecast
 from deepcache_ext.plan import UniformPlan
 from deepcache_ext.session import Session
+from tests import unets
 
 
 def session(
@@ -41,3 +42,18 @@ def evaluate(cache: Session, unet: Any, k: int, latent: torch.Tensor, *calls: di
 
 def scaled(x: torch.Tensor, k: int) -> torch.Tensor:
     return x / (sigma(k) ** 2 + 1) ** 0.5
+
+
+LAYOUT = "three-levels"
+"""The smallest layout: 6 input and 6 output blocks."""
+
+
+def call(seed: int = 0, rows: int = 2, **changes: Any) -> dict[str, Any]:
+    """Arguments of one call of that layout."""
+    return {**unets.inputs(LAYOUT, rows=rows, size=(8, 8), seed=seed), **changes}
+
+
+def run(cache: Session, unet: Any, evaluations: int) -> list[torch.Tensor]:
+    """So many evaluations of one call each."""
+    latent, arguments = drifting(2), call()
+    return [evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})[0] for k in range(evaluations)]

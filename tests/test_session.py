@@ -1,7 +1,6 @@
 """A session on a real UNet: what is cached, what is refused and why, and what is left behind."""
 
 import gc
-import logging
 import threading
 import warnings
 import weakref
@@ -11,13 +10,11 @@ import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
 
-from deepcache_ext.estimators import Copy, Forecast, Moment
+from deepcache_ext.estimators import Forecast, Moment
 from deepcache_ext.ladder import UnknownLayout
 from deepcache_ext.report import Reason
 from tests import unets
-from tests.driver import drifting, evaluate, scaled, session, sigma
-
-LAYOUT = "three-levels"
+from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +32,8 @@ def unet():
     assert unets.traces(unet) == before
 
 
-def call(seed=0, rows=2, **changes):
-    return {**unets.inputs(LAYOUT, rows=rows, size=(8, 8), seed=seed), **changes}
-
-
-def run(cache, unet, evaluations, make_calls=None, rows=2):
-    """Several evaluations of one call each; returns outputs and what the UNet gave by hand, full."""
-    latent, arguments, outputs = drifting(rows), call(rows=rows), []
-    for k in range(evaluations):
-        outputs.append(evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})[0])
-    return outputs
-
-
-def expected_copy(unet, evaluations, interval, branch, rows=2):
-    latent, arguments, outputs, feature = drifting(rows), call(rows=rows), [], None
+def expected_copy(unet, evaluations, interval, branch):
+    latent, arguments, outputs, feature = drifting(2), call(), [], None
     for k in range(evaluations):
         now = {**arguments, "x": scaled(latent(k), k)}
         output, kept = unets.by_hand(unet, branch, feature if k % interval else None, **now)
@@ -315,196 +300,6 @@ def test_in_place_writers_cannot_spoil_a_kept_feature(unet, monkeypatch):
     cache.close()
 
 
-def test_a_replaced_forward_that_runs_no_block(unet):
-    """TensorRT and its like."""
-    unet.forward = lambda x, **_: x * 2
-    cache = session(3)
-    cache.attach(unet)
-    run(cache, unet, 4)
-    del unet.forward
-    report = cache.close()
-    assert report.off == Reason.NO_EFFECT.value
-    assert report.fraction == "4 of 4 full"
-
-
-def by_position(unet, controls):
-    """A foreign forward that adds a residual to every block by its position, as ControlNet's does."""
-    def forward(x, timesteps, context):
-        emb = unet.time_embed(unets.timestep_embedding(timesteps, unet.model_channels, repeat_only=False))
-        h, skips, residuals = x, [], list(controls)
-        for block in unet.input_blocks:
-            h = block(h, emb, context)
-            skips.append(h)
-        h = unet.middle_block(h, emb, context)
-        h += residuals.pop()
-        for block in unet.output_blocks:
-            h = block(torch.cat([h, skips.pop() + residuals.pop()], dim=1), emb, context)
-        return unet.out(h)
-
-    return forward
-
-
-@pytest.mark.parametrize("branch", [0, 3, 5])
-def test_foreign_forward_keeps_its_positions(unet, branch):
-    latent, cache = drifting(2), session(3, branch)
-    controls = [0.1 * (i + 1) for i in range(len(unet.input_blocks) + 1)]
-    unet.forward = by_position(unet, controls)
-    cache.attach(unet)
-    outputs = run(cache, unet, 3)
-    del unet.forward
-    assert cache.close().cached_calls == 2
-
-    # By hand: the live blocks get the residuals that belong to their positions.
-    now = [call(x=scaled(latent(k), k)) for k in range(3)]
-    depth = len(unet.output_blocks)
-    features = []
-    probe = unet.output_blocks[depth - 1 - branch].register_forward_pre_hook(
-        lambda _, args: features.append(args[0].clone())
-    )
-    expected = [by_position(unet, controls)(**now[0])]
-    probe.remove()
-    skip = unet.input_blocks[branch]  # its output, plus the residual, is the second half of what the boundary gets
-    emb = unet.time_embed(unets.timestep_embedding(now[0]["timesteps"], unet.model_channels, repeat_only=False))
-    for k in (1, 2):
-        h, skips = now[k]["x"], []
-        for block in list(unet.input_blocks)[: branch + 1]:
-            h = block(h, emb, now[k]["context"])
-            skips.append(h)
-        width = features[0].shape[1] - skips[-1].shape[1]
-        h = features[0][:, :width]
-        if branch == depth - 1:
-            h = h - controls[-1] + controls[-1]  # the middle's own residual is added again, to the kept feature
-        for i, block in enumerate(list(unet.output_blocks)[depth - 1 - branch :]):
-            h = block(torch.cat([h, skips.pop() + controls[branch - i]], dim=1), emb, now[k]["context"])
-        expected.append(unet.out(h))
-    assert skip is not None
-    for output, reference in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-4)
-
-
-def twice(unet, other, weight=0.1):
-    """A foreign forward that first runs the class's own forward on another latent: ControlNet's reference_only."""
-    def forward(x, timesteps, context):
-        reference = type(unet).forward(unet, other, timesteps, context)
-        return type(unet).forward(unet, x, timesteps, context) + weight * reference
-
-    return forward
-
-
-def test_two_walks_in_one_call_have_a_feature_each(unet):
-    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(3)
-    unet.forward = twice(unet, other)
-    cache.attach(unet)
-    outputs = run(cache, unet, 3)
-    del unet.forward
-    assert cache.close().cached_calls == 2
-    for k, output in enumerate(outputs):
-        now, aside = call(x=scaled(latent(k), k)), call(x=other)
-        if k == 0:
-            (main, kept), (side, kept_aside) = unets.by_hand(unet, 0, **now), unets.by_hand(unet, 0, **aside)
-        else:
-            main, _ = unets.by_hand(unet, 0, kept, **now)
-            side, _ = unets.by_hand(unet, 0, kept_aside, **aside)
-        assert torch.equal(output, main + 0.1 * side)
-
-
-def test_another_number_of_walks_is_run_again_in_full(unet):
-    """A reference unit that stops in mid-run leaves the call with one walk, and the first feature is not its own."""
-    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(4)
-    double = twice(unet, other)
-    active = True
-    unet.forward = lambda **kw: double(**kw) if active else type(unet).forward(unet, **kw)
-    cache.attach(unet)
-    run(cache, unet, 2)
-    active = False
-    (output,) = evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
-    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(2), 2)))[0])
-    del unet.forward
-    report = cache.close()
-    assert report.misses == {Reason.WALKS: 1}
-    assert (report.full_calls, report.cached_calls, report.full_evaluations) == (2, 1, 2)
-
-
-def test_an_extension_that_comes_or_goes_in_mid_run(unet):
-    latent, cache = drifting(2), session(5)
-    cache.attach(unet)
-    for k in range(4):
-        if k == 2:
-            unet.forward = twice(unet, torch.zeros(2, 4, 8, 8))
-        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
-    del unet.forward
-    report = cache.close()
-    assert report.misses == {Reason.FORWARD: 1} and report.cached_calls == 2
-
-
-def fail_once(block, error):
-    def fail(*_):
-        handle.remove()
-        raise error
-
-    handle = block.register_forward_pre_hook(fail)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()], ids=["oom", "interrupt"])
-@pytest.mark.parametrize("at", [0, 1, 3])
-def test_an_exception_at_any_evaluation(unet, error, at):
-    """Afterwards the UNet is clean, at the latest at the next tick; a retry gives the full picture."""
-    latent, cache = drifting(2), session(3)
-    cache.attach(unet)
-    for k in range(5):
-        if k == at:
-            fail_once(unet.output_blocks[-1], error)
-            with pytest.raises(type(error)):
-                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
-            cache.attach(unet)
-        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
-        if k == at and isinstance(error, RuntimeError):
-            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
-    cache.close()
-
-
-def test_after_an_error_the_unet_is_clean_at_once(unet):
-    cache, before = session(3), unets.traces(unet)
-    cache.attach(unet)
-    run(cache, unet, 2)
-    kept = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
-    unet.out.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(cache, unet, 1)
-    unet.out._forward_pre_hooks.clear()
-    assert unets.traces(unet) == before
-    gc.collect()
-    assert kept and all(ref() is None for ref in kept)
-
-
-def test_without_always_call_the_next_tick_clears_up(unet, monkeypatch):
-    """torch 2.0 does not call a forward hook when the forward raised."""
-    plain = type(unet).register_forward_hook
-
-    def as_in_torch_2_0(self, hook, *, with_kwargs=False):
-        return plain(self, hook, with_kwargs=with_kwargs)
-
-    monkeypatch.setattr(type(unet), "register_forward_hook", as_in_torch_2_0)
-    latent, cache, feature = drifting(2), session(3), None
-    cache.attach(unet)
-    for k in range(5):
-        if k == 1:
-            fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
-            with pytest.raises(RuntimeError):
-                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
-            continue
-        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
-        now = call(x=scaled(latent(k), k))
-        expected, feature = unets.by_hand(unet, 0, feature if k % 3 else None, **now)
-        assert torch.equal(output, expected)
-    cache.tick(lambda: latent(5), sigma(5))
-    fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
-    with pytest.raises(RuntimeError):
-        unet(**call())
-    assert set(vars(unet)) & {"input_blocks", "output_blocks"}  # still up: nobody has come by
-    assert cache.close().cached_calls == 2
-
-
 def test_nothing_is_left_after_a_pass(unet):
     before, cache = unets.traces(unet), session(3, estimator=Forecast())
     cache.attach(unet)
@@ -530,20 +325,6 @@ def test_windows_that_move_do_not_pile_up(unet):
         evaluate(cache, unet, k, latent(k), call(x=latent(k)[first : first + 2]))
         assert len(cache._slots) <= 6
     cache.close()
-
-
-def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
-    cache, latent, logged = session(3), drifting(2), []
-    cache.attach(unet)
-    run(cache, unet, 1)
-    monkeypatch.setattr(Copy, "estimate", lambda *_: 1 / 0)
-    monkeypatch.setattr(logging.getLogger("deepcache"), "handle", logged.append)
-    (output,) = evaluate(cache, unet, 1, latent(1), call(x=latent(1)))
-    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(1), 1)))[0])
-    evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
-    report = cache.close()
-    assert report.off == Reason.ERROR.value and report.fraction == "3 of 3 full"
-    assert [record.exc_info[0] for record in logged] == [ZeroDivisionError]
 
 
 def test_a_nested_call_of_the_same_unet(unet):

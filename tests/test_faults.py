@@ -1,0 +1,110 @@
+"""Errors in the UNet, interrupts, and errors of our own: the host goes on, and nothing is left."""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+
+from deepcache_ext.estimators import Copy
+from deepcache_ext.report import Reason
+from tests import unets
+from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def unet():
+    """A UNet that must look untouched when the test is over."""
+    unet = unets.make(LAYOUT)
+    before = unets.traces(unet)
+    yield unet
+    assert unets.traces(unet) == before
+
+
+def fail_once(block, error):
+    def fail(*_):
+        handle.remove()
+        raise error
+
+    handle = block.register_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()], ids=["oom", "interrupt"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_an_exception_at_any_evaluation(unet, error, at):
+    """Afterwards the UNet is clean, at the latest at the next tick; a retry gives the full picture."""
+    latent, cache = drifting(2), session(3)
+    cache.attach(unet)
+    for k in range(5):
+        if k == at:
+            fail_once(unet.output_blocks[-1], error)
+            with pytest.raises(type(error)):
+                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            cache.attach(unet)
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        if k == at and isinstance(error, RuntimeError):
+            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+    cache.close()
+
+
+def test_after_an_error_the_unet_is_clean_at_once(unet):
+    cache, before = session(3), unets.traces(unet)
+    cache.attach(unet)
+    run(cache, unet, 2)
+    kept = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
+    unet.out.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(cache, unet, 1)
+    unet.out._forward_pre_hooks.clear()
+    assert unets.traces(unet) == before
+    gc.collect()
+    assert kept and all(ref() is None for ref in kept)
+
+
+def test_without_always_call_the_next_tick_clears_up(unet, monkeypatch):
+    """torch 2.0 does not call a forward hook when the forward raised."""
+    plain = type(unet).register_forward_hook
+
+    def as_in_torch_2_0(self, hook, *, with_kwargs=False):
+        return plain(self, hook, with_kwargs=with_kwargs)
+
+    monkeypatch.setattr(type(unet), "register_forward_hook", as_in_torch_2_0)
+    latent, cache, feature = drifting(2), session(3), None
+    cache.attach(unet)
+    for k in range(5):
+        if k == 1:
+            fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
+            with pytest.raises(RuntimeError):
+                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            continue
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        now = call(x=scaled(latent(k), k))
+        expected, feature = unets.by_hand(unet, 0, feature if k % 3 else None, **now)
+        assert torch.equal(output, expected)
+    cache.tick(lambda: latent(5), sigma(5))
+    fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
+    with pytest.raises(RuntimeError):
+        unet(**call())
+    assert set(vars(unet)) & {"input_blocks", "output_blocks"}  # still up: nobody has come by
+    assert cache.close().cached_calls == 2
+
+
+def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
+    cache, latent, logged = session(3), drifting(2), []
+    cache.attach(unet)
+    run(cache, unet, 1)
+    monkeypatch.setattr(Copy, "estimate", lambda *_: 1 / 0)
+    monkeypatch.setattr(logging.getLogger("deepcache"), "handle", logged.append)
+    (output,) = evaluate(cache, unet, 1, latent(1), call(x=latent(1)))
+    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(1), 1)))[0])
+    evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    report = cache.close()
+    assert report.off == Reason.ERROR.value and report.fraction == "3 of 3 full"
+    assert [record.exc_info[0] for record in logged] == [ZeroDivisionError]

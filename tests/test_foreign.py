@@ -1,0 +1,138 @@
+"""Forwards that another extension put on the UNet: by position, twice, or without running a block."""
+
+import pytest
+import torch
+
+from deepcache_ext.report import Reason
+from tests import unets
+from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def unet():
+    """A UNet that must look untouched when the test is over."""
+    unet = unets.make(LAYOUT)
+    before = unets.traces(unet)
+    yield unet
+    assert unets.traces(unet) == before
+
+
+def test_a_replaced_forward_that_runs_no_block(unet):
+    """TensorRT and its like."""
+    unet.forward = lambda x, **_: x * 2
+    cache = session(3)
+    cache.attach(unet)
+    run(cache, unet, 4)
+    del unet.forward
+    report = cache.close()
+    assert report.off == Reason.NO_EFFECT.value
+    assert report.fraction == "4 of 4 full"
+
+
+def by_position(unet, controls):
+    """A foreign forward that adds a residual to every block by its position, as ControlNet's does."""
+    def forward(x, timesteps, context):
+        emb = unet.time_embed(unets.timestep_embedding(timesteps, unet.model_channels, repeat_only=False))
+        h, skips, residuals = x, [], list(controls)
+        for block in unet.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = unet.middle_block(h, emb, context)
+        h += residuals.pop()
+        for block in unet.output_blocks:
+            h = block(torch.cat([h, skips.pop() + residuals.pop()], dim=1), emb, context)
+        return unet.out(h)
+
+    return forward
+
+
+@pytest.mark.parametrize("branch", [0, 3, 5])
+def test_foreign_forward_keeps_its_positions(unet, branch):
+    latent, cache = drifting(2), session(3, branch)
+    controls = [0.1 * (i + 1) for i in range(len(unet.input_blocks) + 1)]
+    unet.forward = by_position(unet, controls)
+    cache.attach(unet)
+    outputs = run(cache, unet, 3)
+    del unet.forward
+    assert cache.close().cached_calls == 2
+
+    # By hand: the live blocks get the residuals that belong to their positions. What the first live output block was
+    # given at the full call is the kept feature (with the middle's residual, where the middle is the boundary).
+    first_live = len(unet.output_blocks) - 1 - branch
+    given = []
+    probe = unet.output_blocks[first_live].register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    now = [call(x=scaled(latent(k), k)) for k in range(3)]
+    expected = [by_position(unet, controls)(**now[0])]
+    probe.remove()
+    emb = unet.time_embed(unets.timestep_embedding(now[0]["timesteps"], unet.model_channels, repeat_only=False))
+    for k in (1, 2):
+        h, skips = now[k]["x"], []
+        for block in list(unet.input_blocks)[: branch + 1]:
+            h = block(h, emb, now[k]["context"])
+            skips.append(h)
+        h = given[0][:, : given[0].shape[1] - skips[-1].shape[1]]
+        for i, block in enumerate(list(unet.output_blocks)[first_live:]):
+            h = block(torch.cat([h, skips.pop() + controls[branch - i]], dim=1), emb, now[k]["context"])
+        expected.append(unet.out(h))
+    assert all(map(torch.equal, outputs, expected))
+
+
+def twice(unet, other, weight=0.1):
+    """A foreign forward that first runs the class's own forward on another latent: ControlNet's reference_only."""
+    def forward(x, timesteps, context):
+        reference = type(unet).forward(unet, other, timesteps, context)
+        return type(unet).forward(unet, x, timesteps, context) + weight * reference
+
+    return forward
+
+
+def test_two_walks_in_one_call_have_a_feature_each(unet):
+    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(3)
+    unet.forward = twice(unet, other)
+    cache.attach(unet)
+    outputs = run(cache, unet, 3)
+    del unet.forward
+    assert cache.close().cached_calls == 2
+    for k, output in enumerate(outputs):
+        now, aside = call(x=scaled(latent(k), k)), call(x=other)
+        if k == 0:
+            (main, kept), (side, kept_aside) = unets.by_hand(unet, 0, **now), unets.by_hand(unet, 0, **aside)
+        else:
+            main, _ = unets.by_hand(unet, 0, kept, **now)
+            side, _ = unets.by_hand(unet, 0, kept_aside, **aside)
+        assert torch.equal(output, main + 0.1 * side)
+
+
+def test_another_number_of_walks_is_run_again_in_full(unet):
+    """A reference unit that stops in mid-run leaves the call with one walk, and the first feature is not its own."""
+    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(4)
+    double = twice(unet, other)
+    active = True
+    unet.forward = lambda **kw: double(**kw) if active else type(unet).forward(unet, **kw)
+    cache.attach(unet)
+    run(cache, unet, 2)
+    active = False
+    (output,) = evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(2), 2)))[0])
+    del unet.forward
+    report = cache.close()
+    assert report.misses == {Reason.WALKS: 1}
+    assert (report.full_calls, report.cached_calls, report.full_evaluations) == (2, 1, 2)
+
+
+def test_an_extension_that_comes_or_goes_in_mid_run(unet):
+    latent, cache = drifting(2), session(5)
+    cache.attach(unet)
+    for k in range(4):
+        if k == 2:
+            unet.forward = twice(unet, torch.zeros(2, 4, 8, 8))
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    del unet.forward
+    report = cache.close()
+    assert report.misses == {Reason.FORWARD: 1} and report.cached_calls == 2
