@@ -12,13 +12,15 @@ py := .venv/bin/python
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup demo test bench replay lint clean distclean
+.PHONY: help setup demo test bench evidence replay lint clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=, PORT=)"
 	@echo "make test    all tests, with coverage"
 	@echo "make bench   the benchmarks"
+	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
+	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
 	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
@@ -35,8 +37,14 @@ test: setup
 bench: setup
 	$(py) -m bench $(ARGS)
 
+evidence: setup
+	$(py) -m evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)
+
 replay: setup
 	$(py) -m tests.replay $(TRACES) $(ARGS)
+
+train: setup
+	$(py) -m train $(ARGS)
 
 lint: setup
 	$(py) -m ruff check .

@@ -12,10 +12,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from demo.comparison import NotActive, compare, side_by_side
 from demo.webui.boot import MODELS, REPOSITORY, boot
+from demo.webui.checkpoints import available
 from demo.webui.hosts import HOSTS
 
 SIZE = 192
-"""Pixels a side: at this size a full call of the demo's U-Net is far above the host's own work for a step."""
+"""Pixels a side: at this size a full call of the demo's U-Net is far above the host's own work for a step.
+The trained checkpoint's pictures are of this size too."""
+
+PROMPT = "red apple"
+"""One of the prompts that the trained checkpoint knows: demo/checkpoint/README.md."""
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -38,10 +43,11 @@ def main() -> int:
         url = host.serve(options.port)
         if not options.no_comparison:
             request = {
-                "prompt": "a red car", "steps": options.steps, "sampler_name": "Euler", "seed": 1,
-                "width": SIZE, "height": SIZE, "cfg_scale": 7,
+                "prompt": PROMPT, "steps": options.steps, "sampler_name": "Euler", "seed": 1,
+                "width": SIZE, "height": SIZE, "cfg_scale": 5,
             }
-            print(f"{options.model}, {options.steps} steps, Euler, {SIZE}x{SIZE}, random weights")
+            weights = "trained" if available()[MODELS[options.model]].weights else "random"
+            print(f'{options.model}, "{PROMPT}", {options.steps} steps, Euler, {SIZE}x{SIZE}, {weights} weights')
             try:
                 outcome = compare(
                     url, request, {"cache_interval": options.interval, "cache_branch_id": options.branch}

@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 from .real_parts import LdmUNet, SgmUNet
+from .toys import PictureCode, TextEncoder
 
 LATENT_CHANNELS = 4
 TRAINED = Path(__file__).resolve().parents[1] / "checkpoint"
+
+# Names in a file of an ldm checkpoint begin with these.
+UNET = "model.diffusion_model."
+TEXT = "cond_stage_model."
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Checkpoint:
 
     `layout`: "sd1" (ldm), "sdxl" (sgm) or "inpaint" (ldm with 9 input channels: latent, mask, masked latent).
     `width`: channels of the first level. `context`: width of a text token. `weights`: a safetensors file, else
-    random weights from `seed`.
+    random weights from `seed`. `trained`: what else a trained one says of itself, see `available`.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Checkpoint:
     seed: int = 1
     weights: Path | None = None
     config: dict[str, Any] = field(default_factory=dict, hash=False)
+    trained: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def title(self) -> str:
@@ -61,14 +67,16 @@ def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
     """All checkpoints by name; trained ones in `folder` come as NAME.safetensors beside NAME.json.
 
     The json holds `layout`, `width`, `context` and, where the defaults below do not fit, `config`: arguments of the
-    U-Net class. A trained checkpoint may carry the name of a built-in one and then stands in its place.
+    U-Net class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
+    file) and `mean` and `spread` (of the `toys.PictureCode`). A trained checkpoint may carry the name of a built-in
+    one and then stands in its place.
     """
     found = {checkpoint.name: checkpoint for checkpoint in BUILT_IN}
     for path in sorted(folder.glob("*.safetensors")):
         described = path.with_suffix(".json")
         if described.exists():
             known = json.loads(described.read_text(encoding="utf-8"))
-            wanted = {key: known[key] for key in ("layout", "width", "context", "config") if key in known}
+            wanted = {key: known[key] for key in ("layout", "width", "context", "config", "trained") if key in known}
             found[path.stem] = Checkpoint(path.stem, weights=path, **wanted)
     return found
 
@@ -102,13 +110,36 @@ def make_unet(checkpoint: Checkpoint) -> nn.Module:
 def state_dict(checkpoint: Checkpoint, unet: nn.Module) -> dict[str, torch.Tensor]:
     """The checkpoint's weights, for a U-Net from `make_unet`."""
     if checkpoint.weights is not None:
-        from safetensors.torch import load_file
-
-        return {name: tensor.float() for name, tensor in load_file(checkpoint.weights).items()}
+        return _part(checkpoint, UNET)
     made = make_unet(checkpoint)
     _randomise(made, checkpoint.seed)
     _pass_input_on(made)
     return made.state_dict()
+
+
+def text_encoder(checkpoint: Checkpoint) -> TextEncoder | None:
+    """The trained text encoder of a checkpoint that has one."""
+    if checkpoint.weights is None or "buckets" not in checkpoint.trained:
+        return None
+    encoder = TextEncoder(checkpoint.trained["buckets"], checkpoint.context)
+    encoder.load_state_dict(_part(checkpoint, TEXT))
+    return encoder.eval().requires_grad_(False)
+
+
+def picture_code(checkpoint: Checkpoint) -> PictureCode | None:
+    """How a trained checkpoint's latents are pictures; none where they are the toys' fixed colours."""
+    if "mean" not in checkpoint.trained:
+        return None
+    return PictureCode(tuple(checkpoint.trained["mean"]), tuple(checkpoint.trained["spread"]))
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """Those of the file's tensors whose names begin with `prefix`, without it; all if none does."""
+    from safetensors.torch import load_file
+
+    tensors = {name: tensor.float() for name, tensor in load_file(checkpoint.weights).items()}
+    part = {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return part or tensors
 
 
 def _randomise(unet: nn.Module, seed: int) -> None:

@@ -1,11 +1,16 @@
-"""Stand-ins for the two big parts that caching never touches: the text encoder and the autoencoder."""
+"""Stand-ins for the two big parts that caching never touches: the text encoder and the autoencoder.
+
+The fixed ones serve U-Nets with random weights; a trained checkpoint brings a `TextEncoder` and a `PictureCode`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 CHUNK = 75
@@ -68,3 +73,74 @@ def encode_picture(picture: torch.Tensor) -> torch.Tensor:
     """[B, 3, 8h, 8w] in -1..1 -> [B, 4, h, w]: the smallest latent that decodes to the picture's means."""
     small = functional.avg_pool2d(picture.float(), SCALE)
     return torch.einsum("brhw,rc->bchw", small, torch.linalg.pinv(_TO_RGB))
+
+
+class TextEncoder(nn.Module):
+    """A learned encoder: a vector for each word's bucket and each place, and the sum of all words for every place.
+
+    The sum makes every one of the 77 places know the whole chunk; words that were never trained stay near zero.
+    """
+
+    def __init__(self, buckets: int, width: int) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.words = nn.Embedding(buckets, width)
+        self.places = nn.Embedding(CHUNK + 2, width)
+        self.whole = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        self.last = nn.LayerNorm(width)
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.places.weight, std=0.1)
+
+    def bucket(self, word: str) -> int:
+        """1 .. buckets - 1; 0 is the start and end token."""
+        return 1 + int.from_bytes(hashlib.sha256(word.lower().encode()).digest()[:7], "big") % (self.buckets - 1)
+
+    def numbers(self, text: str) -> torch.Tensor:
+        """Words as bucket numbers, [chunks, 77]."""
+        rows = [[0, *map(self.bucket, chunk)] for chunk in tokens(text)]
+        return torch.tensor([row + [0] * (CHUNK + 2 - len(row)) for row in rows])
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """[chunks, 77] -> [chunks, 77, width]."""
+        words = self.words(numbers) * (numbers > 0).unsqueeze(-1)
+        whole = self.whole(words.sum(1, keepdim=True))
+        return self.last(words + self.places.weight + whole)
+
+    @torch.no_grad()
+    def encode(self, text: str) -> torch.Tensor:
+        """[77 x chunks, width]."""
+        return self(self.numbers(text).to(self.words.weight.device)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class PictureCode:
+    """A latent that is the picture itself at an eighth of its size: red, green, blue on white, and opacity.
+
+    `mean`, `spread`: of each of the four channels, of pictures in -1..1.
+    """
+
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def normalise(self, rgba: torch.Tensor) -> torch.Tensor:
+        """[B, 4, h, w] in -1..1 -> the latent that the U-Net learns."""
+        return (rgba - self._column(self.mean, rgba)) / self._column(self.spread, rgba)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """[B, 4, h, w] -> [B, 3, 8h, 8w] in -1..1; what is mostly transparent becomes white."""
+        rgba = latent.float() * self._column(self.spread, latent) + self._column(self.mean, latent)
+        seen = (rgba[:, 3:] + 1).clamp(0, 1)  # opaque from a half on: the colours are blended with white already
+        on_white = 1 - (1 - rgba[:, :3].clamp(-1, 1)) * seen
+        return functional.interpolate(on_white, scale_factor=SCALE, mode="bicubic").clamp(-1, 1)
+
+    def encode(self, picture: torch.Tensor) -> torch.Tensor:
+        """[B, 3, 8h, 8w] in -1..1 -> [B, 4, h, w]; what is not white counts as opaque."""
+        small = functional.avg_pool2d(picture.float(), SCALE)
+        opacity = (4 * (1 - small.amin(1, keepdim=True))).clamp(0, 2) - 1
+        return self.normalise(torch.cat([small, opacity], 1))
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, device=like.device).view(1, -1, 1, 1)

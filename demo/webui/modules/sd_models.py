@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from modules.prompt_parser import DictWithShape
 from torch import nn
 
 from demo.webui import toys
-from demo.webui.checkpoints import Checkpoint, available, make_unet, state_dict
+from demo.webui.checkpoints import Checkpoint, available, make_unet, picture_code, state_dict, text_encoder
 
 
 class CheckpointInfo:
@@ -62,19 +63,27 @@ class LatentDiffusion(nn.Module):
         self.sd_checkpoint_info = info
         self.sd_model_hash = info.shorthash
         self.model.diffusion_model.load_state_dict(state_dict(info.checkpoint, self.model.diffusion_model))
+        self.cond_stage_model = text_encoder(info.checkpoint)
+        self.pictures = picture_code(info.checkpoint)
+        self.says_v = info.checkpoint.trained.get("prediction") == "v"
 
     @property
     def device(self) -> torch.device:
         return self.alphas_cumprod.device
 
     def apply_model(self, x: torch.Tensor, t: torch.Tensor, cond: dict) -> torch.Tensor:
-        """Noise in x [B, 4, h, w] at timesteps t [B]."""
-        return self.model(x, t, cond)
+        """Noise in x [B, 4, h, w] at timesteps t [B], also of a U-Net that says v: all samplers ask for noise."""
+        said = self.model(x, t, cond)
+        if not self.says_v:
+            return said
+        kept = self.alphas_cumprod[t.float().round().long().clamp(0, 999)].view(-1, 1, 1, 1)
+        return kept.sqrt() * said + (1 - kept).sqrt() * x
 
     def get_learned_conditioning(self, texts: list[str], width: int, height: int) -> Any:
         """One entry for each text: [tokens, width], for SDXL a dict that also has the vector [1600]."""
         context = self.sd_checkpoint_info.checkpoint.context
-        encoded = [toys.encode_text(text, context) for text in texts]
+        encode = self.cond_stage_model.encode if self.cond_stage_model else partial(toys.encode_text, width=context)
+        encoded = [encode(text) for text in texts]
         if not self.is_sdxl:
             return encoded
         numbers = [height, width, 0, 0, height, width]
@@ -84,13 +93,15 @@ class LatentDiffusion(nn.Module):
 
     @property
     def cond_stage_model_empty_prompt(self) -> torch.Tensor:
+        if self.cond_stage_model:
+            return self.cond_stage_model.encode("")[None]
         return toys.encode_text("", self.sd_checkpoint_info.checkpoint.context)[None]
 
     def decode_first_stage(self, z: torch.Tensor) -> torch.Tensor:
-        return toys.decode_latent(z)
+        return self.pictures.decode(z) if self.pictures else toys.decode_latent(z)
 
     def encode_first_stage(self, x: torch.Tensor) -> torch.Tensor:
-        return toys.encode_picture(x)
+        return self.pictures.encode(x) if self.pictures else toys.encode_picture(x)
 
 
 class SdModelData:

@@ -1,0 +1,140 @@
+"""The trained checkpoint in demo/checkpoint/, as files and inside the host; the training's own parts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo.webui.boot import boot
+from demo.webui.checkpoints import TRAINED, available, make_unet, picture_code, state_dict, text_encoder
+from demo.webui.toys import CHUNK, PictureCode, TextEncoder
+
+NAME = "demo-sd1"
+LIMIT = 8_000_000
+
+needs_weights = pytest.mark.skipif(
+    not (TRAINED / f"{NAME}.safetensors").exists(), reason="no trained checkpoint (make train)"
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with boot(extension_dir=None, model=NAME) as host:
+        yield host.serve(None)
+    torch.set_num_threads(threads)
+
+
+def generate(url: str, **request: object) -> np.ndarray:
+    """[height, width, 3] of one txt2img call at the size of the training."""
+    body = {"steps": 20, "sampler_name": "Euler", "seed": 1, "width": 192, "height": 192, "cfg_scale": 5, **request}
+    with httpx.Client(timeout=300, trust_env=False) as client:
+        answer = client.post(f"{url}/sdapi/v1/txt2img", json=body).raise_for_status().json()
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))), dtype=np.float32)
+
+
+def test_text_encoder_gives_77_places_a_chunk() -> None:
+    encoder = TextEncoder(64, 16)
+    assert encoder.encode("").shape == (CHUNK + 2, 16)
+    assert encoder.encode("a red apple").shape == (CHUNK + 2, 16)
+    assert encoder.encode("word " * (CHUNK + 1)).shape == (2 * (CHUNK + 2), 16)
+    assert encoder.encode("a BREAK b").shape == (2 * (CHUNK + 2), 16)
+    assert torch.equal(encoder.encode("(Red:1.2) apple"), encoder.encode("red apple"))
+    assert not torch.equal(encoder.encode("red apple"), encoder.encode("green apple"))
+
+
+def test_picture_code_goes_there_and_back() -> None:
+    code = PictureCode((0.1, 0.2, 0.3, 0.0), (0.5, 0.6, 0.7, 0.9))
+    picture = torch.ones(1, 3, 64, 64)
+    picture[..., 16:48, 16:48] = torch.tensor([0.9, -0.5, -0.8]).view(1, 3, 1, 1)
+    back = code.decode(code.encode(picture))
+    assert back.shape == picture.shape
+    assert (back - picture)[..., 28:36, 28:36].abs().max() < 0.02
+    assert (back - picture)[..., :4, :4].abs().max() < 0.02
+
+
+@needs_weights
+def test_files_are_small_and_named_as_ldm_names_them() -> None:
+    from safetensors import safe_open
+
+    assert sum(path.stat().st_size for path in TRAINED.iterdir()) < LIMIT
+    with safe_open(TRAINED / f"{NAME}.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert "model.diffusion_model.input_blocks.11.0.in_layers.2.weight" in names
+    assert "model.diffusion_model.output_blocks.11.0.in_layers.2.weight" in names
+    assert {name.partition(".")[0] for name in names} == {"model", "cond_stage_model"}
+
+
+@needs_weights
+def test_weights_fit_the_layout() -> None:
+    checkpoint = available()[NAME]
+    assert checkpoint.weights is not None
+    unet = make_unet(checkpoint)
+    assert (len(unet.input_blocks), len(unet.output_blocks)) == (12, 12)
+    unet.load_state_dict(state_dict(checkpoint, unet))
+    assert text_encoder(checkpoint) is not None
+    assert picture_code(checkpoint) is not None
+
+
+@needs_weights
+def test_host_draws_what_the_prompt_says(url: str) -> None:
+    """Colours in the middle of the picture, on white."""
+    apple, heart = generate(url, prompt="red apple"), generate(url, prompt="blue heart")
+    for picture in (apple, heart):
+        assert picture.shape == (192, 192, 3)
+        assert picture[:8, :8].mean() > 225
+    middle = np.s_[80:112, 80:112]
+    red, _, blue = apple[middle].mean((0, 1))
+    assert red > blue + 50
+    red, _, blue = heart[middle].mean((0, 1))
+    assert blue > red + 50
+
+
+@needs_weights
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "UniPC"])
+def test_other_samplers_draw_it_too(url: str, sampler: str) -> None:
+    apple = generate(url, prompt="red apple", sampler_name=sampler)
+    red, _, blue = apple[80:112, 80:112].mean((0, 1))
+    assert red > blue + 50
+    assert apple[:8, :8].mean() > 215
+
+
+@needs_weights
+@pytest.mark.parametrize("words", [
+    {"prompt": "red apple AND pizza :0.5"},
+    {"prompt": "red apple", "negative_prompt": "blue heart"},
+    {"prompt": "red apple " + "and " * 90},
+    {"prompt": "[sun:red apple:0.3]"},
+])
+def test_all_kinds_of_prompts_run(url: str, words: dict[str, str]) -> None:
+    picture = generate(url, steps=8, **words)
+    assert np.isfinite(picture).all()
+    assert picture.std() > 10
+
+
+@needs_weights
+def test_description_names_its_prompts() -> None:
+    known = json.loads((TRAINED / f"{NAME}.json").read_text(encoding="utf-8"))
+    card = (TRAINED / "README.md").read_text(encoding="utf-8")
+    assert all(prompt in card for prompt in known["trained"]["prompts"])
+
+
+def test_training_runs_and_resumes(tmp_path: Path) -> None:
+    from train import learn
+    from train.data import SIZE, VOCABULARY
+
+    pictures = torch.rand(len(VOCABULARY), 4, SIZE, SIZE) * 2 - 1
+    _, first = learn.train(pictures, tmp_path, 0.001, "cpu", 2, resume=True)
+    model, second = learn.train(pictures, tmp_path, (first.seconds + 0.1) / 60, "cpu", 2, resume=True)
+    assert 0 < first.step < second.step == len(second.losses)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
