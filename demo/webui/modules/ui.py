@@ -35,7 +35,7 @@ def _create_tab(tab: str) -> None:
     with gr.Row(elem_id=f"{tab}_toprow"):
         with gr.Column(scale=6):
             fields["prompt"] = gr.Textbox(
-                "a red car", label="Prompt", show_label=False, lines=2, elem_id=f"{tab}_prompt",
+                "red apple", label="Prompt", show_label=False, lines=2, elem_id=f"{tab}_prompt",
                 placeholder="Prompt, or an infotext to be read with the arrow",
             )
             fields["negative_prompt"] = gr.Textbox(
@@ -92,8 +92,8 @@ def _settings(tab: str, fields: dict[str, Any]) -> None:
         )
         slider("steps", "Sampling steps", 1, 150, 20, 1, "steps")
     with FormRow():
-        slider("width", "Width", 64, 1024, 256, 8, "width")
-        slider("height", "Height", 64, 1024, 256, 8, "height")
+        slider("width", "Width", 64, 1024, 192, 8, "width")
+        slider("height", "Height", 64, 1024, 192, 8, "height")
     with FormRow():
         slider("n_iter", "Batch count", 1, 16, 1, 1, "batch_count")
         slider("batch_size", "Batch size", 1, 8, 1, 1, "batch_size")
