@@ -99,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nothing to report: no picture has been made yet", file=sys.stderr)
         return 1
     times = call_times(options, records)
+    made = {record["seed"] for record in records}
     facts = report.Facts(
         checkpoint.name, checkpoint.weights is not None, size, len(pairs),
-        [pair.prompt for pair in pairs], options.quick, "make evidence" + (" QUICK=1" if options.quick else ""),
+        [pair.prompt for pair in pairs if pair.seed in made], options.quick,
+        "make evidence" + (" QUICK=1" if options.quick else ""),
     )
     report.write(options.out, summarise(tasks, records, times), times, facts)
     print(f"wrote {os.path.relpath(options.out / 'evidence.md')}")

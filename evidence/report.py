@@ -35,7 +35,7 @@ MEASURES = f"""\
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run. `prompts`: all of them, in the order of the pairs. `command`: what makes the report again."""
+    """What was run. `prompts`: of the pairs that were made, in their order. `command`: what makes the report again."""
 
     checkpoint: str
     trained: bool
