@@ -111,7 +111,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "estimator", "Estimator", "auto",
         "What stands for the skipped part: a copy of the last one, or a forecast from the last two. "
-        "Auto: forecast, but copy for ancestral and SDE samplers.",
+        "Auto: forecast up to interval 3; copy above, and for ancestral and SDE samplers.",
         choices=("auto", "copy", "forecast"),
     ),
     Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),

@@ -138,12 +138,14 @@ def test_own_values_for_the_hires_pass(host):
      ("DPM++ 2M SDE", "copy"), ("DPM2 a", "copy"), ("LCM", "copy"), ("DDIM", "forecast"), ("Restart", "copy")],
 )
 def test_the_estimator_suits_the_sampler(host, sampler, estimator):
-    done = make(host, FOURTH, sampler_name=sampler)
+    third = {"enabled": True, "cache_interval": 3}
+    done = make(host, third, sampler_name=sampler)
     assert read(host, done)["DeepCache estimator"] == estimator
-    explicit = make(host, {**FOURTH, "estimator": estimator}, sampler_name=sampler)
+    explicit = make(host, {**third, "estimator": estimator}, sampler_name=sampler)
     assert same(done, explicit)
     other = {"copy": "forecast", "forecast": "copy"}[estimator]
-    assert not same(done, make(host, {**FOURTH, "estimator": other}, sampler_name=sampler))
+    assert not same(done, make(host, {**third, "estimator": other}, sampler_name=sampler))
+    assert read(host, make(host, FOURTH, sampler_name=sampler))["DeepCache estimator"] == "copy"
 
 
 def test_an_infotext_makes_the_picture_again(host):

@@ -21,18 +21,25 @@ def test_copy_hands_out_a_clone():
     assert torch.equal(Copy().estimate([last], Moment(1))[0], last.features[0])
 
 
-def test_forecast_is_exact_on_a_line_in_log_sigma():
+def test_forecast_goes_half_the_way_of_a_line_in_log_sigma():
     line = lambda sigma: 2 - 5 * math.log(sigma)  # noqa: E731
     sigmas = [10.0, 4.0, 2.5]
     past = [kept(line(s), k, s) for k, s in enumerate(sigmas[:2])]
     (value,) = Forecast().estimate(past, Moment(2, sigmas[2]))
-    torch.testing.assert_close(value, torch.full((1, 2), line(2.5)))
+    torch.testing.assert_close(value, torch.full((1, 2), (line(4.0) + line(2.5)) / 2))
+
+
+def test_between_two_points_nothing_is_damped():
+    """DPM fast goes back in time."""
+    past = [kept(1, 0, 8.0), kept(3, 2, 2.0)]
+    (value,) = Forecast().estimate(past, Moment(3, 4.0))
+    torch.testing.assert_close(value, torch.full((1, 2), 2.0))
 
 
 def test_forecast_uses_the_index_where_a_sigma_is_missing():
     past = [kept(1, 0, 10.0), kept(3, 2, None)]
     (value,) = Forecast().estimate(past, Moment(3, 2.0))
-    torch.testing.assert_close(value, torch.full((1, 2), 4.0))
+    torch.testing.assert_close(value, torch.full((1, 2), 3.5))
 
 
 @pytest.mark.parametrize(
@@ -69,4 +76,5 @@ def test_forecast_follows_the_formula_and_stays_bounded(sigmas):
     ratio = min(max((c - b) / (b - a), -1), Forecast.REACH)
     past = [kept(1, 0, sigmas[0]), kept(2, 1, sigmas[1])]
     (value,) = Forecast().estimate(past, Moment(2, sigmas[2]))
-    torch.testing.assert_close(value, torch.full((1, 2), 2.0 + ratio), rtol=1e-4, atol=1e-4)
+    expected = 2.0 + (ratio / 2 if ratio > 0 else ratio)
+    torch.testing.assert_close(value, torch.full((1, 2), expected), rtol=1e-4, atol=1e-4)

@@ -32,6 +32,9 @@ log = logging.getLogger("deepcache")
 NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
 """Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
 
+FORECAST_UP_TO = 3
+"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/estimators.md)."""
+
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
     """An error of ours never stops a generation: it is logged once, and the pass goes on uncached."""
@@ -163,7 +166,7 @@ class A1111:
         plan = UniformPlan(settings.cache_interval, settings.cache_branch_id, total, settings.start, settings.end)
         name = settings.estimator
         if name == "auto":
-            name = "copy" if adds_noise(p) else "forecast"
+            name = "copy" if settings.cache_interval > FORECAST_UP_TO or adds_noise(p) else "forecast"
         generation.estimators.add(name)
         generation.session = Session(plan, ESTIMATORS[name](), hires=hires)
 

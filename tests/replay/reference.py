@@ -206,5 +206,6 @@ class Rule:
         if abs(span) < 1e-6:
             return Verdict(last.features)
         r = min(max((math.log(self.sigma) - math.log(last.sigma)) / span, -1.0), 2.0)
+        r = r / 2 if r > 0 else r  # half damped beyond the last full call
         pairs = zip(last.features, before.features, strict=True)
         return Verdict([h + r * (h - h_before) for h, h_before in pairs], exact=False)
