@@ -230,7 +230,7 @@ def test_after_a_crash_everything_is_as_before(host, evaluation):
 
 @pytest.mark.parametrize("evaluation", [0, 1, 4])
 def test_interrupted(host, evaluation):
-    calls = 0
+    calls, expected = 0, make(host, FOURTH)
 
     def stop(*_):
         nonlocal calls
@@ -242,7 +242,7 @@ def test_interrupted(host, evaluation):
     done = make(host, FOURTH, n_iter=2)
     handle.remove()
     assert read(host, done)["DeepCache"].endswith("full")
-    assert same(make(host, FOURTH), make(host, FOURTH))
+    assert same(make(host, FOURTH), expected)
 
 
 def test_refiner_in_place_goes_on_being_cached(host):
