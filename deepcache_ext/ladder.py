@@ -11,12 +11,17 @@ its *boundary* is the block whose output is the kept feature: output block n-2-b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from .calls import Call
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a UNet's forward is called with: positional and named."""
 
 NAMES = ("input_blocks", "middle_block", "output_blocks")
 
@@ -150,8 +155,38 @@ def own_forward(unet: nn.Module) -> Callable[..., Any] | None:
     return forward
 
 
+class AnyLadder(Protocol):
+    """What a session asks of a ladder, whatever the UNet's layout. All but `call` and `arguments` is about one call,
+    which begins with one of `up_full` and `up_cached` and ends with `take_down`.
+    """
+
+    @property
+    def depth(self) -> int:
+        """Number of branches; they go from 0 to depth - 1."""
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """What distinguishes the call with these arguments. Timesteps, and what skipped blocks alone would use or a
+        host renews at each evaluation (a control network's residuals), are no part of it.
+        """
+
+    def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """What a cached call is to be run with; never changes what it is given."""
+
+    def up_full(self, branch: int, full_length: bool) -> Walks:
+        """Prepare a full call that keeps the input of the first live output block."""
+
+    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk)."""
+
+    def take_down(self) -> dict[str, Any]:
+        """Remove our shadows, whatever the state; returns them, for `put_back`."""
+
+    def put_back(self, shadows: dict[str, Any]) -> None:
+        """Undo a `take_down`, for the outer call after a nested one."""
+
+
 class Ladder:
-    """Puts shadows on one UNet and takes them down. Raises `UnknownLayout` for a UNet that has no such ladder."""
+    """The ladder of ldm's and sgm's UNets. Raises `UnknownLayout` for a UNet that has no such ladder."""
 
     def __init__(self, unet: nn.Module) -> None:
         check_layout(unet)
@@ -165,6 +200,12 @@ class Ladder:
     @property
     def is_up(self) -> bool:
         return any(isinstance(self._unet.__dict__.get(name), Shadow) for name in NAMES)
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        return Call.of(args, kwargs)
+
+    def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return args, kwargs
 
     def up_full(self, branch: int, full_length: bool) -> Walks:
         """Prepare a full call that keeps the input of output block n-1-branch.

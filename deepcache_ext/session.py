@@ -13,7 +13,7 @@ from torch import nn
 
 from .calls import Call
 from .estimators import Estimator, Moment
-from .ladder import Ladder, UnknownLayout, Walks, own_forward
+from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
 from .plan import Plan
 from .report import PassReport, Reason
 from .slots import Key, Slots
@@ -25,7 +25,9 @@ log = logging.getLogger("deepcache")
 
 @dataclass
 class OpenCall:
-    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing."""
+    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing; `given` is
+    what the host called the UNet with, where a cached call runs on something else.
+    """
 
     call: Call | None = None
     key: Key | None = None
@@ -35,6 +37,8 @@ class OpenCall:
     expected_walks: int = 0
     suspended: Mapping[str, Any] | None = None
     nested: bool = False
+    given: Arguments | None = None
+    instead: Arguments | None = None
 
 
 class Session:
@@ -46,14 +50,23 @@ class Session:
     and the pass goes on uncached.
     """
 
-    def __init__(self, plan: Plan, estimator: Estimator, *, hires: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        estimator: Estimator,
+        *,
+        hires: bool = False,
+        ladder: Callable[[nn.Module], AnyLadder] = Ladder,
+    ) -> None:
+        """`ladder` makes the ladder of a UNet, or raises `UnknownLayout`."""
         self.plan = plan
         self.estimator = estimator
+        self._ladder_of = ladder
         self.report = PassReport(hires=hires)
         self._slots = Slots(estimator.keeps)
         self._watch = Stopwatch(self.report)
         self._unet: nn.Module | None = None
-        self._ladder: Ladder | None = None
+        self._ladder: AnyLadder | None = None
         self._handles: list[Any] = []
         self._weights: WeightsWatch | None = None
         self._version: int | None = None
@@ -79,7 +92,7 @@ class Session:
             if self._unet is not None:
                 self.detach()
                 self.drop(Reason.WEIGHTS)
-            ladder = Ladder(unet)
+            ladder = self._ladder_of(unet)
             if self.plan.branch >= ladder.depth:
                 raise UnknownLayout(
                     f"cache_branch_id = {self.plan.branch} is not allowed: "
@@ -166,17 +179,20 @@ class Session:
 
     # The hooks ----------------------------------------------------------------------------------------------
 
-    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if unet is not self._unet or self._ladder is None:
             self.report.misses[Reason.REPLICA] += 1
-            return
+            return None
         if not self._is_ours():
             self.report.misses[Reason.OUTSIDE] += 1
-            return
+            return None
         try:
-            self._open.append(self._begin_call(unet, args, kwargs, self._moment))
+            opened = self._begin_call(unet, args, kwargs, self._moment)
+            self._open.append(opened)
         except Exception:
             self._break()
+            return None
+        return opened.instead
 
     def _is_ours(self) -> bool:
         """Whether a call at this moment is part of an evaluation, in the sampler's own thread."""
@@ -196,7 +212,7 @@ class Session:
             self._latent = None
         if self._version is not None and self._weights is not None and self._weights.version() != self._version:
             self.drop(Reason.WEIGHTS)
-        call = Call.of(args, kwargs)
+        call = self._ladder.call(args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
             return self._plain(Reason.GRADIENT)
         key = self._slots.place(call)
@@ -208,9 +224,12 @@ class Session:
             slot, reason = self._slots.find(key, call, forward, self.plan.last_full(moment.index))
             if slot is not None:
                 features = self.estimator.estimate(slot.kept, moment)
+                instead = self._ladder.arguments(self.plan.branch, args, kwargs)
                 walks = self._ladder.up_cached(self.plan.branch, features, None if forward is None else slot.walks)
                 self._watch.start(call.x)
-                return OpenCall(call, key, forward, walks, True, len(features))
+                return OpenCall(
+                    call, key, forward, walks, True, len(features), given=(args, kwargs), instead=instead
+                )
             self._miss(reason)
         self._was_full = True
         if not self.plan.worth_keeping(moment.index, self.estimator.keeps):
@@ -223,13 +242,15 @@ class Session:
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
             return None
+        done = self._open.pop()
         again = False
         try:
-            again = self._end_call(self._open.pop(), output)
+            again = self._end_call(done, output)
         except Exception:
             self._break()
-        if again:
-            # What the cached call gave belongs to another walk. Its arguments are still here: run it in full.
+        if again and done.given is not None:
+            # What the cached call gave belongs to another walk. The host's arguments are still here: run it in full.
+            args, kwargs = done.given
             return unet.forward(*args, **kwargs)
         return None
 
