@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -53,8 +54,12 @@ class UniformPlan:
         """The first evaluation after the window; there is none when the window is open to the end."""
         return math.inf if self.end >= 1 else math.ceil(self.end * self.total - 1e-9)
 
+    def is_outside(self, evaluation: int) -> bool:
+        """Whether it lies outside the window."""
+        return not self.first <= evaluation < self.stop
+
     def is_full(self, evaluation: int) -> bool:
-        if not self.caches or not self.first <= evaluation < self.stop:
+        if not self.caches or self.is_outside(evaluation):
             return True
         return (evaluation - self.first) % self.interval == 0
 
@@ -73,3 +78,49 @@ class UniformPlan:
     def caches(self) -> bool:
         """Whether there is any evaluation at which less than the whole UNet runs."""
         return self.interval > 1 and self.start < 1 and self.first + 1 < self.stop
+
+
+@dataclass(frozen=True)
+class ListedPlan:
+    """Full at the listed evaluations, and outside the window. Beyond the announced `total` every so manieth
+    evaluation is full, at the list's own mean distance.
+    """
+
+    listed: tuple[int, ...]
+    branch: int
+    total: int
+    start: float = 0.0
+    end: float = 1.0
+    _full: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        window = UniformPlan(2, self.branch, self.total, self.start, self.end)
+        known = {0, *self.listed} | {k for k in range(self.total) if window.is_outside(k)}
+        object.__setattr__(self, "_full", tuple(sorted(k for k in known if k < self.total)))
+
+    @property
+    def caches(self) -> bool:
+        return len(self._full) < self.total
+
+    @property
+    def _beyond(self) -> int:
+        """The distance of full evaluations after the announced ones."""
+        return -(-self.total // len(self._full)) if self.end >= 1 and self._full else 1
+
+    def is_full(self, evaluation: int) -> bool:
+        return self.last_full(evaluation) == evaluation
+
+    def last_full(self, evaluation: int) -> int:
+        if evaluation >= self.total:
+            return evaluation - (evaluation - self.total) % self._beyond
+        return self._full[bisect_right(self._full, evaluation) - 1]
+
+    def worth_keeping(self, evaluation: int, keeps: int) -> bool:
+        if not self.caches:
+            return False
+        following = evaluation
+        for _ in range(keeps):  # of `keeps` features the last one goes when so many full ones have followed
+            if not self.is_full(following + 1):
+                return following + 1 < self.total or self.end >= 1
+            following += 1
+        return False

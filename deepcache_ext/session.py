@@ -293,7 +293,8 @@ class Session:
         if not walks.features:
             self.turn_off(Reason.NO_EFFECT.value)
             return
-        self._slots.keep(done.key, done.call, done.forward, walks, self._moment)
+        slot = self._slots.keep(done.key, done.call, done.forward, walks, self._moment)
+        self.estimator.learn(slot.kept)
         self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
         if self._weights is not None:
             # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.

@@ -7,23 +7,24 @@ are appended.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of what is written into an infotext; grows when the meaning of a written value changes."""
 
 CUSTOM = "Custom"
 PRESETS: dict[str, dict[str, Any]] = {
-    "Quality": {"cache_interval": 2, "cache_branch_id": 0, "estimator": "auto"},
-    "Balanced": {"cache_interval": 3, "cache_branch_id": 0, "estimator": "auto"},
-    "Fast": {"cache_interval": 5, "cache_branch_id": 0, "estimator": "auto"},
+    name: {"strategy": "weighted", "speed_up": speed_up, "cache_branch_id": 0, "estimator": "auto"}
+    for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.8))
 }
-"""What each preset sets. By the cost of SD1.5's blocks they allow 1.85x, 2.59x and 3.80x of the UNet's speed."""
+"""What each preset sets: points on the curve of the weighted strategy (docs/evidence.md)."""
 
 AS_FIRST_PASS_INTERVAL = 0
 AS_FIRST_PASS_BRANCH = -1
+AS_FIRST_PASS_SPEED_UP = 0.0
 
 
 class SettingsError(ValueError):
@@ -61,6 +62,8 @@ class Field:
             return "one of " + ", ".join(self.choices)
         if isinstance(self.default, bool):
             return "true or false"
+        if isinstance(self.default, str):
+            return f"a text of at most {MAX_TEXT} characters"
         number = "a whole number" if isinstance(self.default, int) else "a number"
         return f"{number} from {self.minimum:g} to {self.maximum:g}"
 
@@ -75,6 +78,10 @@ class Field:
         if isinstance(self.default, bool):
             if isinstance(value, bool):
                 return value
+            raise SettingsError(self.name, value, self.allowed)
+        if isinstance(self.default, str):
+            if isinstance(value, str) and len(value) <= MAX_TEXT:
+                return value.strip()
             raise SettingsError(self.name, value, self.allowed)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise SettingsError(self.name, value, self.allowed)
@@ -92,15 +99,20 @@ class Field:
 MAX_BRANCH = 47
 """Bound of `cache_branch_id` before the model is known; the model's own last branch is checked when a pass begins."""
 
+MAX_TEXT = 1000
+
+STRATEGIES = ("weighted", "uniform", "non-uniform", "custom")
+
 FIELDS: tuple[Field, ...] = (
     Field("enabled", "Enabled", False, "Make pictures faster; they change a little."),
     Field(
-        "preset", "Preset", "Balanced", "How much speed for how much change; Custom obeys the controls below.",
+        "preset", "Preset", "Quality", "How much speed for how much change; Custom obeys the controls below.",
         choices=(*PRESETS, CUSTOM),
     ),
     Field(
         "cache_interval", "Interval", 3,
-        "The whole UNet runs at every Nth evaluation: higher is faster and changes the picture more. 1 = always.",
+        "Uniform and non-uniform: the whole UNet runs at every Nth evaluation. Higher is faster and changes the "
+        "picture more; 1 = always.",
         minimum=1, maximum=50,
     ),
     Field(
@@ -110,8 +122,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "estimator", "Estimator", "auto",
-        "What stands for the skipped part: a copy of the last one, or a forecast from the last two. "
-        "Auto: forecast up to interval 3; copy above, and for ancestral and SDE samplers.",
+        "What stands for the skipped part: a copy of the last one, or a forecast from the last three. "
+        "Auto: forecast, but copy where whole evaluations lie more than 3 apart.",
         choices=("auto", "copy", "forecast"),
     ),
     Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
@@ -128,6 +140,33 @@ FIELDS: tuple[Field, ...] = (
         "hires_cache_branch_id", "Hires branch", AS_FIRST_PASS_BRANCH,
         "Branch in the hires pass. -1 = as in the first pass.", minimum=AS_FIRST_PASS_BRANCH, maximum=MAX_BRANCH,
     ),
+    Field(
+        "strategy", "Strategy", "weighted",
+        "Which evaluations are whole. Weighted: as many as Speed-up allows, where an error would count most; uniform: "
+        "every Nth; non-uniform: the paper's, denser around a centre; custom: as typed.",
+        choices=STRATEGIES,
+    ),
+    Field(
+        "speed_up", "Speed-up", 2.0,
+        "Weighted: how many times faster the UNet should run through its evaluations. Higher changes the picture more.",
+        minimum=1.0, maximum=5.0,
+    ),
+    Field(
+        "hires_speed_up", "Hires speed-up", AS_FIRST_PASS_SPEED_UP,
+        "Speed-up in the hires pass. 0 = as in the first pass.", minimum=AS_FIRST_PASS_SPEED_UP, maximum=5.0,
+    ),
+    Field(
+        "full_evaluations", "Full evaluations", "",
+        "Custom: the evaluations at which the whole UNet runs, counted from 0, such as 0-3, 6, 9, 12-29:3.",
+    ),
+    Field(
+        "center", "Center", 0.3, "Non-uniform: where in the run whole evaluations are densest.",
+        minimum=0.0, maximum=1.0,
+    ),
+    Field(
+        "power", "Power", 1.4, "Non-uniform: how much denser they are there; 1 = evenly spread.",
+        minimum=1.0, maximum=3.0,
+    ),
 )
 FIELD = {field.name: field for field in FIELDS}
 
@@ -141,7 +180,7 @@ class Settings:
     """
 
     enabled: bool = False
-    preset: str = "Balanced"
+    preset: str = CUSTOM
     cache_interval: int = 3
     cache_branch_id: int = 0
     estimator: str = "auto"
@@ -150,13 +189,19 @@ class Settings:
     passes: str = "both"
     hires_cache_interval: int = AS_FIRST_PASS_INTERVAL
     hires_cache_branch_id: int = AS_FIRST_PASS_BRANCH
+    strategy: str = "uniform"
+    speed_up: float = 2.0
+    hires_speed_up: float = AS_FIRST_PASS_SPEED_UP
+    full_evaluations: str = ""
+    center: float = 0.3
+    power: float = 1.4
 
     def covers(self, hires: bool) -> bool:
         """Whether the hires pass (or else the first, or img2img, pass) is to be cached."""
         return self.enabled and self.passes != ("first only" if hires else "hires only")
 
     def for_pass(self, hires: bool) -> Settings:
-        """The settings with `cache_interval` and `cache_branch_id` as they hold in that pass."""
+        """The settings with `cache_interval`, `cache_branch_id` and `speed_up` as they hold in that pass."""
         if not hires:
             return self
         interval, branch = self.hires_cache_interval, self.hires_cache_branch_id
@@ -164,6 +209,7 @@ class Settings:
             self,
             cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
             cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
+            speed_up=self.hires_speed_up or self.speed_up,
         )
 
     def infotext(self) -> dict[str, Any]:
@@ -186,8 +232,8 @@ def parse(args: Sequence[Any]) -> Settings:
     if len(args) > len(FIELDS):
         raise SettingsError("args", list(args), f"at most {len(FIELDS)} values")
     values = {field.name: field.parse(value) for field, value in zip(FIELDS, args, strict=False)}
-    settings = Settings(**values)
-    return _checked(replace(settings, **PRESETS.get(settings.preset, {})))
+    preset = values.setdefault("preset", FIELD["preset"].default)
+    return _checked(Settings(**{**values, **PRESETS.get(preset, {})}))
 
 
 def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
@@ -202,15 +248,46 @@ def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
     ]
 
 
+RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?::(\d{1,6}))?)?")
+
+
+def ranges(text: str) -> list[range]:
+    """Full evaluations as typed: `0-3, 6, 9` are 0 1 2 3 6 9; `12-29:3` is every third from 12 to 29; commas or blanks
+    between them. Raises `SettingsError`.
+    """
+    allowed = "evaluations counted from 0, and ranges of them, such as 0-3, 6, 9, 12-29:3"
+    found = []
+    for part in re.split(r"[,;\s]+", re.sub(r"\s*([-:])\s*", r"\1", text.strip(" ,;"))):
+        match = RANGE.fullmatch(part)
+        if match is None:
+            raise SettingsError("full_evaluations", text, allowed)
+        first, last, step = (None if group is None else int(group) for group in match.groups())
+        assert first is not None
+        if step == 0 or (last is not None and last < first):
+            raise SettingsError("full_evaluations", text, allowed)
+        found.append(range(first, first + 1 if last is None else last + 1, step or 1))
+    return found
+
+
+MEANS = {"cache_interval": "uniform", "speed_up": "weighted", "full_evaluations": "custom"}
+
+
 def _from_mapping(given: Mapping[Any, Any]) -> Settings:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in FIELD:
             raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
         values[name] = FIELD[name].parse(value)
-    preset = values.get("preset", FIELD["preset"].default)
-    merged = {**PRESETS.get(preset, {}), **values}
-    if any(merged[name] != value for name, value in PRESETS.get(preset, {}).items()):
+    preset = values.setdefault("preset", FIELD["preset"].default)
+    if "strategy" not in values:
+        # Whoever names what one strategy alone obeys means that one; a script written for DeepCacheSDHelper does.
+        meant = [strategy for name, strategy in MEANS.items() if values.get(name)]
+        values.update({"strategy": meant[-1]} if meant else {})
+    given_by_preset = PRESETS.get(preset, {})
+    if values.get("strategy") not in (None, given_by_preset.get("strategy")):
+        given_by_preset, values["preset"] = {}, CUSTOM
+    merged = {**given_by_preset, **values}
+    if any(merged[name] != value for name, value in given_by_preset.items()):
         merged["preset"] = CUSTOM
     return _checked(Settings(**merged))
 
@@ -218,4 +295,8 @@ def _from_mapping(given: Mapping[Any, Any]) -> Settings:
 def _checked(settings: Settings) -> Settings:
     if settings.start > settings.end:
         raise SettingsError("start", settings.start, f"a number from 0 to end ({settings.end:g})")
+    if 0 < settings.hires_speed_up < 1:
+        raise SettingsError("hires_speed_up", settings.hires_speed_up, "0, or a number from 1 to 5")
+    if settings.strategy == "custom":
+        ranges(settings.full_evaluations)
     return settings

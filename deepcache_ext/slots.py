@@ -96,8 +96,9 @@ class Slots:
             return None, Reason.CONDITIONING
         return slot, None
 
-    def keep(self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment) -> None:
-        """Remember a full call. The feature before it stays for the estimator only where it is of the same making."""
+    def keep(self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment) -> Slot:
+        """Remember a full call. The features before it stay for the estimator only where they are of the same making.
+        """
         slot = self._slots.get(key)
         same_making = (
             slot is not None
@@ -112,6 +113,7 @@ class Slots:
             slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, forward)
         slot.kept.append(Kept(tuple(walks.features), moment))
         slot.walks = Walks(shapes=walks.shapes)
+        return slot
 
     def forget_older(self, oldest: int) -> None:
         """Free slots whose newest feature is older than evaluation `oldest`: moving windows leave them behind."""

@@ -132,27 +132,87 @@ def test_own_values_for_the_hires_pass(host):
     assert read(host, hires)["DeepCache"] == "hires 2 of 8 full"
 
 
-@pytest.mark.parametrize(
-    ("sampler", "estimator"),
-    [("Euler", "forecast"), ("DPM++ 2M", "forecast"), ("Euler a", "copy"), ("DPM++ SDE", "copy"),
-     ("DPM++ 2M SDE", "copy"), ("DPM2 a", "copy"), ("LCM", "copy"), ("DDIM", "forecast"), ("Restart", "copy")],
-)
-def test_the_estimator_suits_the_sampler(host, sampler, estimator):
+@pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ SDE", "LCM", "DDIM", "Restart", "DPM fast"])
+def test_auto_forecasts_where_full_evaluations_lie_close(host, sampler):
     third = {"enabled": True, "cache_interval": 3}
     done = make(host, third, sampler_name=sampler)
-    assert read(host, done)["DeepCache estimator"] == estimator
-    explicit = make(host, {**third, "estimator": estimator}, sampler_name=sampler)
-    assert same(done, explicit)
-    other = {"copy": "forecast", "forecast": "copy"}[estimator]
-    assert not same(done, make(host, {**third, "estimator": other}, sampler_name=sampler))
+    assert read(host, done)["DeepCache estimator"] == "forecast"
+    assert same(done, make(host, {**third, "estimator": "forecast"}, sampler_name=sampler))
+    assert not same(done, make(host, {**third, "estimator": "copy"}, sampler_name=sampler))
     assert read(host, make(host, FOURTH, sampler_name=sampler))["DeepCache estimator"] == "copy"
+
+
+class LevelsSeen:
+    """What `noise_levels` foresaw at the start of each pass, and what then came."""
+
+    def __init__(self, host: Host, monkeypatch) -> None:
+        from deepcache_ext.hosts import a1111
+
+        self.passes: list[tuple[list[float] | None, list[float]]] = []
+        foresee, level = a1111.noise_levels, a1111.noise_level
+
+        def begin(params, p, total):
+            self.passes.append((foresee(params, p, total), []))
+            return self.passes[-1][0]
+
+        def note(params, p):
+            self.passes[-1][1].append(level(params, p))
+            return self.passes[-1][1][-1]
+
+        monkeypatch.setattr(a1111, "noise_levels", begin)
+        monkeypatch.setattr(a1111, "noise_level", note)
+
+
+WEIGHTED = {"enabled": True, "strategy": "weighted", "speed_up": 2.0, "estimator": "forecast"}
+
+
+ONE_EVALUATION = ["Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "LMS", "UniPC", "PLMS", "DDIM", "LCM"]
+
+
+@pytest.mark.parametrize("sampler", ONE_EVALUATION)
+def test_noise_levels_to_come_are_foreseen(host, monkeypatch, sampler):
+    seen = LevelsSeen(host, monkeypatch)
+    picture = Image.new("RGB", (64, 64), (90, 140, 200))
+    make(host, WEIGHTED, sampler_name=sampler, steps=14)
+    make(host, WEIGHTED, sampler_name=sampler, steps=14, **{**HIRES, "hr_second_pass_steps": 13})
+    make(host, WEIGHTED, sampler_name=sampler, steps=20, kind="img2img", init_images=[picture], denoising_strength=0.7)
+    assert len(seen.passes) == 4
+    for begun, (foreseen, came) in enumerate(seen.passes):
+        if foreseen is None:  # UniPC has a schedule of its own; where it begins is known for a first pass only
+            assert sampler == "UniPC" and begun > 1
+            continue
+        assert abs(len(foreseen) - len(came)) <= 1  # PLMS makes one more
+        near = 0.02 if sampler == "Euler" else 0.7  # some repeat or leave out a level
+        assert all(abs(np.log(a / b)) < near for a, b in zip(foreseen, came, strict=False))
+
+
+@pytest.mark.parametrize("sampler", ["Heun", "DPM++ SDE", "DPM2", "DPM++ 2S a"])
+def test_noise_levels_of_two_evaluations_a_step(host, monkeypatch, sampler):
+    seen = LevelsSeen(host, monkeypatch)
+    make(host, WEIGHTED, sampler_name=sampler, steps=14)
+    (foreseen, came), = seen.passes
+    assert foreseen is not None and len(foreseen) == len(came) == 27
+    assert all(abs(np.log(a / b)) < 1.3 for a, b in zip(foreseen, came, strict=True))
+
+
+def test_a_preset_says_that_it_skips_nothing_in_a_few_step_run(host):
+    done = make(host, True)
+    assert same(done, make(host)) and "only 8 evaluations: nothing is skipped" in done.comments
+
+
+def test_without_foreseen_levels_the_plan_is_uniform(host, monkeypatch):
+    from deepcache_ext.hosts import a1111_schedule
+
+    monkeypatch.setattr(a1111_schedule, "_schedule", lambda params, p: [3.0, 2.0, 1.0])
+    done = make(host, WEIGHTED, steps=14)
+    assert read(host, done)["DeepCache"] == "5 of 14 full"
 
 
 def test_an_infotext_makes_the_picture_again(host):
     settings = {"enabled": True, "cache_interval": 3, "cache_branch_id": 2, "start": 0.25, "hires_cache_interval": 2}
     done = make(host, settings, sampler_name="Euler a", **HIRES)
     written = read(host, done)
-    assert written["DeepCache version"] == "1"
+    assert written["DeepCache version"] == "2"
     again = {field.name: type(field.default)(written[field.infotext]) for field in FIELDS[1:]}
     assert same(make(host, {"enabled": True, **again}, sampler_name="Euler a", **HIRES), done)
     assert same(make(host, True, *again.values(), sampler_name="Euler a", **HIRES), done)
@@ -176,7 +236,7 @@ def test_bad_input_makes_the_picture_uncached_and_says_why(host, args, words):
 
 
 def test_a_branch_that_the_model_has_not(host):
-    done = make(host, {"enabled": True, "cache_branch_id": 12})
+    done = make(host, {"enabled": True, "cache_interval": 3, "cache_branch_id": 12})
     assert same(done, make(host))
     assert "branches 0 to 11" in read(host, done)["DeepCache"] and "branches 0 to 11" in done.comments
 

@@ -40,11 +40,10 @@ def post(url, *args, kind="txt2img", **changes):
     ("args", "full"),
     [
         ([{"enabled": True, "cache_interval": 3, "cache_branch_id": 0}], "2 of 6 full"),
-        ([{"enabled": True}], "2 of 6 full"),
-        ([True], "2 of 6 full"),
-        ([True, "Fast"], "2 of 6 full"),
-        ([True, "Custom", 2, 1, "copy"], "3 of 6 full"),
-        ([True, "Custom", 2, 1, "copy", 0.5, 1, "both", 0, -1], "5 of 6 full"),
+        ([True, "Custom", 2, 1, "copy", 0, 1, "both", 0, -1, "uniform"], "3 of 6 full"),
+        ([True, "Custom", 2, 1, "copy", 0.5, 1, "both", 0, -1, "uniform"], "5 of 6 full"),
+        ([{"enabled": True, "full_evaluations": "0, 4"}], "2 of 6 full"),
+        ([{"enabled": True, "strategy": "non-uniform", "cache_interval": 2}], "3 of 6 full"),
     ],
 )
 def test_good_input(url, args, full):
@@ -54,6 +53,23 @@ def test_good_input(url, args, full):
     assert info["extra_generation_params"]["DeepCache"] == full
     assert f"DeepCache: {full}" in info["infotexts"][0]
     assert not np.array_equal(plain, cached)
+
+
+@pytest.mark.parametrize(
+    ("args", "full"),
+    # For at least 1.6, 2.0 and 2.8 times the speed: 14 / (n + (14 - n) 0.0787)
+    [([True], 8), ([{"enabled": True}], 8), ([True, "Balanced"], 6), ([{"enabled": True, "preset": "Fast"}], 4)],
+)
+def test_presets(url, args, full):
+    _, info = post(url, *args, steps=14)
+    assert info["extra_generation_params"]["DeepCache"] == f"{full} of 14 full"
+
+
+def test_a_preset_skips_nothing_in_a_few_step_run(url):
+    plain, _ = post(url)
+    same, info = post(url, True)
+    assert np.array_equal(plain, same)
+    assert info["extra_generation_params"]["DeepCache"] == "6 of 6 full"
 
 
 @pytest.mark.parametrize("args", [[], [False], [{"enabled": False}], [{}]])
@@ -97,7 +113,7 @@ def test_script_info(url):
     args = ours[0]["args"]
     assert [a["label"] for a in args] == [
         "DeepCache", "Preset", "Interval", "Branch", "Estimator", "Start", "End", "Passes", "Hires interval",
-        "Hires branch",
+        "Hires branch", "Strategy", "Speed-up", "Hires speed-up", "Full evaluations", "Center", "Power",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]
     assert (args[2]["minimum"], args[2]["maximum"], args[2]["value"]) == (1, 50, 3)

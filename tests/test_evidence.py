@@ -303,7 +303,7 @@ def test_run_resume_and_report(tmp_path: Path, evidence: Callable[..., int], cap
     copy = rows["interval 3, branch 0, copy"]
     assert (copy["calls"], copy["full"]) == (6, 2) and copy["speed_up"] > 2
     assert 10 < copy["likeness"]["psnr"]["mean"] < PSNR_CAP and 0 < copy["likeness"]["distance"]["mean"] < 1
-    assert rows["preset Quality"]["full"] == 3
+    assert rows["preset Quality"]["full"] == 6  # so few steps: nothing is skipped
     text = (tmp_path / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert "random weights" in text and "not measured" in text and "Euler, 6 steps (2 pairs)" in text
     for picture in re.findall(r"\]\((evidence/[^)]+\.png)\)", text):
@@ -354,7 +354,7 @@ def test_unknown_sampler_is_named(evidence: Callable[..., int]) -> None:
 def test_cached_pictures_really_are_and_uncached_ones_leave_no_trace() -> None:
     with Studio(studio.checkpoint_called("tinyA"), 64) as made:
         plain, again = (made.make("Euler", 4, 7.0, [PAIR]) for _ in range(2))
-        cached = made.make("Euler", 4, 7.0, [PAIR], {"preset": "Balanced"})
+        cached = made.make("Euler", 4, 7.0, [PAIR], {"cache_interval": 2})
         assert torch.equal(plain.pictures, again.pictures) and plain.calls == 4
         assert plain.pictures.shape == (1, 3, 64, 64) and not torch.equal(plain.pictures, cached.pictures)
         assert (cached.evaluations, cached.full, cached.branch, cached.estimator) == (4, 2, 0, "forecast")

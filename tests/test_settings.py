@@ -14,23 +14,36 @@ def test_the_order_of_the_arguments_is_frozen():
         "enabled", "preset", "cache_interval", "cache_branch_id", "estimator", "start", "end", "passes",
         "hires_cache_interval", "hires_cache_branch_id",
     ]
+    assert [field.name for field in FIELDS[10:]] == [
+        "strategy", "speed_up", "hires_speed_up", "full_evaluations", "center", "power",
+    ]
 
 
 def test_defaults_are_those_of_the_fields():
-    assert parse([]) == Settings() == Settings(**{field.name: field.default for field in FIELDS})
+    """The page begins with the default preset; whoever builds Settings by hand gets the plain, uniform ones."""
+    assert parse([]) == Settings(**{**{field.name: field.default for field in FIELDS}, **PRESETS["Quality"]})
+    assert {f.name for f in FIELDS if getattr(Settings(), f.name) != f.default} == {"preset", "strategy"}
 
 
 def test_positional_lists_may_be_short():
-    assert parse([True]) == Settings(enabled=True)
+    assert parse([True]) == Settings(enabled=True, preset="Quality", **PRESETS["Quality"])
     assert parse([True, CUSTOM, 7, 4]) == Settings(enabled=True, preset=CUSTOM, cache_interval=7, cache_branch_id=4)
 
 
 def test_a_mapping_may_stand_for_the_list():
     given = {"enabled": True, "cache_interval": 3, "cache_branch_id": 0}
     assert parse([given]) == Settings(enabled=True)
-    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(
-        enabled=True, preset=CUSTOM, cache_interval=4
-    )
+    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(enabled=True, cache_interval=4)
+
+
+@pytest.mark.parametrize(
+    ("named", "strategy"),
+    [({}, "weighted"), ({"cache_interval": 4}, "uniform"), ({"speed_up": 2.2}, "weighted"),
+     ({"full_evaluations": "0 5"}, "custom"), ({"cache_interval": 4, "strategy": "non-uniform"}, "non-uniform"),
+     ({"cache_branch_id": 1}, "weighted"), ({"preset": "Fast"}, "weighted")],
+)
+def test_what_is_named_tells_the_strategy(named, strategy):
+    assert parse([{"enabled": True, **named}]).strategy == strategy
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,18 +54,18 @@ def test_a_preset_sets_its_controls(preset):
 
 
 def test_a_preset_wins_in_a_list_and_says_so():
-    args = [True, "Fast", 7]
+    args = [True, "Fast", 3, 7]
     settings = parse(args)
-    assert settings.cache_interval == 5
+    assert settings.cache_branch_id == 0
     (note,) = overruled(args, settings)
-    assert "Fast" in note and "cache_interval = 5" in note and "7" in note
-    assert overruled([True, "Fast", 3], settings) == []  # the control's default is nobody's wish
+    assert "Fast" in note and "cache_branch_id = 0" in note and "7" in note
+    assert overruled([True, "Fast", 3, 0], settings) == []  # the control's default is nobody's wish
     assert overruled([True, CUSTOM, 7], parse([True, CUSTOM, 7])) == []
 
 
 def test_an_explicit_value_wins_in_a_mapping():
     settings = parse([{"enabled": True, "preset": "Fast", "cache_branch_id": 2}])
-    assert (settings.preset, settings.cache_interval, settings.cache_branch_id) == (CUSTOM, 5, 2)
+    assert (settings.preset, settings.speed_up, settings.cache_branch_id) == (CUSTOM, 2.8, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,11 @@ def test_an_explicit_value_wins_in_a_mapping():
         ([True, CUSTOM, 3, 0, "copy", math.nan], "start", "a number from 0 to 1"),
         ([True, CUSTOM, 3, 0, "copy", 0.5, 0.4], "start", r"a number from 0 to end \(0.4\)"),
         ([{"enabled": True, "interval": 3}], "interval", "the known settings are enabled, preset, cache_interval"),
-        ([True] * 11, "args", "at most 10 values|one of Quality"),
+        ([{"enabled": True, "hires_speed_up": 0.5}], "hires_speed_up", "0, or a number from 1 to 5"),
+        ([{"enabled": True, "full_evaluations": "0-3, x"}], "full_evaluations", "such as 0-3, 6"),
+        ([{"enabled": True, "strategy": "custom"}], "full_evaluations", "such as 0-3, 6"),
+        ([{"enabled": True, "full_evaluations": "1 " * 900}], "full_evaluations", "at most 1000 characters"),
+        ([True] * 17, "args", "at most 16 values"),
     ],
 )
 def test_what_cannot_be_used_is_named(args, field, allowed):
@@ -111,6 +128,12 @@ VALUES = {
     "passes": st.sampled_from(FIELD["passes"].choices),
     "hires_cache_interval": st.integers(0, 50),
     "hires_cache_branch_id": st.integers(-1, 47),
+    "strategy": st.sampled_from(FIELD["strategy"].choices),
+    "speed_up": st.floats(1, 5),
+    "hires_speed_up": st.just(0.0) | st.floats(1, 5),
+    "full_evaluations": st.sampled_from(["0", "0-3, 6, 9-20:2"]),
+    "center": st.floats(0, 1),
+    "power": st.floats(1, 3),
 }
 
 
@@ -118,7 +141,7 @@ VALUES = {
 def test_an_infotext_is_enough_to_make_the_picture_again(values):
     settings = parse([values])
     written = settings.infotext()
-    assert written["DeepCache version"] == 1
+    assert written["DeepCache version"] == 2
     read = {field.name: field.parse(written[field.infotext]) for field in FIELDS if field.name != "enabled"}
     assert Settings(enabled=True, **read) == settings
     assert parse([values[field.name] for field in FIELDS]) == settings
@@ -131,7 +154,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON, max_size=12) | st.tuples(st.dictionaries(st.sampled_from(sorted(FIELD)), JSON)))
+@given(st.lists(JSON, max_size=18) | st.tuples(st.dictionaries(st.sampled_from(sorted(FIELD)), JSON)))
 def test_whatever_comes_is_settings_or_a_settings_error(args):
     try:
         settings = parse(list(args))

@@ -8,32 +8,22 @@ UNet calls of the evaluation, unscaled, conds first.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-import math
-import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from modules import shared
 
-from ..estimators import ESTIMATORS
 from ..ladder import UnknownLayout
-from ..plan import UniformPlan
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overruled, parse
+from ..strategies import estimator_for, plan_for
+from .a1111_schedule import adds_noise, noise_level, noise_levels
 from .generations import Generation, Generations
 
 log = logging.getLogger("deepcache")
-
-NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
-"""Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
-
-FORECAST_UP_TO = 3
-"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/estimators.md)."""
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -163,12 +153,14 @@ class A1111:
         hires = _is_hires(p)
         settings = generation.settings.for_pass(hires)
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
-        plan = UniformPlan(settings.cache_interval, settings.cache_branch_id, total, settings.start, settings.end)
-        name = settings.estimator
-        if name == "auto":
-            name = "copy" if settings.cache_interval > FORECAST_UP_TO or adds_noise(p) else "forecast"
-        generation.estimators.add(name)
-        generation.session = Session(plan, ESTIMATORS[name](), hires=hires)
+        blocks = getattr(unet_of(p), "output_blocks", None)
+        sigmas = noise_levels(params, p, total)
+        plan, remark = plan_for(settings, total, sigmas, depth=len(blocks or ()), fresh_noise=adds_noise(p))
+        estimator = estimator_for(settings, plan, total)
+        generation.estimators.add(estimator.name)
+        generation.session = Session(plan, estimator, hires=hires)
+        if remark:
+            self._say(p, remark)
 
     def _attach(self, p: Any, session: Session) -> None:
         if not session.plan.caches or session.is_off:
@@ -213,34 +205,3 @@ def unet_of(p: Any) -> Any:
     """The UNet that the host is about to call. It changes when a refiner or another checkpoint takes over."""
     model = getattr(p, "sd_model", None) or shared.sd_model
     return getattr(getattr(model, "model", None), "diffusion_model", None)
-
-
-def adds_noise(p: Any) -> bool:
-    """Whether the sampler of the pass at hand adds fresh noise in the course of it, which spoils a forecast.
-
-    The host hands its `eta` to every sampler function that takes one (ancestral and SDE samplers, but DPM fast, DPM
-    adaptive and DDIM too); others are known by name.
-    """
-    sampler = getattr(p, "sampler", None)
-    function = getattr(sampler, "func", None)
-    parameters = inspect.signature(function).parameters if callable(function) else {}
-    if "s_churn" in parameters and (getattr(sampler, "s_churn", 0) or 0) > 0:
-        return True
-    if "eta" in parameters:
-        eta = getattr(sampler, "eta", None)
-        return bool((parameters["eta"].default if eta is None else eta) > 0)
-    # The sampler's own name: in a hires pass with another sampler, p still has the first one's.
-    name = getattr(getattr(sampler, "config", None), "name", "") or getattr(p, "sampler_name", "")
-    return NOISE_ADDING.search(str(name)) is not None
-
-
-def noise_level(params: Any, p: Any) -> float | None:
-    """The evaluation's sigma, as k-diffusion counts it. Timestep samplers hand over a timestep instead."""
-    value = float(params.sigma.flatten()[0])
-    if type(params.denoiser).__name__ != "CFGDenoiserTimesteps":
-        return value
-    alphas = getattr(getattr(p, "sd_model", None) or shared.sd_model, "alphas_cumprod", None)
-    if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:
-        return None
-    alpha = float(alphas[round(value)])
-    return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None

@@ -58,9 +58,19 @@ def _controls(elem_id: Callable[[str], str], disabled: bool) -> dict[str, Any]:
     gr.HTML(f"<p class='deepcache-note'>{OFF_NOTE if disabled else NOTE}</p>")
     radio("preset")
     with gr.Row():
+        radio("strategy")
+        slider("speed_up", step=0.1)
+    with gr.Row():
         slider("cache_interval")
         slider("cache_branch_id", SHOWN_BRANCHES)
     radio("estimator")
+    field = FIELD["full_evaluations"]
+    made[field.name] = gr.Textbox(
+        field.default, label=field.label, info=field.info, elem_id=elem_id(field.name), max_lines=1,
+    )
+    with gr.Row():
+        slider("center", step=0.01)
+        slider("power", step=0.05)
     with gr.Row():
         slider("start", step=0.01)
         slider("end", step=0.01)
@@ -68,6 +78,7 @@ def _controls(elem_id: Callable[[str], str], disabled: bool) -> dict[str, Any]:
     with gr.Row():
         slider("hires_cache_interval")
         slider("hires_cache_branch_id", SHOWN_BRANCHES)
+        slider("hires_speed_up", step=0.1)
     return {field.name: made[field.name] for field in FIELDS if field.name != "enabled"}
 
 

@@ -144,12 +144,12 @@ class CFGDenoiserTimesteps(CFGDenoiser):
 class CompVisSampler(sd_samplers_common.Sampler):
     eta_option = "eta_ddim"
 
-    def get_timesteps(self, steps: int) -> torch.Tensor:
+    def get_timesteps(self, p: Any, steps: int) -> torch.Tensor:
         """Rising, from 1; without rest 1000 / steps of them apart."""
         return (torch.arange(0, 1000, 1000 // steps) + 1).clamp(0, 999)
 
     def sample(self, p: Any, x: torch.Tensor, cond: Any, uncond: Any, image_conditioning: torch.Tensor) -> torch.Tensor:
-        levels = {"timesteps": self.get_timesteps(p.steps)}
+        levels = {"timesteps": self.get_timesteps(p, p.steps)}
         return self.run(p, x, (cond, uncond, image_conditioning), p.steps, levels)
 
     def sample_img2img(
@@ -157,7 +157,7 @@ class CompVisSampler(sd_samplers_common.Sampler):
         image_conditioning: torch.Tensor, steps: int | None = None,
     ) -> torch.Tensor:
         whole, last = sd_samplers_common.setup_img2img_steps(p, steps)
-        timesteps = self.get_timesteps(whole)
+        timesteps = self.get_timesteps(p, whole)
         alpha = shared.sd_model.alphas_cumprod[timesteps[last]]
         noisy = x * alpha.sqrt() + noise * (1 - alpha).sqrt()
         levels = {"timesteps": timesteps[:last], "is_img2img": True}

@@ -1,0 +1,113 @@
+"""AUTOMATIC1111's noise levels: of the evaluation at hand, and of all those to come in a pass.
+
+Facts of the host: a sampler object makes its schedule anew from `p` and a number of steps, sigmas for k-diffusion's
+samplers, timesteps for others; img2img and hires passes run the end of a longer one. Asking again changes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from modules import shared
+
+try:
+    from modules.sd_samplers_common import setup_img2img_steps
+except ImportError:
+    setup_img2img_steps = None
+
+NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
+"""Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
+
+MATCH = 2e-3
+"""How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own."""
+
+ABOVE = 0.05
+"""So much above the schedule's first level a pass may begin, in the logarithm: UniPC begins at the last timestep."""
+
+
+def noise_level(params: Any, p: Any) -> float | None:
+    """The evaluation's sigma, as k-diffusion counts it. Timestep samplers hand over a timestep instead."""
+    return _level_of(params, p)(float(params.sigma.flatten()[0]))
+
+
+def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
+    """The sigmas of the pass's evaluations, the one at hand first; None where they cannot be told for sure.
+
+    `total`: how many the host announces, about. Where a step has two evaluations, the second ones are taken to lie
+    between the levels, in the middle of their logarithms.
+    """
+    try:
+        schedule = _schedule(params, p)
+        level = _level_of(params, p)
+    except Exception:  # a sampler of another extension, a host of another version
+        return None
+    first = level(float(params.sigma.flatten()[0]))
+    sigmas = [level(value) for value in schedule]
+    if first is None or not sigmas or any(sigma is None for sigma in sigmas):
+        return None
+    logs = np.log([sigma for sigma in sigmas if sigma is not None])
+    start = int(np.argmin(np.abs(logs - math.log(first))))
+    apart = math.log(first) - logs[start]
+    if abs(apart) > MATCH and not (start == 0 and 0 < apart <= ABOVE):
+        return None
+    steps = len(logs) - start
+    for count in (steps, 2 * steps - 1):
+        if abs(count - total) <= 2:  # DDIM in img2img makes two fewer than announced
+            spread = np.interp(np.linspace(start, len(logs) - 1, count), np.arange(len(logs)), logs)
+            return [float(value) for value in np.exp(spread)]
+    return None
+
+
+def adds_noise(p: Any) -> bool:
+    """Whether the sampler of the pass at hand adds fresh noise in the course of it.
+
+    The host hands its `eta` to every sampler function that takes one (ancestral and SDE samplers, but DPM fast, DPM
+    adaptive and DDIM too); others are known by name.
+    """
+    sampler = getattr(p, "sampler", None)
+    function = getattr(sampler, "func", None)
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    if "s_churn" in parameters and (getattr(sampler, "s_churn", 0) or 0) > 0:
+        return True
+    if "eta" in parameters:
+        eta = getattr(sampler, "eta", None)
+        return bool((parameters["eta"].default if eta is None else eta) > 0)
+    # The sampler's own name: in a hires pass with another sampler, p still has the first one's.
+    name = getattr(getattr(sampler, "config", None), "name", "") or getattr(p, "sampler_name", "")
+    return NOISE_ADDING.search(str(name)) is not None
+
+
+def _schedule(params: Any, p: Any) -> Sequence[float]:
+    """Sigmas or timesteps of the whole schedule that this pass runs, or runs the end of; without the last zero."""
+    sampler, hires = p.sampler, bool(getattr(p, "is_hr_pass", False))
+    steps = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if hires else p.steps
+    if getattr(params.denoiser, "init_latent", None) is not None:
+        steps, _ = setup_img2img_steps(p, steps if hires else None)
+    if _counts_timesteps(params):
+        return [float(t) for t in reversed(sampler.get_timesteps(p, steps)[1:])]
+    return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
+
+
+def _counts_timesteps(params: Any) -> bool:
+    return type(params.denoiser).__name__ == "CFGDenoiserTimesteps"
+
+
+def _level_of(params: Any, p: Any) -> Callable[[float], float | None]:
+    """From what the sampler hands over to a sigma."""
+    if not _counts_timesteps(params):
+        return lambda value: value if 0 < value < math.inf else None
+    alphas = getattr(getattr(p, "sd_model", None) or shared.sd_model, "alphas_cumprod", None)
+
+    def of_timestep(value: float) -> float | None:
+        if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:
+            return None
+        alpha = float(alphas[round(value)])
+        return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None
+
+    return of_timestep

@@ -1,0 +1,39 @@
+"""What a plan should gain, before it is run: from the cost of a cached call by branch.
+
+Shares of a full call in FLOPs, attention included, counted on the real ldm and sgm UNets at 512 and 1024 pixels
+(`python -m bench`). A GPU runs the shallow blocks at a lower rate than the deep ones and gains less; the sampler, the
+text encoders and the decoder are not made faster, so a whole picture gains less than its UNet.
+"""
+
+from __future__ import annotations
+
+SHARES: dict[int, tuple[float, ...]] = {
+    12: (0.0787, 0.2243, 0.3802, 0.4699, 0.5641, 0.673, 0.7598, 0.8484, 0.9411, 0.9604, 0.9727, 0.9849),
+    9: (0.0145, 0.0378, 0.0661, 0.1289, 0.2141, 0.3062, 0.4372, 0.6586, 0.8821),
+}
+"""By the number of output blocks (SD1.x and SD2.x have 12, SDXL and its refiner 9), then by branch."""
+
+USUAL_DEPTH = 12
+
+
+def share(branch: int, depth: int = USUAL_DEPTH) -> float:
+    """What a cached call at `branch` costs of a full one, for a UNet of `depth` output blocks. A UNet of another depth
+    is taken for one of the usual depth whose branches lie closer together or further apart.
+    """
+    known = SHARES.get(depth)
+    if known is None:
+        known = SHARES[USUAL_DEPTH]
+        branch = round(branch * USUAL_DEPTH / max(depth, 1))
+    return known[min(max(branch, 0), len(known) - 1)]
+
+
+def speed_up(evaluations: int, full: int, cached_share: float) -> float:
+    """Of the UNet's time, for a pass of that many evaluations of which `full` run the whole UNet."""
+    cost = full + (evaluations - full) * cached_share
+    return evaluations / cost if cost > 0 else 1.0
+
+
+def full_for(evaluations: int, wanted: float, cached_share: float) -> int:
+    """How many evaluations may be full for a speed-up of at least `wanted`; at least one."""
+    budget = evaluations / wanted - evaluations * cached_share
+    return min(max(int(budget / (1 - cached_share) + 1e-9), 1), evaluations)

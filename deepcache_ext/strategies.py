@@ -1,0 +1,166 @@
+"""Which evaluations of a pass are full: the strategies other than every Nth one, and how settings choose a plan.
+
+Evaluations are counted from 0; the first one is always full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import predict
+from .estimators import ESTIMATORS, Estimator
+from .plan import ListedPlan, Plan, UniformPlan
+from .settings import Settings, ranges
+
+FEW = 12
+"""Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength)."""
+
+
+FORECAST_UP_TO = 3
+"""The widest mean distance of full evaluations over which `auto` forecasts (docs/estimators.md)."""
+
+
+def plan_for(
+    settings: Settings, total: int, sigmas: Sequence[float] | None, depth: int, fresh_noise: bool = False
+) -> tuple[Plan, str]:
+    """The plan of a pass of `total` evaluations on a UNet of `depth` output blocks, and a remark for the user or "".
+
+    `sigmas`: the noise level of each evaluation as `Moment.sigma` counts it, or None where the host does not tell;
+    their number is the better one. `fresh_noise`: the sampler adds noise in the course of the pass (ancestral, SDE).
+    Raises `SettingsError` for a list of full evaluations that cannot be read.
+    """
+    branch, window = settings.cache_branch_id, (settings.start, settings.end)
+    uniform = UniformPlan(settings.cache_interval, branch, total, *window)
+    few = total < FEW
+    if settings.strategy == "uniform":
+        return uniform, f"only {total} evaluations: caching may change the picture much" if few else ""
+    if settings.strategy == "custom":
+        return ListedPlan(custom(settings.full_evaluations, total), branch, total, *window), ""
+    if settings.strategy == "non-uniform":
+        listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
+        return ListedPlan(listed, branch, total, *window), ""
+    if few:
+        return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
+    share = predict.share(branch, depth)
+    total = len(sigmas) if sigmas else total
+    full = predict.full_for(total, settings.speed_up, share)
+    if not sigmas or not all(0 < s < math.inf for s in sigmas):
+        interval = next((n for n in range(1, total + 1) if -(-total // n) <= full), total)
+        return UniformPlan(interval, branch, total, *window), ""
+    outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
+    return ListedPlan(weighted(sigmas, full, outside, fresh_noise), branch, total, *window), ""
+
+
+def estimator_for(settings: Settings, plan: Plan, total: int) -> Estimator:
+    """The estimator that the settings name; `auto` forecasts where full evaluations lie close enough."""
+    name = settings.estimator
+    if name == "auto":
+        full = sum(map(plan.is_full, range(total)))
+        name = "forecast" if total <= FORECAST_UP_TO * max(full, 1) else "copy"
+    return ESTIMATORS[name]()
+
+
+# The paper's -------------------------------------------------------------------------------------------------
+
+
+def non_uniform(total: int, interval: int, center: int, power: float) -> tuple[int, ...]:
+    """The paper's non-uniform 1:N (arXiv 2312.00858, eq. 7): full evaluations lie densest around `center`.
+
+    k = ceil(total / interval) of them, at unique(int(l^p)) + center for l evenly spaced between the p-th roots of
+    -center and total - center, the end excluded. The published sequences come from the complex root of the negative
+    end, of whose powers the real part is taken, and begin with 0 in any case; p is lowered in steps of 0.02 until
+    there are k different ones.
+    """
+    wanted = -(-total // interval)
+    center = min(max(center, 0), total)
+    while power > 0.02:
+        ends = complex(-center) ** (1 / power), complex(total - center) ** (1 / power)
+        offsets = np.unique(np.trunc((np.linspace(*ends, wanted + 1) ** power).real).astype(int))
+        found = sorted({0, *(int(offset) + center for offset in offsets[1:-1])})
+        if len(found) == wanted and found[0] == 0:
+            return tuple(found)
+        power -= 0.02
+    return tuple(range(0, total, interval))
+
+
+# What a user types -------------------------------------------------------------------------------------------
+
+
+def custom(text: str, total: int) -> tuple[int, ...]:
+    """Full evaluations as typed (`settings.ranges`), and 0. Those beyond the run's end are left out. Raises
+    `SettingsError`.
+    """
+    return tuple(sorted({0, *(k for part in ranges(text) for k in part[:total] if k < total)}))
+
+
+# Where an error counts most ----------------------------------------------------------------------------------
+
+ORDER = 1.5
+"""An error of the forecast grows with this power of the distance in log sigma."""
+
+
+def weights(sigmas: Sequence[float], fresh_noise: bool = False) -> np.ndarray:
+    """How much an error of the UNet's kept feature at each evaluation counts in the finished picture, (n,).
+
+    Three factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate
+    that the step takes into the latent. 1 / sqrt(1 + s'^2): what of a change of the latent at that level is left at
+    the end (exact for Gaussian data; measured on the trained checkpoint it falls about as fast). (0.8 + 0.35 s) s /
+    sqrt(1 + s^2): how fast the estimate drifts there by log s, measured on the trained checkpoint
+    (docs/strategies.md). A sampler that adds fresh noise forgets more of what went wrong early; there the third
+    factor is left out.
+    """
+    now = np.asarray(sigmas, dtype=np.float64)
+    after = np.append(now[1:], 0.0)
+    taken = np.abs(1 - after / now)
+    left = 1 / np.sqrt(1 + after**2)
+    drift = 1.0 if fresh_noise else (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
+    return taken * left * drift
+
+
+def weighted(
+    sigmas: Sequence[float], full: int, must: frozenset[int] = frozenset(), fresh_noise: bool = False
+) -> tuple[int, ...]:
+    """The `full` evaluations (more where `must` asks for more) with the least predicted error of all such choices.
+
+    A cached evaluation adds the square of its weight times (distance in log sigma from the last full one)^ORDER;
+    dynamic programming over the last full evaluation and how many there were.
+    """
+    count = len(sigmas)
+    full = max(full, len(must | {0}))
+    if full >= count:
+        return tuple(range(count))
+    place, weight = np.log(np.asarray(sigmas, dtype=np.float64)), weights(sigmas, fresh_noise)
+    widest = min(count, max(8, 3 * -(-count // full)))
+    # added[k, gap - 1]: what the cached evaluations between a full one at k and the next at k + gap add.
+    added = np.full((count, widest), np.inf)
+    for k in range(count):
+        total = 0.0
+        for gap in range(1, widest + 1):
+            added[k, gap - 1] = total
+            if k + gap >= count:
+                break
+            if k + gap in must:
+                break
+            total += float((weight[k + gap] * abs(place[k + gap] - place[k]) ** ORDER) ** 2)
+    best = np.full(count, np.inf)
+    best[0] = 0.0
+    came_from = np.zeros((full, count), dtype=int)
+    for n in range(1, full):
+        following = np.full(count, np.inf)
+        for gap in range(1, min(widest, count - 1) + 1):
+            reached = best[:-gap] + added[: count - gap, gap - 1]
+            better = reached < following[gap:]
+            following[gap:][better] = reached[better]
+            came_from[n, gap:][better] = np.nonzero(better)[0]
+        best = following
+    ends = [best[k] + (added[k, count - k - 1] if count - k <= widest else np.inf) for k in range(count)]
+    last = int(np.argmin(ends))
+    if not math.isfinite(ends[last]):
+        return tuple(sorted({0, *must, *range(0, count, -(-count // full))}))
+    found = [last]
+    for n in range(full - 1, 0, -1):
+        found.append(int(came_from[n, found[-1]]))
+    return tuple(reversed(found))

@@ -1,0 +1,137 @@
+"""Strategies against published sequences, against brute force, and against what a user may type."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepcache_ext.estimators import Copy, Forecast
+from deepcache_ext.plan import ListedPlan, UniformPlan
+from deepcache_ext.settings import Settings, SettingsError, ranges
+from deepcache_ext.strategies import ORDER, custom, estimator_for, non_uniform, plan_for, weighted, weights
+
+SIGMAS = [14.6, 9.0, 5.5, 3.4, 2.1, 1.3, 0.8, 0.45, 0.2, 0.05]
+
+
+def full(plan, total):
+    return [k for k in range(total) if plan.is_full(k)]
+
+
+@pytest.mark.parametrize(
+    ("total", "interval", "center", "expected"),
+    [
+        (50, 5, 15, (0, 5, 9, 13, 17, 21, 26, 31, 37, 43)),
+        (30, 3, 9, (0, 3, 6, 8, 10, 12, 15, 19, 22, 26)),
+        (25, 3, 7, (0, 3, 5, 7, 9, 11, 14, 18, 21)),
+        (20, 3, 6, (0, 3, 5, 7, 10, 13, 16)),
+    ],
+)
+def test_non_uniform_gives_the_published_sequences(total, interval, center, expected):
+    assert non_uniform(total, interval, center, 1.4) == expected
+
+
+@given(st.integers(1, 150), st.integers(1, 20), st.floats(0, 1), st.floats(1, 3))
+def test_non_uniform_for_any_number_of_evaluations(total, interval, center, power):
+    found = non_uniform(total, interval, round(center * total), power)
+    assert found[0] == 0 and list(found) == sorted(set(found)) and found[-1] < total
+    assert len(found) == math.ceil(total / interval)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0-3, 6, 9", (0, 1, 2, 3, 6, 9)), ("2 4", (0, 2, 4)), ("12 - 29 : 3", (0, 12, 15, 18, 21, 24, 27)),
+     ("5;40", (0, 5)), ("100-999999", (0,)), (" 3, ", (0, 3))],
+)
+def test_custom(text, expected):
+    assert custom(text, 30) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1-5:0", "-2", "1..5", "1-2-3", "1.5", "9" * 9])
+def test_custom_that_cannot_be_read(text):
+    with pytest.raises(SettingsError, match="full_evaluations"):
+        ranges(text)
+
+
+def predicted(sigmas, chosen):
+    """The definition, written out."""
+    weight, error, last = weights(sigmas), 0.0, 0
+    for k in range(len(sigmas)):
+        if k in chosen:
+            last = k
+        else:
+            error += (weight[k] * abs(math.log(sigmas[k] / sigmas[last])) ** ORDER) ** 2
+    return error
+
+
+@given(
+    st.lists(st.floats(0.03, 15), min_size=2, max_size=9, unique=True).map(lambda s: sorted(s, reverse=True)),
+    st.integers(1, 9), st.sets(st.integers(0, 8), max_size=2),
+)
+def test_weighted_is_the_best_choice_of_all(sigmas, count, must):
+    must = frozenset(k for k in must if k < len(sigmas))
+    chosen = set(weighted(sigmas, count, must))
+    wanted = min(max(count, len(must | {0})), len(sigmas))
+    assert 0 in chosen and must <= chosen and len(chosen) == wanted
+    choices = ({0, *rest} | must for rest in itertools.combinations(range(len(sigmas)), wanted - 1))
+    best = min(predicted(sigmas, c) for c in choices if len(c) == wanted)
+    assert predicted(sigmas, chosen) == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+def test_weighted_for_a_thousand_evaluations():
+    sigmas = [14.6 * 0.994**k for k in range(1000)]
+    chosen = weighted(sigmas, 300)
+    assert len(set(chosen)) == 300 and chosen[0] == 0
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 40), st.integers(0, 90), st.integers(1, 3),
+       st.floats(0, 1), st.floats(0, 1))
+def test_listed_plan_keeps_a_plan_s_promises(listed, total, k, keeps, one, other):
+    plan = ListedPlan(tuple(listed), 0, total, min(one, other), max(one, other))
+    window = UniformPlan(2, 0, total, plan.start, plan.end)
+    last = plan.last_full(k)
+    assert plan.is_full(0) and plan.is_full(last) and 0 <= last <= k
+    assert not any(plan.is_full(j) for j in range(last + 1, k + 1))
+    if k < total:
+        assert plan.is_full(k) == (k == 0 or k in listed or window.is_outside(k))
+    if not plan.is_full(k):
+        assert plan.caches
+        held = [j for j in range(k) if plan.is_full(j)][-keeps:]
+        assert all(plan.worth_keeping(j, keeps) for j in held)
+
+
+def test_a_feature_that_serves_nobody_is_not_worth_keeping():
+    plan = ListedPlan((0, 1, 2, 3, 5), 0, 6)  # F F F F c F
+    assert [plan.worth_keeping(k, 2) for k in (0, 1, 2, 3, 5)] == [False, False, True, True, True]
+    assert not ListedPlan((0, 5), 0, 6, end=0.9).worth_keeping(5, 1)
+
+
+def test_plan_by_settings():
+    def plan(total=30, sigmas=None, **values):
+        made, remark = plan_for(Settings(enabled=True, **values), total, sigmas, depth=12)
+        return full(made, total), remark
+
+    karras = [(14.6 ** (1 / 7) + k / 29 * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7 for k in range(30)]
+    assert plan(strategy="uniform", cache_interval=4) == ([*range(0, 30, 4)], "")
+    assert plan(strategy="non-uniform", cache_interval=3)[0] == [0, 3, 6, 8, 10, 12, 15, 19, 22, 26]
+    assert plan(strategy="custom", full_evaluations="1,2")[0] == [0, 1, 2]
+    chosen, remark = plan(strategy="weighted", speed_up=2.0, sigmas=karras)
+    assert len(chosen) == 13 and remark == ""  # 30 / 2 = n + (30 - n) 0.0787
+    assert len(plan(strategy="weighted", speed_up=2.0, sigmas=karras, cache_branch_id=1)[0]) == 10
+    assert plan(strategy="weighted", speed_up=1.0, sigmas=karras)[0] == [*range(30)]
+    # Without noise levels as many evaluations are full at most, evenly.
+    assert plan(strategy="weighted", speed_up=2.0)[0] == [*range(0, 30, 3)]
+    short, remark = plan(strategy="weighted", total=8, sigmas=karras[:8])
+    assert short == [*range(8)] and "8 evaluations" in remark
+    forced, remark = plan(strategy="uniform", cache_interval=2, total=8)
+    assert forced == [0, 2, 4, 6] and "8 evaluations" in remark
+    late = plan(strategy="weighted", speed_up=2.0, sigmas=karras, start=0.5)[0]
+    assert late[:15] == [*range(15)] and len(late) < 30
+
+
+def test_auto_forecasts_where_full_evaluations_lie_close():
+    settings = Settings(enabled=True)
+    assert isinstance(estimator_for(settings, UniformPlan(3, 0, 30), 30), Forecast)
+    assert isinstance(estimator_for(settings, UniformPlan(4, 0, 30), 30), Copy)
+    assert isinstance(estimator_for(Settings(estimator="copy"), UniformPlan(2, 0, 30), 30), Copy)
