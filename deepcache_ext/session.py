@@ -189,6 +189,9 @@ class Session:
         try:
             opened = self._begin_call(unet, args, kwargs, self._moment)
             self._open.append(opened)
+        except UnknownLayout as reason:  # another forward than when we attached
+            self.turn_off(str(reason))
+            return None
         except Exception:
             self._break()
             return None
