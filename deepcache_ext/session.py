@@ -184,6 +184,11 @@ class Session:
 
     # The hooks ----------------------------------------------------------------------------------------------
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call of the UNet has begun and not ended."""
+        return bool(self._open)
+
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
         if unet is not self._unet or self._ladder is None:

@@ -16,7 +16,7 @@ SD = {
     "cross_attention_dim": 16, "attention_head_dim": 4, "norm_num_groups": 4,
 }
 SDXL = SD | {
-    "block_out_channels": (8, 16, 16), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 4, 4),
     "transformer_layers_per_block": (1, 2, 3), "use_linear_projection": True, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 40,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from modules import shared
 
-from ..estimators import ESTIMATORS
+from ..estimators import ESTIMATORS, FORECAST_UP_TO
 from ..ladder import UnknownLayout
 from ..plan import UniformPlan
 from ..report import Reason
@@ -31,9 +31,6 @@ log = logging.getLogger("deepcache")
 
 NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
 """Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
-
-FORECAST_UP_TO = 3
-"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/estimators.md)."""
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
