@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
 
 SD = {
@@ -130,7 +131,7 @@ def by_hand(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, kept feature) of a full call, or with `feature` of the live layers on it alone.
 
-    Written from the idea, layer by layer: skips are counted from the input, up layers from the output. No FreeU.
+    Written from the idea, layer by layer: skips are counted from the input, up layers from the output.
     """
     x, rows = sample, sample.shape[0]
     frames = {"UNetSpatioTemporalConditionModel": 1, "UNetMotionModel": 2, "UNet3DConditionModel": 2}.get(
@@ -140,7 +141,7 @@ def by_hand(
     emb = unet.time_embedding(unet.time_proj(torch.as_tensor(timestep).expand(rows)))
     if added_time_ids is not None:
         emb = emb + unet.add_embedding(unet.add_time_proj(added_time_ids.flatten()).reshape(rows, -1))
-    if added_cond_kwargs is not None:
+    if added_cond_kwargs is not None and "time_ids" in added_cond_kwargs:
         ids = unet.add_time_proj(added_cond_kwargs["time_ids"].flatten()).reshape(rows, -1)
         emb = emb + unet.add_embedding(torch.cat([added_cond_kwargs["text_embeds"], ids], dim=-1))
     context = encoder_hidden_states
@@ -153,6 +154,9 @@ def by_hand(
         else:
             x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)
     still = torch.zeros(rows, frames)
+
+    if added_cond_kwargs is not None and "image_embeds" in added_cond_kwargs:  # an IP-Adapter
+        context = (context, unet.encoder_hid_proj(added_cond_kwargs["image_embeds"]))
 
     def run_layer(block: nn.Module, i: int, h: torch.Tensor) -> torch.Tensor:
         kind = type(block).__name__
@@ -232,7 +236,11 @@ def by_hand(
             if feature is None:
                 feature = h
             h = feature
-        h = run_layer(block, i, torch.cat([h, skips.pop()], dim=1))
+        skip = skips.pop()
+        if getattr(block, "s1", None):  # FreeU
+            factors = {name: getattr(block, name) for name in ("s1", "s2", "b1", "b2")}
+            h, skip = apply_freeu(block.resolution_idx, h.clone(), skip.clone(), **factors)
+        h = run_layer(block, i, torch.cat([h, skip], dim=1))
         if i == len(block.resnets) - 1 and block.upsamplers is not None:
             for sampler in block.upsamplers:
                 h = resample(block, sampler, h, skips[-1].shape[2:] if forced else None)

@@ -1,16 +1,12 @@
 """`DeepCache` and `DeepCacheSDHelper` on real pipelines of tiny random networks."""
 
-import gc
 import warnings
-import weakref
 
-import diffusers
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper as PublishedHelper
 
-from deepcache_ext import DeepCache, DeepCacheSDHelper, SettingsError
-from deepcache_ext.report import Reason
+from deepcache_ext import DeepCache, DeepCacheSDHelper
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
 from tests.diffusers_pipelines import Naive, build, run, shared
