@@ -372,7 +372,10 @@ def one_skip_for_all():
     (lambda: diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8, num_embeds_ada_norm=10,
     ), "not a UNet"),
-], ids=["none", "no-unet", "script", "compiled", "compiled-in-place", "compiled-block", "groups", "k", "skip", "one-skip", "dit"])
+], ids=[
+    "none", "no-unet", "script", "compiled", "compiled-in-place", "compiled-block", "groups", "k", "skip", "one-skip",
+    "dit",
+])
 def test_unknown_layouts_are_refused(broken, words):
     with pytest.raises(UnknownLayout, match=words):
         DiffusersLadder(broken())
