@@ -431,7 +431,7 @@ def test_weights_that_change_in_mid_run(pipe):
     def change(pipe, step, timestep, kwargs):
         if step == 3:
             for parameter in pipe.unet.parameters():
-                parameter.data.mul_(1.01)
+                parameter.mul_(1.01)
         return kwargs
 
     with DeepCache(pipe, cache_interval=3) as cache:
