@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils.torch_utils import apply_freeu
+from diffusers.utils import torch_utils
 from torch import nn
 
 SD = {
@@ -239,7 +239,7 @@ def by_hand(
         skip = skips.pop()
         if getattr(block, "s1", None):  # FreeU
             factors = {name: getattr(block, name) for name in ("s1", "s2", "b1", "b2")}
-            h, skip = apply_freeu(block.resolution_idx, h.clone(), skip.clone(), **factors)
+            h, skip = torch_utils.apply_freeu(block.resolution_idx, h.clone(), skip.clone(), **factors)
         h = run_layer(block, i, torch.cat([h, skip], dim=1))
         if i == len(block.resnets) - 1 and block.upsamplers is not None:
             for sampler in block.upsamplers:

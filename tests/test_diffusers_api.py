@@ -15,7 +15,7 @@ from deepcache_ext import DeepCache, DeepCacheSDHelper, SettingsError
 from deepcache_ext.report import Reason
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
-from tests.diffusers_pipelines import Naive, build, run, shared
+from tests.diffusers_pipelines import Naive, Output, build, run, shared
 
 SD = "StableDiffusion"
 SCHEDULERS = (
@@ -205,7 +205,7 @@ class NaiveApart(Naive):
             self.unet, self.branch, None if is_full else self.features[role], sample=sample,
             timestep=timestep, encoder_hidden_states=encoder_hidden_states,
         )
-        return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample=output)
+        return Output((output,))
 
 
 @pytest.mark.parametrize("as_number", [False, True], ids=["tensor", "number"])
@@ -296,7 +296,7 @@ def test_forecast(pipe, name):
         )
         if feature is None:
             points.append((place, kept))
-        return diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput(sample=output)
+        return Output((output,))
 
     pipe.unet.forward = forward
     expected = run(pipe, SD)
