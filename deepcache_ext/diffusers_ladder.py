@@ -61,8 +61,8 @@ class DiffusersLadder:
     """The ladder of diffusers' UNet2DModel, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel and
     UNetSpatioTemporalConditionModel. Raises `UnknownLayout` for a UNet that has no such ladder.
 
-    Lists are always short: a `forward` that is neither the class's own nor it under the hooks that accelerate and
-    diffusers wrap around it to move weights is refused when the call begins, by `UnknownLayout`.
+    Lists are always short: a `forward` that is not the class's own (hooks that move weights aside, see `own_forward`)
+    is refused when the call begins, by `UnknownLayout`.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -228,13 +228,13 @@ class DiffusersLadder:
         return Span(down, branch, up, len(above[up].resnets) - missing)
 
     def _check_forwards(self, branch: int) -> None:
-        if is_replaced(self._unet):
+        if own_forward(self._unet) is not None:
             raise UnknownLayout("another extension replaced the UNet's forward")
         span = self._span(branch)
         ends = [self._blocks("up_blocks")[span.up]]
         if span.below:
             ends.append(self._blocks("down_blocks")[span.down])
-        if any(is_replaced(block) for block in ends):
+        if any(own_forward(block) is not None for block in ends):
             raise UnknownLayout("another extension replaced the forward of one of the UNet's blocks")
 
 
@@ -246,21 +246,6 @@ def _layers(block: Any) -> list[tuple[str, nn.ModuleList]]:
 def _skips(block: Any) -> int:
     """How many skip connections start in a down block."""
     return len(block.resnets) + (block.downsamplers is not None)
-
-
-def is_replaced(module: nn.Module) -> bool:
-    """Whether an instance's `forward` is not its class's own. Hooks that move weights around it do not count:
-    accelerate's (`accelerate.hooks`) and diffusers' (`diffusers.hooks`) call what they wrap with all its arguments.
-    """
-    forward: Any = own_forward(module)
-    while forward is not None:
-        function = getattr(forward, "func", forward)
-        if getattr(function, "__globals__", {}).get("__name__") not in ("accelerate.hooks", "diffusers.hooks.hooks"):
-            break
-        forward = getattr(forward, "__wrapped__", None)
-        if getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward:
-            return False
-    return forward is not None
 
 
 def check_layout(unet: Any) -> None:

@@ -1,5 +1,6 @@
 """`DeepCache` and `DeepCacheSDHelper` on real pipelines of tiny random networks."""
 
+import functools
 import gc
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import weakref
 import diffusers
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from DeepCache import DeepCacheSDHelper as PublishedHelper
 
 from deepcache_ext import DeepCache, DeepCacheSDHelper, SettingsError
@@ -502,3 +505,79 @@ def test_importing_the_package_imports_no_diffusers():
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'gradio', 'modules'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# Other people's hooks ---------------------------------------------------------------------------------------
+
+
+def offload_sequentially(pipe):
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"), offload_buffers=True)
+
+
+def offload_model(pipe):
+    cpu_offload_with_hook(pipe.unet, execution_device="cpu")
+
+
+def hook_anew_at_every_step(pipe):
+    """SD.Next's balanced offload hooks again while a picture is made."""
+
+    def hook(*_):
+        remove_hook_from_module(pipe.unet, recurse=True)
+        for module in (pipe.unet, *pipe.unet.down_blocks, *pipe.unet.up_blocks):
+            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+
+    pipe.text_encoder.register_forward_hook(hook)
+    pipe.scheduler.step = functools.partial(then, pipe.scheduler.step, hook)
+
+
+def then(first, second, *args, **kwargs):
+    result = first(*args, **kwargs)
+    second()
+    return result
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("offload", [offload_sequentially, offload_model, hook_anew_at_every_step])
+def test_offloading(offload, early):
+    """accelerate's hooks, put up before DeepCache is enabled or after."""
+    with DeepCache(shared(SD), cache_interval=3, cache_branch_id=1) as cache:
+        expected = run(shared(SD), SD)
+    pipe = build(SD)
+    cache = DeepCache(pipe, cache_interval=3, cache_branch_id=1)
+    if early:
+        cache.enable()
+    offload(pipe)
+    if not early:
+        cache.enable()
+    pictures = [run(pipe, SD) for _ in range(2)]
+    cache.disable()
+    assert all(torch.equal(picture, expected) for picture in pictures)
+    assert [(p.full_calls, p.cached_calls) for p in cache.report().passes] == [(3, 4)] * 2
+
+
+def test_lora_layers_and_freeu():
+    """LoRA wraps linear layers; here by hand, since peft is not among the tests' packages."""
+    pipe = build(SD)
+
+    class Low(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+            self.down, self.up = torch.randn(2, base.in_features) / 4, torch.randn(base.out_features, 2) / 4
+            self.in_features, self.out_features = base.in_features, base.out_features
+
+        def forward(self, x):
+            return self.base(x) + x @ self.down.T @ self.up.T
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in list(pipe.unet.modules()):
+            if type(module).__name__ == "Attention":
+                module.to_q, module.to_v = Low(module.to_q), Low(module.to_v)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with DeepCache(pipe, cache_interval=3, cache_branch_id=4, estimator="copy"):
+        cached = run(pipe, SD)
+    with Naive(pipe.unet, 3, 4):
+        assert torch.equal(cached, run(pipe, SD))
+    pipe.disable_freeu()
+    assert not torch.equal(cached, run(shared(SD), SD))
