@@ -70,11 +70,13 @@ class DiffusersLadder:
         self._unet = unet
         self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
         self._shadows: list[tuple[nn.Module, str, Any]] = []
+        layers = sum(len(block.resnets) for block in self._blocks("up_blocks"))
+        self._spans = [self._span(branch) for branch in range(layers)]
 
     @property
     def depth(self) -> int:
         """Number of layers on the way up; branches go from 0 to depth - 1."""
-        return sum(len(block.resnets) for block in self._blocks("up_blocks"))
+        return len(self._spans)
 
     @property
     def is_up(self) -> bool:
@@ -121,7 +123,7 @@ class DiffusersLadder:
         """One residual for each live down block. It is added after the last layer where the block has attention, else
         after the downsampler, so of the block where the branch ends it is left out unless all its layers run.
         """
-        span, blocks = self._span(branch), self._blocks("down_blocks")
+        span, blocks = self._spans[branch], self._blocks("down_blocks")
         ends_in = blocks[span.down] if span.below else None
         last_layer_runs = (
             ends_in is not None
@@ -142,7 +144,7 @@ class DiffusersLadder:
         and before anything (FreeU) writes into it.
         """
         self._check_forwards(branch)
-        walks, span = Walks(), self._span(branch)
+        walks, span = Walks(), self._spans[branch]
         blocks = self._blocks("up_blocks")
         if span.above:
             block = blocks[span.up]
@@ -162,7 +164,7 @@ class DiffusersLadder:
     def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
         """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk)."""
         self._check_forwards(branch)
-        walks, span = Walks(), self._span(branch)
+        walks, span = Walks(), self._spans[branch]
 
         def feature() -> torch.Tensor:
             walks.supplied += 1
@@ -230,7 +232,7 @@ class DiffusersLadder:
     def _check_forwards(self, branch: int) -> None:
         if own_forward(self._unet) is not None:
             raise UnknownLayout("another extension replaced the UNet's forward")
-        span = self._span(branch)
+        span = self._spans[branch]
         ends = [self._blocks("up_blocks")[span.up]]
         if span.below:
             ends.append(self._blocks("down_blocks")[span.down])
