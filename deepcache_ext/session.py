@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Session:
         self._handles: list[Any] = []
         self._attached = False
         self._weights: WeightsWatch | None = None
-        self._version: int | None = None
+        self._version: Hashable = None
         self._moment: Moment | None = None
         self._latent: Callable[[], torch.Tensor | None] | None = None
         self._was_full = False
