@@ -70,6 +70,7 @@ class DeepCache:
         self._session: Session | None = None
         self._handles: list[Any] = []
         self._calls = self._calls_before = 0
+        self._failed = False
         self._inactive = ""
         try:
             ladder = DiffusersLadder(self._unet)
@@ -92,6 +93,7 @@ class DeepCache:
         if self._inactive:
             log.warning("not active: %s", self._inactive)
             return self
+        self._failed = False
         self._handles = [
             self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
             register_after(self._unet, self._after),
@@ -120,14 +122,16 @@ class DeepCache:
     # The hooks ----------------------------------------------------------------------------------------------
 
     def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if unet is not self._unet or _is_compiling():
+        if unet is not self._unet or self._failed or _is_compiling():
             return None
         try:
             self._tick(args, kwargs)
         except Exception:
-            log.exception("error inside DeepCache; this pass goes on uncached")
+            log.exception("error inside DeepCache; the UNet goes on uncached until it is enabled anew")
+            self._failed = True
             if self._session is not None:
                 self._session.turn_off(Reason.ERROR.value)
+                self._end_pass()
         return self._session.before(unet, args, kwargs) if self._session is not None else None
 
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
