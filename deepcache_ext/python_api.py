@@ -108,6 +108,10 @@ class DeepCache:
             handle.remove()
         self._handles = []
 
+    def __deepcopy__(self, _memo: Any) -> DeepCache:
+        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
+        return self
+
     def __enter__(self) -> DeepCache:
         return self.enable()
 

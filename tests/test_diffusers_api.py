@@ -1,5 +1,6 @@
 """`DeepCache` and `DeepCacheSDHelper`: passes and evaluations, odd loops, errors, other people's hooks, settings."""
 
+import copy
 import functools
 import gc
 import subprocess
@@ -316,6 +317,15 @@ def test_after_an_error_in_mid_call_all_is_as_before(pipe, error):
             handle.remove()
             assert torch.equal(run(pipe, SD), expected)
             assert len(cache.report().passes) == 2
+
+
+def test_a_copy_of_the_unet_is_left_alone(pipe):
+    plain, unet = run(pipe, SD), pipe.unet
+    with DeepCache(pipe, cache_interval=3) as cache:
+        pipe.unet = copy.deepcopy(unet)
+        assert torch.equal(run(pipe, SD), plain)
+        pipe.unet = unet
+    assert not cache.report().passes
 
 
 def test_gradients_are_asked_for(pipe):
