@@ -58,11 +58,11 @@ class TimedSession(Session):
     def tick(self, *args: Any, **kwargs: Any) -> None:
         self._timed("tick", super().tick, args, kwargs)
 
-    def _before(self, *args: Any) -> None:
-        self._timed("hook before", super()._before, args, {})
+    def before(self, *args: Any) -> None:
+        self._timed("hook before", super().before, args, {})
 
-    def _after(self, *args: Any) -> Any:
-        return self._timed("hook after", super()._after, args, {})
+    def after(self, *args: Any) -> Any:
+        return self._timed("hook after", super().after, args, {})
 
     def _timed(self, part: str, run: Callable[..., Any], args: Sequence[Any],
                kwargs: Mapping[str, Any]) -> Any:

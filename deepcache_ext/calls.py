@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +36,25 @@ class Call:
         Raises TypeError when there is no x.
         """
         x = args[0] if args else kwargs.get("x")
+        # Positional 2 and 3 are context and y; a caller may pass the same call either way.
+        names = ("context", "y")
+        others: list[tuple[Hashable, Any]] = [
+            (names[place] if place < len(names) else place, value) for place, value in enumerate(args[2:])
+        ]
+        others += [(name, kwargs[name]) for name in sorted(kwargs) if name != "x" and name not in TIME_NAMES]
+        return cls.of_named(x, others)
+
+    @classmethod
+    def of_named(cls, x: Any, others: Iterable[tuple[Hashable, Any]]) -> Call:
+        """From x and all that distinguishes this call from another, each under its name, always in the same order.
+
+        Raises TypeError when x is no tensor.
+        """
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"the UNet was called without a tensor x, but with {type(x).__name__}")
         tensors: list[torch.Tensor] = []
         kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x))]
-        # Positional 2 and 3 are context and y; a caller may pass the same call either way.
-        names = ("context", "y")
-        for place, value in enumerate(args[2:]):
-            kinds.append((names[place] if place < len(names) else place, _kind(value, tensors)))
-        for name in sorted(kwargs):
-            if name != "x" and name not in TIME_NAMES:
-                kinds.append((name, _kind(kwargs[name], tensors)))
+        kinds += [(name, _kind(value, tensors)) for name, value in others]
         return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors))
 
 

@@ -153,3 +153,6 @@ class Forecast:
 
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
+
+FORECAST_UP_TO = 3
+"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/estimators.md)."""

@@ -145,14 +145,24 @@ class Walks:
 def own_forward(unet: nn.Module) -> Callable[..., Any] | None:
     """The forward that another extension put on this very instance, or None where the class's own runs.
 
-    ControlNet and others "restore" by leaving the class's forward, bound, in the instance's `__dict__`.
+    ControlNet and others "restore" by leaving the class's forward, bound, in the instance's `__dict__`. The hooks of
+    accelerate and diffusers that move weights wrap whatever is there and call it with all its arguments: what counts
+    is the forward inside, which stays the same when a host puts such hooks up anew.
     """
-    forward = unet.__dict__.get("forward")
-    if forward is None:
-        return None
+    forward: Any = unet.__dict__.get("forward")
+    while _defined_in(forward) in WEIGHT_MOVERS:
+        forward = getattr(forward, "__wrapped__", None)
     if getattr(forward, "__self__", None) is unet and getattr(forward, "__func__", None) is type(unet).forward:
         return None
     return forward
+
+
+WEIGHT_MOVERS = ("accelerate.hooks", "diffusers.hooks.hooks")
+
+
+def _defined_in(function: Any) -> str:
+    """The module whose code a function, or a partial of one, runs; wrappers disguise their `__module__`."""
+    return getattr(getattr(function, "func", function), "__globals__", {}).get("__name__", "")
 
 
 class AnyLadder(Protocol):

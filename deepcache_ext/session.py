@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,9 @@ class Session:
         self._unet: nn.Module | None = None
         self._ladder: AnyLadder | None = None
         self._handles: list[Any] = []
+        self._attached = False
         self._weights: WeightsWatch | None = None
-        self._version: int | None = None
+        self._version: Hashable = None
         self._moment: Moment | None = None
         self._latent: Callable[[], torch.Tensor | None] | None = None
         self._was_full = False
@@ -80,13 +81,14 @@ class Session:
 
     # The UNet -----------------------------------------------------------------------------------------------
 
-    def attach(self, unet: nn.Module) -> None:
+    def attach(self, unet: nn.Module, hooked: bool = True) -> None:
         """Hook this UNet; a no-op where it is hooked already, or where caching is off. Another UNet than before
-        drops what was kept.
+        drops what was kept. With `hooked=False` the host's adapter has hooks of its own and calls `before` and
+        `after` from them: a hook that is put up while a call begins does not see that call.
 
         Raises `UnknownLayout`, with nothing hooked, where the UNet cannot be cached.
         """
-        if self.is_off or (unet is self._unet and self._handles):
+        if self.is_off or (unet is self._unet and self._attached):
             return
         if unet is not self._unet:
             if self._unet is not None:
@@ -99,10 +101,12 @@ class Session:
                     f"this UNet has the branches 0 to {ladder.depth - 1}"
                 )
             self._ladder, self._unet, self._weights = ladder, unet, WeightsWatch(unet)
-        self._handles = [
-            unet.register_forward_pre_hook(self._before, with_kwargs=True),
-            _register_after(unet, self._after),
-        ]
+        self._attached = True
+        if hooked:
+            self._handles = [
+                unet.register_forward_pre_hook(self.before, with_kwargs=True),
+                register_after(unet, self.after),
+            ]
 
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
@@ -110,6 +114,7 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._attached = False
 
     def detach(self) -> None:
         """Leave the UNet as it was, and forget it."""
@@ -171,7 +176,7 @@ class Session:
         self._open.clear()
         if self._moment is not None:
             self._slots.end_evaluation()
-            if self._was_full or not self._handles:
+            if self._was_full or not self._attached:
                 self.report.full_evaluations += 1
         self._moment = None
         self._latent = None
@@ -179,7 +184,13 @@ class Session:
 
     # The hooks ----------------------------------------------------------------------------------------------
 
-    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call of the UNet has begun and not ended."""
+        return bool(self._open)
+
+    def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
         if unet is not self._unet or self._ladder is None:
             self.report.misses[Reason.REPLICA] += 1
             return None
@@ -189,6 +200,9 @@ class Session:
         try:
             opened = self._begin_call(unet, args, kwargs, self._moment)
             self._open.append(opened)
+        except UnknownLayout as reason:  # another forward than when we attached
+            self.turn_off(str(reason))
+            return None
         except Exception:
             self._break()
             return None
@@ -239,7 +253,10 @@ class Session:
         self._watch.start(call.x)
         return OpenCall(call, key, forward, walks)
 
-    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """A call of the UNet ends: its output if another is to be returned, or None. A forward hook, with kwargs;
+        an `output` of None says that the forward raised.
+        """
         if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
             return None
         done = self._open.pop()
@@ -319,7 +336,8 @@ class Session:
         self.turn_off(Reason.ERROR.value)
 
 
-def _register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
+def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
+    """A forward hook that is called when the forward raises too."""
     try:
         return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
     except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception

@@ -11,16 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import predict
-from .estimators import ESTIMATORS, Estimator
+from .estimators import ESTIMATORS, FORECAST_UP_TO, Estimator
 from .plan import ListedPlan, Plan, UniformPlan
 from .settings import Settings, ranges
 
 FEW = 12
 """Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength)."""
-
-
-FORECAST_UP_TO = 3
-"""The widest mean distance of full evaluations over which `auto` forecasts (docs/estimators.md)."""
 
 
 def plan_for(
@@ -55,11 +51,13 @@ def plan_for(
 
 
 def estimator_for(settings: Settings, plan: Plan, total: int) -> Estimator:
-    """The estimator that the settings name; `auto` forecasts where full evaluations lie close enough."""
+    """The estimator that the settings name; `auto` forecasts where full evaluations lie close enough. `total`: the
+    number of evaluations, or 0 where it is not known.
+    """
     name = settings.estimator
     if name == "auto":
-        full = sum(map(plan.is_full, range(total)))
-        name = "forecast" if total <= FORECAST_UP_TO * max(full, 1) else "copy"
+        seen = range(total or 120)
+        name = "forecast" if len(seen) <= FORECAST_UP_TO * sum(map(plan.is_full, seen)) else "copy"
     return ESTIMATORS[name]()
 
 

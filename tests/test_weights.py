@@ -32,3 +32,20 @@ def test_inference_tensors_and_missing_weights_are_left_out():
             with torch.no_grad():
                 weight.add_(0)
     assert watch.version() > before
+
+
+def test_adapters_of_peft():
+    """What peft 0.21 has on a LoRA layer; it is not among the tests' packages."""
+    unet = unets.make("three-levels")
+    layer = unet.out[2]
+    layer.scaling, layer.merged_adapters = {"one": 1.0}, []
+    layer._disable_adapters, layer._active_adapter = False, ["one"]
+    watch = WeightsWatch(unet)
+    versions = {watch.version()}
+    for change in (
+        lambda: layer.scaling.update(one=0.5), lambda: layer.merged_adapters.append("one"),
+        lambda: setattr(layer, "_disable_adapters", True), lambda: setattr(layer, "_active_adapter", ["two"]),
+    ):
+        change()
+        assert watch.version() not in versions
+        versions.add(watch.version())

@@ -1,0 +1,282 @@
+"""DeepCache for Python programs that run diffusers' pipelines: `DeepCache`, and the interface of DeepCacheSDHelper.
+
+    with DeepCache(pipe, cache_interval=3, cache_branch_id=0) as cache:
+        image = pipe("a photo of a cat").images[0]
+    print(cache.report())
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .diffusers_ladder import DiffusersLadder
+from .hosts.diffusers import Beat, Clock, adds_noise, noise_level
+from .ladder import Arguments, UnknownLayout
+from .report import PassReport, Reason, summary
+from .session import Session, register_after
+from .settings import FIELDS, SettingsError, parse
+from .strategies import estimator_for, plan_for
+
+log = logging.getLogger("deepcache")
+
+SETTINGS = (
+    "preset", "cache_interval", "cache_branch_id", "estimator", "start", "end", "strategy", "speed_up",
+    "full_evaluations", "center", "power",
+)
+"""The settings that mean something outside the WebUI."""
+
+PASSES_REPORTED = 100
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened: one `PassReport` for each run of a pipeline, the latest ones last. `str()` says it in words."""
+
+    passes: tuple[PassReport, ...]
+    inactive: str = ""
+    """Why nothing can be cached at all, in words; empty when it can."""
+
+    def __str__(self) -> str:
+        if self.inactive:
+            return f"not active: {self.inactive}"
+        return "\n".join([summary(self.passes) or "nothing has run yet", *(x for p in self.passes for x in p.lines())])
+
+
+class DeepCache:
+    """Caches a diffusers UNet while it is enabled; a context manager, or `enable` and `disable`.
+
+    `target`: a pipeline with a `unet` (its scheduler is then known, which a forecast and `start`/`end` profit from),
+    or the UNet. Settings: those of `SETTINGS`, as in the WebUI; a value that cannot be used raises `SettingsError`.
+    A UNet that cannot be cached runs as ever, and `report()` says why.
+
+    Each run of a pipeline is a pass of its own. Runs of one UNet in several threads at a time are not supported.
+    """
+
+    def __init__(self, target: Any, **settings: Any) -> None:
+        for name, value in settings.items():
+            if name not in SETTINGS:
+                known = name in {field.name for field in FIELDS}
+                raise SettingsError(name, value, f"{'here ' if known else ''}the settings are {', '.join(SETTINGS)}")
+        self.settings = parse([{"enabled": True, **settings}])
+        self._target = target
+        self._unet = unet_of(target)
+        self._reports: deque[PassReport] = deque(maxlen=PASSES_REPORTED)
+        self._clock = Clock()
+        self._session: Session | None = None
+        self._handles: list[Any] = []
+        self._calls = self._calls_before = 0
+        self._failed = False
+        self._inactive = ""
+        try:
+            ladder = DiffusersLadder(self._unet)
+        except UnknownLayout as reason:
+            self._inactive = str(reason)
+        else:
+            if self.settings.cache_branch_id >= ladder.depth:
+                raise SettingsError(
+                    "cache_branch_id", self.settings.cache_branch_id,
+                    f"a whole number from 0 to {ladder.depth - 1} for this UNet",
+                )
+
+    def enable(self) -> DeepCache:
+        """Hook the UNet; nothing on it is replaced. Raises ValueError when it is hooked by a DeepCache already, as
+        diffusers' `enable_cache` does.
+        """
+        hooks = self._unet._forward_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), DeepCache) for hook in hooks):
+            raise ValueError("a DeepCache is enabled on this UNet already; disable it first")
+        if self._inactive:
+            log.warning("not active: %s", self._inactive)
+            return self
+        self._failed = False
+        self._handles = [
+            self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
+            register_after(self._unet, self._after),
+        ]
+        return self
+
+    def disable(self) -> None:
+        """Leave the UNet as it was and free what was kept. May be called twice."""
+        self._end_pass()
+        self._clock.forget()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __deepcopy__(self, _memo: Any) -> DeepCache:
+        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
+        return self
+
+    def __enter__(self) -> DeepCache:
+        return self.enable()
+
+    def __exit__(self, *_: Any) -> None:
+        self.disable()
+
+    def report(self) -> Report:
+        """What happened since this object was made, in the last `PASSES_REPORTED` passes."""
+        under_way = [self._session.report] if self._session is not None else []
+        return Report((*self._reports, *under_way), self._inactive)
+
+    # The hooks ----------------------------------------------------------------------------------------------
+
+    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if unet is not self._unet or self._failed or _is_compiling():
+            return None
+        try:
+            self._tick(args, kwargs)
+        except Exception:
+            log.exception("error inside DeepCache; the UNet goes on uncached until it is enabled anew")
+            self._failed = True
+            if self._session is not None:
+                self._session.turn_off(Reason.ERROR.value)
+                self._end_pass()
+        return self._session.before(unet, args, kwargs) if self._session is not None else None
+
+    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._session is None or unet is not self._unet or _is_compiling():
+            return None
+        instead = self._session.after(unet, args, kwargs, output)
+        if self._clock.remaining == 1 and self._calls == self._calls_before and not self._session.is_in_call:
+            self._end_pass()  # nothing is to come: what was kept need not lie about while the VAE works
+        return instead
+
+    def _tick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._session is not None and self._session.is_in_call:
+            if _is_nested(self._unet):
+                return
+            # The call before was broken off by Ctrl-C, of which torch tells no hook.
+            self._end_pass()
+            self._clock.forget()
+        x = args[0] if args else kwargs["sample"]
+        scheduler = getattr(self._target, "scheduler", None)
+        beat = self._clock.look(x, args[1] if len(args) > 1 else kwargs["timestep"], scheduler)
+        if beat is Beat.PASS:
+            self._end_pass()
+            self._session = self._begin_pass(scheduler)
+        if beat is Beat.CALL or self._session is None:
+            self._calls += 1
+            return
+        self._calls_before, self._calls = self._calls, 1
+        try:
+            self._session.attach(self._unet, hooked=False)
+        except UnknownLayout as reason:
+            self._session.turn_off(str(reason))
+            log.warning("not active: %s", reason)
+        sigma = None
+        if self._session.estimator.name == "forecast":
+            sigma = noise_level(scheduler, self._clock.index_in(getattr(scheduler, "timesteps", None)))
+        self._session.tick(lambda: x, sigma)
+
+    def _begin_pass(self, scheduler: Any) -> Session:
+        settings, total = self.settings, self._clock.remaining
+        if total is None:  # no list of timesteps: only a plan that needs no end can be followed
+            settings = replace(settings, strategy="uniform")
+        plan, remark = plan_for(
+            settings, total or 0, self._sigmas(scheduler), depth=DiffusersLadder(self._unet).depth,
+            fresh_noise=adds_noise(scheduler),
+        )
+        if remark and total is not None:
+            log.warning("%s", remark)
+        session = Session(plan, estimator_for(settings, plan, total or 0), ladder=DiffusersLadder)
+        if total is None and (settings.start > 0 or settings.end < 1):
+            session.turn_off("start and end need the number of evaluations, which cannot be known here")
+        return session
+
+    def _sigmas(self, scheduler: Any) -> list[float] | None:
+        """The noise levels of the evaluations to come, where the scheduler's list tells them."""
+        first = self._clock.index_in(getattr(scheduler, "timesteps", None))
+        if first is None:
+            return None
+        levels = [noise_level(scheduler, first + k) for k in range(self._clock.remaining or 0)]
+        return [level for level in levels if level is not None] if None not in levels else None
+
+    def _end_pass(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._reports.append(session.close())
+
+
+class DeepCacheSDHelper:
+    """The interface of the helper that the method's authors published as DeepCache 0.1.1, on our mechanism: a script
+    written for it runs with one import changed and gives the same pictures.
+
+    Deliberate differences: enabling twice raises ValueError (there it never came back); a sampler that repeats
+    timesteps keeps its rhythm; FreeU does not write into what is kept; each run of the pipeline starts anew.
+    """
+
+    def __init__(self, pipe: Any = None) -> None:
+        self.pipe = pipe
+        self.cache: DeepCache | None = None
+        self.set_params()
+
+    def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
+        """`cache_branch_id` is 3 * block + layer. Takes effect at once. Raises `SettingsError`."""
+        if skip_mode != "uniform":
+            raise SettingsError("skip_mode", skip_mode, "uniform is the only one")
+        given: dict[str, Any] = {
+            "cache_interval": cache_interval, "cache_branch_id": cache_branch_id, "estimator": "copy"
+        }
+        parse([given])
+        self.params = given
+        if self.cache is not None:
+            self.disable()
+            self.enable()
+
+    def enable(self, pipe: Any = None) -> None:
+        if pipe is not None:
+            self.pipe = pipe
+        if self.pipe is None:
+            raise ValueError("there is no pipeline to enable DeepCache on")
+        if self.cache is not None:
+            raise ValueError("DeepCache is enabled already; disable it first")
+        branch = helpers_branch(unet_of(self.pipe), self.params["cache_branch_id"])
+        self.cache = DeepCache(self.pipe, **{**self.params, "cache_branch_id": branch}).enable()
+
+    def disable(self) -> None:
+        if self.cache is not None:
+            self.cache.disable()
+            self.cache = None
+
+
+def unet_of(target: Any) -> nn.Module:
+    """The UNet of a pipeline, or `target` where it is one. Raises TypeError."""
+    unet = getattr(target, "unet", target)
+    if not isinstance(unet, nn.Module):
+        raise TypeError(f"{type(target).__name__} is no pipeline with a UNet, nor a UNet")
+    return unet
+
+
+def helpers_branch(unet: nn.Module, branch: int) -> int:
+    """Our branch for the helper's: block b // 3, layer b % 3 whatever the UNet's number of layers. Where it asks for
+    more layers or blocks than there are, it runs those that there are.
+    """
+    try:
+        layers = [len(block.resnets) for block in reversed(unet.up_blocks)]  # type: ignore[arg-type]
+    except (AttributeError, TypeError):
+        return branch
+    block, layer = divmod(branch, 3)
+    if block >= len(layers):
+        return sum(layers) - 1
+    return sum(layers[:block]) + min(layer, layers[block] - 1)
+
+
+def _is_nested(unet: nn.Module) -> bool:
+    """Whether a call of the UNet runs inside another one: both are then on the stack."""
+    frame, depth = sys._getframe(), 0
+    while frame is not None and depth < 2:
+        depth += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is unet
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth == 2
+
+
+def _is_compiling() -> bool:
+    compiler = getattr(torch, "compiler", None)
+    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

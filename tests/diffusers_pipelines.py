@@ -1,0 +1,252 @@
+"""Real diffusers pipelines with tiny random networks, built in code: nothing is downloaded."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from tests import diffusers_unets as unets
+
+diffusers.logging.set_verbosity_error()
+
+WIDTH = 16
+"""Of every text and image embedding."""
+
+TRAINED = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+    "clip_sample": False, "set_alpha_to_one": False,
+}
+PROMPT = "lower newer"
+
+
+@functools.cache
+def tokenizer() -> CLIPTokenizer:
+    words = ["l", "o", "w", "e", "r", "s", "t", "i", "d", "n", "lo", "l</w>", "w</w>", "r</w>", "t</w>", "low</w>",
+             "er</w>", "lowest</w>", "newer</w>", "wider", "<unk>", "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary.write_text(json.dumps({word: number for number, word in enumerate(words)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\nl o\nlo w</w>\ne r</w>\n", encoding="utf-8")
+        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77)
+
+
+def made(make: Any, *args: Any, **options: Any) -> Any:
+    """A network with the same random weights each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make(*args, **options).eval().requires_grad_(False)
+
+
+def text_encoder(projection: bool = False) -> Any:
+    config = CLIPTextConfig(
+        hidden_size=WIDTH, intermediate_size=WIDTH, num_attention_heads=2, num_hidden_layers=2, vocab_size=23,
+        projection_dim=WIDTH, bos_token_id=21, eos_token_id=22, pad_token_id=22,
+    )
+    return made(CLIPTextModelWithProjection if projection else CLIPTextModel, config)
+
+
+def vae(**changes: Any) -> Any:
+    return made(diffusers.AutoencoderKL, **{
+        "block_out_channels": [4, 8], "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 2, "sample_size": 16, **changes,
+    })
+
+
+def picture(seed: int = 0, channels: int = 3) -> torch.Tensor:
+    return torch.rand(1, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def scheduler(name: str = "DDIMScheduler") -> Any:
+    kind = getattr(diffusers, name)
+    known = {key: value for key, value in TRAINED.items() if key in kind.__init__.__wrapped__.__code__.co_varnames}
+    return kind(**known)
+
+
+def _sd(unet: Any) -> dict[str, Any]:
+    return {
+        "vae": vae(), "text_encoder": text_encoder(), "tokenizer": tokenizer(), "unet": unet,
+        "scheduler": scheduler(), "safety_checker": None, "feature_extractor": None,
+    }
+
+
+def _xl(unet: Any, refiner: bool = False) -> dict[str, Any]:
+    return {
+        "vae": vae(), "text_encoder": None if refiner else text_encoder(), "text_encoder_2": text_encoder(True),
+        "tokenizer": None if refiner else tokenizer(), "tokenizer_2": tokenizer(), "unet": unet,
+        "scheduler": scheduler(),
+    }
+
+
+def _controlnet(unet: Any) -> Any:
+    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return net.eval().requires_grad_(False)
+
+
+def _animatediff() -> Any:
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(8, 16, 16), motion_layers_per_block=2, motion_norm_num_groups=4,
+        motion_num_attention_heads=2,
+    )
+    parts = _sd(unets.make("sd1"))
+    del parts["safety_checker"]
+    pipe = diffusers.AnimateDiffPipeline(**parts, motion_adapter=adapter)
+    for parameter in pipe.unet.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return pipe
+
+
+def _svd() -> Any:
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, projection_dim=WIDTH, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+        intermediate_size=WIDTH, patch_size=8,
+    )
+    return diffusers.StableVideoDiffusionPipeline(
+        vae=made(
+            diffusers.AutoencoderKLTemporalDecoder, block_out_channels=[32, 32], in_channels=3, out_channels=3,
+            down_block_types=["DownEncoderBlock2D"] * 2, latent_channels=4, sample_size=16,
+        ),
+        image_encoder=made(CLIPVisionModelWithProjection, vision), unet=unets.make("svd"),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            **{key: TRAINED[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")},
+            interpolation_type="linear", prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002,
+            timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
+        ),
+        feature_extractor=CLIPImageProcessor(crop_size=16, size=16),
+    )
+
+
+REFINER = {"cross_attention_dim": WIDTH, "projection_class_embeddings_input_dim": WIDTH + 5 * 4}
+
+BUILD: dict[str, tuple[Any, dict[str, Any]]] = {
+    "StableDiffusion": (lambda: diffusers.StableDiffusionPipeline(
+        **_sd(unets.make("sd1")), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "height": 16, "width": 16}),
+    "StableDiffusionImg2Img": (lambda: diffusers.StableDiffusionImg2ImgPipeline(
+        **_sd(unets.make("sd2")), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
+    "StableDiffusionInpaint": (lambda: diffusers.StableDiffusionInpaintPipeline(
+        **_sd(unets.make("inpaint")), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "image": picture(), "mask_image": picture(1, 1).round(), "height": 16, "width": 16}),
+    "StableDiffusionInstructPix2Pix": (lambda: diffusers.StableDiffusionInstructPix2PixPipeline(
+        **_sd(unets.make("instruct-pix2pix")), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "image": picture()}),
+    "StableDiffusionControlNet": (lambda: diffusers.StableDiffusionControlNetPipeline(
+        **_sd(unet := unets.make("sd1")), controlnet=made(_controlnet, unet), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "image": picture()}),
+    "StableDiffusionXL": (lambda: diffusers.StableDiffusionXLPipeline(
+        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    ), {"prompt": PROMPT, "height": 16, "width": 16}),
+    "StableDiffusionXLImg2Img": (lambda: diffusers.StableDiffusionXLImg2ImgPipeline(
+        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
+    "StableDiffusionXLInpaint": (lambda: diffusers.StableDiffusionXLInpaintPipeline(
+        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    ), {"prompt": PROMPT, "image": picture(), "mask_image": picture(1, 1).round(), "height": 16, "width": 16,
+        "strength": 0.9}),
+    "StableDiffusionXL refiner": (lambda: diffusers.StableDiffusionXLImg2ImgPipeline(
+        **_xl(unets.make("refiner", **REFINER), refiner=True), requires_aesthetics_score=True,
+    ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
+    "StableVideoDiffusion": (_svd, {
+        "image": picture(), "num_frames": 2, "height": 16, "width": 16, "min_guidance_scale": 1.0,
+        "max_guidance_scale": 2.5, "decode_chunk_size": 2,
+    }),
+    "AnimateDiff": (_animatediff, {"prompt": PROMPT, "num_frames": 2, "height": 16, "width": 16}),
+    "TextToVideoZero": (lambda: diffusers.TextToVideoZeroPipeline(
+        **_sd(unets.make("sd1")), requires_safety_checker=False,
+    ), {"prompt": PROMPT, "video_length": 2, "height": 16, "width": 16, "t0": 2, "t1": 4}),
+    "TextToVideoSD": (lambda: diffusers.TextToVideoSDPipeline(
+        **{key: part for key, part in _sd(unets.make("3d")).items() if key in (
+            "vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+    ), {"prompt": PROMPT, "num_frames": 2, "height": 16, "width": 16}),
+    "DDPM": (lambda: diffusers.DDPMPipeline(unets.make("ddpm"), scheduler("DDPMScheduler")), {}),
+    "LDMTextToImage": (lambda: diffusers.LDMTextToImagePipeline(
+        vqvae=vae(), bert=text_encoder(), tokenizer=tokenizer(), unet=unets.make("sd1"), scheduler=scheduler(),
+    ), {"prompt": PROMPT, "height": 64, "width": 64}),
+}
+
+PICTURES_ONLY = ("DDPM", "LDMTextToImage")
+
+
+def build(name: str) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = BUILD[name][0]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+shared = functools.cache(build)
+"""One pipeline of each name for tests that leave no trace on it."""
+
+
+def run(pipe: Any, name: str, steps: int = 7, seed: int = 0, **changes: Any) -> torch.Tensor:
+    """The latent that a pipeline makes, or the picture where it does not show it."""
+    options = {**BUILD[name][1], "num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
+    options["output_type"] = "np" if name in PICTURES_ONLY else "latent"
+    result = pipe(**{**options, **changes})
+    return torch.as_tensor(result["frames" if "frames" in result else "images"])
+
+
+class Output(tuple):
+    """What a UNet returns, whether it is asked for a tuple or not."""
+
+    @property
+    def sample(self) -> torch.Tensor:
+        return self[0]
+
+
+class Naive:
+    """What a cached run must give, found by another way: the UNet's forward is replaced, counts its calls and works
+    the live layers by hand. Each call is an evaluation; a timestep that rises begins a new pass; calls of another
+    shape have features of their own, and the first of each is full.
+    """
+
+    def __init__(self, unet: Any, interval: int, branch: int) -> None:
+        self.unet, self.interval, self.branch = unet, interval, branch
+        self.features: dict[Any, torch.Tensor] = {}
+        self.count, self.full, self.last = 0, 0, None
+
+    def __enter__(self) -> Naive:
+        self.unet.forward = self.forward
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        del self.unet.forward
+
+    def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any = None, **given: Any) -> Any:
+        if self.last is None or float(timestep) > self.last:
+            self.count, self.features = 0, {}
+        self.last = float(timestep)
+        names = {
+            "down_block_additional_residuals": "control", "mid_block_additional_residual": "middle",
+            "down_intrablock_additional_residuals": "adapter",
+        }
+        given = {names.get(name, name): value for name, value in given.items() if value is not None}
+        for ignored in ("return_dict", "cross_attention_kwargs"):
+            given.pop(ignored, None)
+        is_full = self.count % self.interval == 0 or sample.shape not in self.features
+        self.count, self.full = self.count + 1, self.full + is_full
+        output, feature = unets.by_hand(
+            self.unet, self.branch, None if is_full else self.features[sample.shape], sample=sample,
+            timestep=timestep, encoder_hidden_states=encoder_hidden_states, **given,
+        )
+        self.features[sample.shape] = feature
+        return Output((output,))

@@ -1,0 +1,111 @@
+"""Passes and evaluations as plain diffusers shows them, and what a scheduler tells about noise."""
+
+import diffusers
+import pytest
+import torch
+
+from deepcache_ext.hosts.diffusers import Beat, Clock, Place, adds_noise, noise_level
+from tests import diffusers_pipelines as pipelines
+
+PASS, EVALUATION, CALL = Beat.PASS, Beat.EVALUATION, Beat.CALL
+
+
+def beats(timesteps, xs=None, scheduler=None, clock=None):
+    clock = clock or Clock()
+    xs = xs or [torch.full((1, 4, 2, 2), float(k)) for k in range(len(timesteps))]
+    return [clock.look(x, t, scheduler) for x, t in zip(xs, timesteps, strict=True)]
+
+
+def test_elements_of_a_list():
+    clock, ts = Clock(), torch.tensor([9, 7, 7, 5])  # as Heun has it
+    assert beats(ts, clock=clock) == [PASS, EVALUATION, EVALUATION, EVALUATION]
+    assert clock.remaining == 1
+    assert beats(ts, clock=clock)[0] is PASS  # from its beginning again
+    assert beats(torch.tensor([4, 3]), clock=clock) == [PASS, EVALUATION]  # another list, though it goes on falling
+    assert beats([ts[1], ts[1], ts[2].expand(3), ts[2:3]]) == [PASS, CALL, EVALUATION, CALL]
+    assert beats([ts[2], ts[1]]) == [PASS, PASS]  # TextToVideoZero rewinds
+    rising = torch.tensor([1, 3, 5])  # inversion
+    assert beats(rising) == [PASS, EVALUATION, EVALUATION]
+
+
+def test_a_list_that_is_written_to_is_another_one():
+    ts = torch.tensor([9, 7])
+    clock = Clock()
+    assert clock.look(torch.zeros(1), ts[0]) is PASS
+    ts.sub_(1)
+    assert clock.look(torch.zeros(1), ts[1]) is PASS
+
+
+def test_a_list_that_is_gone_gives_its_memory_to_no_other():
+    clock = Clock()
+    for seed in range(20):
+        ts = torch.arange(1000, 0, -1) - seed
+        assert clock.look(torch.zeros(1), ts[seed]) is PASS
+        del ts
+
+
+@pytest.mark.parametrize("given", [
+    5, 5.0, torch.tensor(5), torch.tensor([5]), torch.tensor([5, 5]), torch.tensor(5).expand(2),
+], ids=repr)
+def test_what_is_no_element_of_a_list(given):
+    assert Place.of(given) is None
+    assert beats([6, given, 4.5, 4, 5]) == [PASS, EVALUATION, EVALUATION, EVALUATION, PASS]
+
+
+def test_numbers_that_repeat():
+    x, other = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    xs = [x, x.clone(), other, other.clone(), x[:, :2]]
+    assert beats([5] * 5, xs) == [PASS, CALL, PASS, CALL, PASS]
+    scheduler = diffusers.HeunDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    clock = Clock()
+    assert clock.look(x, 5.0, scheduler) is PASS
+    scheduler._step_index = 1
+    assert clock.look(x, 4.0, scheduler) is EVALUATION
+    assert clock.look(other, 4.0, scheduler) is CALL  # the scheduler has not stepped: a tile, or a blurred latent
+    scheduler._step_index = 2
+    assert clock.look(x, 4.0, scheduler) is EVALUATION
+    scheduler.set_timesteps(3)
+    assert clock.look(x, 3.0, scheduler) is PASS
+
+
+def test_rows_with_timesteps_of_their_own():
+    assert beats([torch.tensor([5, 6]), torch.tensor([4, 5])]) == [PASS, PASS]
+
+
+@pytest.mark.parametrize("name", [
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+    "DDIMScheduler", "PNDMScheduler", "LCMScheduler",
+])
+def test_noise_levels(name):
+    """By the training schedule, for every element of a scheduler's list."""
+    scheduler, clock = pipelines.scheduler(name), Clock()
+    scheduler.set_timesteps(8)
+    alphas = diffusers.DDIMScheduler(**pipelines.TRAINED).alphas_cumprod.double()
+    for t in scheduler.timesteps[1:]:
+        clock.look(torch.zeros(1), t)
+        alpha = alphas[round(float(t))]
+        found = noise_level(scheduler, clock.index_in(scheduler.timesteps))
+        assert found == pytest.approx(float(((1 - alpha) / alpha).sqrt()), rel=2e-2)
+
+
+def test_unknown_noise_levels():
+    scheduler, clock = pipelines.scheduler(), Clock()
+    scheduler.set_timesteps(4)
+    clock.look(torch.zeros(1), torch.arange(4)[2])
+    assert clock.index_in(scheduler.timesteps) is None  # of another list
+    assert clock.index_in(None) is None
+    assert noise_level(scheduler, None) is None
+    assert noise_level(None, None) is None
+
+
+@pytest.mark.parametrize(("scheduler", "adds"), [
+    (None, True), (diffusers.DDIMScheduler(), False), (diffusers.EulerDiscreteScheduler(), False),
+    (diffusers.EulerAncestralDiscreteScheduler(), True), (diffusers.KDPM2AncestralDiscreteScheduler(), True),
+    (diffusers.LCMScheduler(), True), (diffusers.DDPMScheduler(), True), (diffusers.PNDMScheduler(), False),
+    (diffusers.DPMSolverMultistepScheduler(), False),
+    (diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
+    (diffusers.TCDScheduler(), True), (diffusers.UniPCMultistepScheduler(), False),
+], ids=lambda value: type(value).__name__)
+def test_schedulers_that_add_noise(scheduler, adds):
+    assert adds_noise(scheduler) is adds
