@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from modules import shared
 
+from ..control_ladder import ControlledLadder
 from ..estimators import ESTIMATORS
 from ..ladder import UnknownLayout
 from ..plan import UniformPlan
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overruled, parse
+from .a1111_controlnet import control_units
+from .a1111_networks import loaded_networks
 from .generations import Generation, Generations
 
 log = logging.getLogger("deepcache")
@@ -168,7 +171,7 @@ class A1111:
         if name == "auto":
             name = "copy" if settings.cache_interval > FORECAST_UP_TO or adds_noise(p) else "forecast"
         generation.estimators.add(name)
-        generation.session = Session(plan, ESTIMATORS[name](), hires=hires)
+        generation.session = Session(plan, ESTIMATORS[name](), hires=hires, ladder=ladder_of)
 
     def _attach(self, p: Any, session: Session) -> None:
         if not session.plan.caches or session.is_off:
@@ -203,6 +206,11 @@ class A1111:
         comment = getattr(p, "comment", None)
         if comment is not None:
             comment(f"DeepCache: {message}")
+
+
+def ladder_of(unet: Any) -> ControlledLadder:
+    """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
+    return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
 
 
 def _is_hires(p: Any) -> bool:
