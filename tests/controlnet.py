@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tests import unets
+from tests.replay.reference import joined
 
 SOFT = 0.825
 
@@ -23,10 +24,13 @@ SOFT = 0.825
 class ControlNet(nn.Module):
     """A copy of a UNet's input side with a convolution behind each block (not at zero, or nothing would come of it)."""
 
-    def __init__(self, layout: str, seed: int, residual_type: torch.dtype = torch.float32) -> None:
-        """`residual_type`: of what the convolutions give, before it is cast to the type of x."""
+    def __init__(self, copied: Any, seed: int, residual_type: torch.dtype = torch.float32) -> None:
+        """Takes the blocks of `copied`, a UNet of their own or the name of a layout to make one of.
+
+        `residual_type`: of what the convolutions give, before it is cast to the type of x.
+        """
         super().__init__()
-        copied: Any = unets.make(layout, seed)
+        copied = unets.make(copied, seed) if isinstance(copied, str) else copied
         self.model_channels = copied.model_channels
         self.time_embed, self.input_blocks, self.middle_block = (
             copied.time_embed, copied.input_blocks, copied.middle_block
@@ -57,6 +61,7 @@ class ControlNet(nn.Module):
         emb = self.time_embed(unets.timestep_embedding(timesteps, self.model_channels, repeat_only=False))
         if self.label_emb is not None and y is not None:
             emb = emb + self.label_emb(y)
+        hint = nn.functional.interpolate(hint, x.shape[-2:])
         guide, h, residuals = self.input_hint_block(hint, emb, context), x, []
         for block, zero_conv in zip(self.input_blocks, self.zero_convs, strict=True):
             h = block(h, emb, context)
@@ -163,7 +168,7 @@ class Hook:
             h = self.middle_block(h, emb, context)
             h = added(h, controls.pop())
             for block in self.output_blocks:
-                h = block(torch.cat([h, added(skips.pop(), controls.pop())], dim=1), emb, context)
+                h = block(joined(h, added(skips.pop(), controls.pop())), emb, context)
             return self.out(h.type(x.dtype))
 
         def forward_webui(*args, **kwargs):
