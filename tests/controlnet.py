@@ -151,7 +151,9 @@ class Hook:
                     h = original(self, x=unit.hint, timesteps=timesteps, context=context, **known)
                     x = x + 0.1 * unit.weight * h
                     continue
-                residuals = unit.control_model(x=x, hint=unit.hint, timesteps=timesteps, context=context, y=y)
+                # An inpainting model's own five channels are none of ControlNet's.
+                x_in = x[:, :4] if x.shape[1] == 9 else x
+                residuals = unit.control_model(x=x_in, hint=unit.hint, timesteps=timesteps, context=context, y=y)
                 target = controls if unit.kind == "controlnet" else features
                 for i, residual in enumerate(outer.scaled(unit, residuals, mark)):
                     target[i] = residual + target[i]

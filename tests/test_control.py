@@ -60,7 +60,8 @@ def cached(unet, hook, evaluations=6, interval=3, branch=0, live=True, estimator
     for k in range(evaluations):
         if hook is not None:
             hook.begin_evaluation(k / evaluations)
-        outputs += evaluate(session, unet, k, latent(k), {**arguments, "x": latent(k)})
+        x = torch.cat([latent(k), arguments["x"][:, 4:]], dim=1)
+        outputs += evaluate(session, unet, k, latent(k), {**arguments, "x": x})
     if hook is not None:
         hook.restore(unet)
     return outputs, session.close()
@@ -152,6 +153,61 @@ def test_a_network_of_another_type(unet, dtype):
     live, _ = cached(unet, hook)
     assert counts["middle_block"] == 2
     assert equal(live, cached(unet, hook, live=False)[0])
+
+
+@pytest.mark.parametrize("unet", ["inpaint"], indirect=True)
+def test_an_inpainting_model(unet):
+    """Nine channels at the UNet, four at the control network."""
+    plugged = network("sd1")
+    hook, counts = Hook([Unit(plugged, hint())]), counted(plugged.control_model)
+    live, report = cached(unet, hook, branch=3)
+    assert report.cached_calls == 4
+    assert (counts["input_blocks.3"], counts["input_blocks.4"]) == (6, 2)
+    assert equal(live, cached(unet, hook, branch=3, live=False)[0])
+
+
+def test_reference_adain(unet):
+    """Blocks that remember, in the walk of the reference, what they bring to the other walk: patched one by one."""
+    bank, writing = {}, []
+    patched = [unet.middle_block, *unet.input_blocks[2:], *unet.output_blocks]
+
+    def adain(block):
+        def forward(*args, original=block.forward):
+            h = original(*args)
+            mean = h.mean(dim=(2, 3), keepdim=True)
+            if writing:
+                bank[block] = mean
+            return h if writing else h - mean + bank[block]
+
+        return forward
+
+    def twice(x, timesteps, context):
+        writing.append(True)
+        type(unet).forward(unet, other, timesteps, context)
+        writing.clear()
+        output = type(unet).forward(unet, x, timesteps, context)
+        bank.clear()
+        return output
+
+    for block in patched:
+        block.forward = adain(block)
+    other, latent, arguments = drifting(2, seed=9)(0), drifting(2), unets.inputs(LAYOUT, size=(8, 8))
+    session = Session(UniformPlan(3, 0, 3), Copy(), ladder=lambda unet: ControlledLadder(unet, control_units))
+    unet.forward = twice
+    session.attach(unet)
+    outputs = [evaluate(session, unet, k, latent(k), {**arguments, "x": latent(k)})[0] for k in range(3)]
+    del unet.forward
+    assert session.close().cached_calls == 2
+    kept = kept_aside = None
+    for k, output in enumerate(outputs):
+        writing.append(True)
+        _, kept_aside = unets.by_hand(unet, 0, kept_aside, **{**arguments, "x": other})
+        writing.clear()
+        now = {**arguments, "x": latent(k) / ((14.6 * 0.7**k) ** 2 + 1) ** 0.5}
+        expected, kept = unets.by_hand(unet, 0, kept, **now)
+        assert torch.equal(output, expected), k
+    for block in patched:
+        del block.forward
 
 
 def several():
