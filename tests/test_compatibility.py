@@ -342,6 +342,22 @@ def test_one_p_for_several_pictures(host):
         assert told(host, done)["DeepCache"] == "3 of 7 full"
 
 
+def test_skip(host):
+    """The button ends one picture of a batch; the next one is made as alone."""
+    seen = []
+
+    def skip(_):
+        seen.append(1)
+        if len(seen) == 3:
+            host.module("shared").state.skip()
+
+    alone = make(host, seed=2)
+    with neighbours.callback(host, "cfg_denoiser", skip):
+        done = make(host, n_iter=2)
+    assert len(seen) == 3 + 7
+    assert np.array_equal(np.asarray(done.images[-1]), pixels(alone))
+
+
 def test_requests_that_come_at_the_same_time():
     """The host's queue takes one after the other; each gets the picture that it gets alone."""
     def post(url, args):
