@@ -80,6 +80,7 @@ class Field:
             raise SettingsError(self.name, value, self.allowed)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SettingsError(self.name, value, self.allowed)
+        assert self.minimum is not None and self.maximum is not None
         # The range first: it leaves out what is not finite, and whole numbers that no float can hold.
         if not self.minimum <= value <= self.maximum:
             raise SettingsError(self.name, value, self.allowed)
