@@ -69,6 +69,10 @@ class Scene:
                 "hr_second_pass_steps": chance.randint(0, 5), "hr_sampler_name": one_of(("Euler", "DDIM", None)),
             }
             request = {name: value for name, value in request.items() if value is not None}
+        # DPM++ 2M SDE as k-diffusion has it fails where a pass has one step only.
+        request["steps"] = max(3, request["steps"])
+        if request.get("hr_second_pass_steps") == 1:
+            request["hr_second_pass_steps"] = 2
         if kind == "txt2img" and sometimes(0.15):
             request |= {"refiner_checkpoint": "tinyB", "refiner_switch_at": one_of((0.3, 0.5, 0.8))}
         interval, branch = chance.choice((1, 2, 2, 3, 3, 4, 6)), chance.randint(0, 11)
