@@ -12,7 +12,7 @@ py := .venv/bin/python
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup demo test bench evidence replay lint clean distclean
+.PHONY: help setup demo test bench evidence replay soak lint clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=, PORT=)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   the benchmarks"
 	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
+	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
 	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
@@ -42,6 +43,9 @@ evidence: setup
 
 replay: setup
 	$(py) -m tests.replay $(TRACES) $(ARGS)
+
+soak: setup
+	$(py) -m tests.soak $(ARGS)
 
 train: setup
 	$(py) -m train $(ARGS)

@@ -23,11 +23,13 @@ class Call:
 
     `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
     timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
+    `state`: what acts on the call besides its arguments, as far as it is known (active control units, loaded LoRAs).
     """
 
     x: torch.Tensor
     kind: Hashable
     conditioning: tuple[torch.Tensor, ...]
+    state: Hashable = None
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .calls import Call
+from .other_caches import other_cache
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a UNet's forward is called with: positional and named."""
@@ -123,13 +124,23 @@ class Walks:
     `features`: clones of the boundary's output, one for each walk (full calls). `shapes`: for each skipped
     position, the output shapes in order of the walks (full calls under a forward that is not the class's own).
     `supplied`: how often a cached call asked for its feature; `strayed`: it ran a block that the full call did not.
+    `ran`: which other networks ran in the call, in order; `expected`: which ones should have, if that is known;
+    `controls`: notes of what they did (see `control_ladder`).
     """
 
     features: list[torch.Tensor] = field(default_factory=list)
     shapes: dict[str, list[Shape]] = field(default_factory=dict)
     supplied: int = 0
     strayed: bool = False
+    ran: list[Any] = field(default_factory=list)
+    expected: list[Any] | None = None
+    controls: list[Any] = field(default_factory=list)
     failed: Exception | None = None
+
+    @property
+    def astray(self) -> bool:
+        """Whether a cached call did something else than the full call that it goes back to."""
+        return self.strayed or (self.expected is not None and self.ran != self.expected)
 
     def keep(self, feature: torch.Tensor) -> None:
         # A clone, since FreeU and its like go on to write into the tensor.
@@ -330,6 +341,9 @@ def check_layout(unet: Any) -> None:
         raise UnknownLayout("the model has no UNet module")
     if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
         raise UnknownLayout("the UNet is compiled")
+    other = other_cache(unet)
+    if other is not None:
+        raise UnknownLayout(f"another extension caches this UNet already ({other}); use one of the two")
     children = unet._modules
     if any(children.get(name) is None for name in NAMES):
         raise UnknownLayout("the model is not a UNet with input, middle and output blocks")

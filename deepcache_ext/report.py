@@ -17,6 +17,7 @@ class Reason(str, Enum):
     UNPLACED = "which part of the latent it holds could not be proved"
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"
+    STATE = "a control unit, a LoRA or a hypernetwork changed"
     WEIGHTS = "the model's weights changed"
     RAISED = "the UNet raised an error"
     WALKS = "the UNet's blocks were run another number of times than at the full call"

@@ -290,7 +290,7 @@ class Session:
         self._watch.stop(done.cached)
         if done.cached:
             assert done.walks is not None
-            if done.walks.strayed or done.walks.supplied != done.expected_walks:
+            if done.walks.astray or done.walks.supplied != done.expected_walks:
                 self._was_full = True
                 self.report.full_calls += 1
                 self.report.misses[Reason.WALKS] += 1

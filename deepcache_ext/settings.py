@@ -6,7 +6,6 @@ are appended.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,10 @@ class SettingsError(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:  # a whole number of more digits than Python writes out
+            shown = "(too long to show)"
         if len(shown) > 80:
             shown = shown[:77] + "..."
         super().__init__(f"{field} = {shown} is not allowed: {allowed}")
@@ -83,17 +85,15 @@ class Field:
             if isinstance(value, str) and len(value) <= MAX_TEXT:
                 return value.strip()
             raise SettingsError(self.name, value, self.allowed)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SettingsError(self.name, value, self.allowed)
-        if isinstance(self.default, int):
-            if value != int(value):
-                raise SettingsError(self.name, value, self.allowed)
-            value = int(value)
-        else:
-            value = float(value)
+        assert self.minimum is not None and self.maximum is not None
+        # The range first: it leaves out what is not finite, and whole numbers that no float can hold.
         if not self.minimum <= value <= self.maximum:
             raise SettingsError(self.name, value, self.allowed)
-        return value
+        if isinstance(self.default, int) and value != int(value):
+            raise SettingsError(self.name, value, self.allowed)
+        return int(value) if isinstance(self.default, int) else float(value)
 
 
 MAX_BRANCH = 47

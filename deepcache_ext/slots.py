@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,7 @@ class Slot:
 
     kept: deque[Kept]
     conditioning: tuple[torch.Tensor, ...] = ()
+    state: Hashable = None
     forward: object = None
     walks: Walks = field(default_factory=Walks)
 
@@ -92,6 +93,8 @@ class Slots:
             return None, Reason.NOT_REFRESHED
         if slot.forward is not forward:
             return None, Reason.FORWARD
+        if slot.state != call.state:
+            return None, Reason.STATE
         if not same_content(slot.conditioning, call.conditioning):
             return None, Reason.CONDITIONING
         return slot, None
@@ -103,6 +106,7 @@ class Slots:
         same_making = (
             slot is not None
             and slot.forward is forward
+            and slot.state == call.state
             and bool(slot.kept)
             and len(slot.kept[-1].features) == len(walks.features)
             and same_content(slot.conditioning, call.conditioning)
@@ -110,9 +114,9 @@ class Slots:
         if slot is None or not same_making:
             # Clones, since a host may fill the same buffers anew.
             conditioning = tuple(tensor.clone() for tensor in call.conditioning)
-            slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, forward)
+            slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, call.state, forward)
         slot.kept.append(Kept(tuple(walks.features), moment))
-        slot.walks = Walks(shapes=walks.shapes)
+        slot.walks = replace(walks, features=[])
         return slot
 
     def forget_older(self, oldest: int) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 
 from modules import shared
 
+from ..control_ladder import ControlledLadder
 from ..ladder import UnknownLayout
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overruled, parse
 from ..strategies import estimator_for, plan_for
+from .a1111_controlnet import control_units
+from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
 from .generations import Generation, Generations
 
@@ -158,7 +161,7 @@ class A1111:
         plan, remark = plan_for(settings, total, sigmas, depth=len(blocks or ()), fresh_noise=adds_noise(p))
         estimator = estimator_for(settings, plan, total)
         generation.estimators.add(estimator.name)
-        generation.session = Session(plan, estimator, hires=hires)
+        generation.session = Session(plan, estimator, hires=hires, ladder=ladder_of)
         if remark:
             self._say(p, remark)
 
@@ -195,6 +198,11 @@ class A1111:
         comment = getattr(p, "comment", None)
         if comment is not None:
             comment(f"DeepCache: {message}")
+
+
+def ladder_of(unet: Any) -> ControlledLadder:
+    """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
+    return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
 
 
 def _is_hires(p: Any) -> bool:

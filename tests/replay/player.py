@@ -24,6 +24,10 @@ class Provoked(RuntimeError):
     """The recorded exception in the U-Net."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The same, of the kind that no `except Exception` sees."""
+
+
 @dataclass(frozen=True)
 class Made:
     """One call that was made: everything that a judge needs to say what it should have given.
@@ -119,9 +123,8 @@ class Player:
         try:
             for place, event in enumerate(events):
                 self._event(event, events[place + 1 :])
-        except Provoked:
-            rest = [event["ev"] for event in events[place + 1 :]]
-            assert not {"hook", "callback", "unet"} & set(rest), f"recorded after the exception: {rest}"
+        except (Provoked, Interrupted):
+            self._crashed(events[place + 1 :])
             self._params = self._layout = None
             self._leaked = self.p if self.keep_p else None
             self.p = None
@@ -134,6 +137,11 @@ class Player:
         if self.p is not None:
             self.judge.generation_ends(self.p)
             self.p = self._leaked = self._params = None
+
+    def _crashed(self, rest: list[Event]) -> None:
+        """After a recorded exception nothing more was recorded of its generation."""
+        named = [event["ev"] for event in rest]
+        assert not {"hook", "callback", "unet"} & set(named), f"recorded after the exception: {named}"
 
     # Events -----------------------------------------------------------------------------
 

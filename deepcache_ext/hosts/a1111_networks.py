@@ -1,0 +1,38 @@
+"""LoRA and hypernetworks on A1111: what is loaded acts inside the layers, with no trace in the UNet's arguments.
+
+Facts of the host: its Lora extension keeps the list `loaded_networks` in a top-level module `networks`; the layers
+merge what is on it lazily, in their own forwards, or with `opts.lora_functional` add it there and change no weight at
+all. A layer takes its merged weights for good as long as the same four values describe each network. Extensions that
+move a multiplier from step to step make it a property, so it is read again at every call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from typing import Any
+
+
+def loaded_networks(shared: Any) -> Hashable:
+    """What is loaded now, and how strong; equal as long as nothing changes. `shared`: the host's module of that name,
+    which lists the hypernetworks. Empty where nothing is known of any.
+    """
+    loras = getattr(sys.modules.get("networks"), "loaded_networks", None)
+    hypernetworks = getattr(shared, "loaded_hypernetworks", None)
+    return tuple(map(_lora, _those(loras))), tuple(map(_hypernetwork, _those(hypernetworks)))
+
+
+def _those(networks: Any) -> Any:
+    return networks if isinstance(networks, (list, tuple)) else ()
+
+
+def _lora(network: Any) -> Hashable:
+    names = ("name", "te_multiplier", "unet_multiplier", "dyn_dim")
+    # The object too: after a change of its file the same name is another network.
+    return (id(network), *(getattr(network, name, None) for name in names))
+
+
+def _hypernetwork(network: Any) -> Hashable:
+    layers = getattr(network, "layers", None) or {}
+    multipliers = tuple(getattr(module, "multiplier", None) for pair in layers.values() for module in pair)
+    return (id(network), getattr(network, "name", None), multipliers)

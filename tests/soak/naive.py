@@ -1,0 +1,145 @@
+"""DeepCache written naively, on the forward of the UNets' classes: whole pictures to compare the extension's with.
+
+Shares no code with the engine. It relies on what the scenes here keep to: every evaluation asks for the same parts in
+the same order, so a call's place in its evaluation and its shapes say which part it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.controlnet import Hook
+from tests.replay.models import MIDDLE
+from tests.replay.reference import noise_level, walk
+
+
+@dataclass
+class Residuals:
+    """What ControlNet's units add in one call, by position, with every network run whole."""
+
+    controls: list[Any]
+
+    def residual(self, position: int, count: int, h: torch.Tensor) -> Any:
+        return self.controls[count if position == MIDDLE else position]
+
+
+@dataclass
+class Kept:
+    index: int
+    sigma: float
+    made_of: tuple[Any, ...]
+    context: torch.Tensor
+    feature: torch.Tensor
+
+
+@dataclass
+class Naive:
+    """The rule for one generation. `settings`: the script's named values, none left out. `control`: units that act."""
+
+    settings: dict[str, Any]
+    control: Hook | None = None
+    full: int = 0
+    cached: int = 0
+    _denoiser: Any = None
+    _index: int = -1
+    _nth: int = 0
+    _inside: bool = False
+    _kept: dict[Any, list[Kept]] = field(default_factory=dict)
+
+    def begin_evaluation(self, params: Any) -> None:
+        """`on_cfg_denoiser`. A pass has a denoiser of its own, or (img2img) the one of the batch before, begun anew."""
+        if params.denoiser is not self._denoiser or params.denoiser.step == 0:
+            self._denoiser, self._index = params.denoiser, -1
+            self._kept.clear()
+            hires = bool(getattr(params.denoiser.p, "is_hr_pass", False))
+            own = self.settings
+            self._covered = own["passes"] == "both" or own["passes"] == ("hires only" if hires else "first only")
+            interval, branch = own["hires_cache_interval"], own["hires_cache_branch_id"]
+            self._interval = interval if hires and interval else own["cache_interval"]
+            self._branch = branch if hires and branch >= 0 else own["cache_branch_id"]
+            self._total = params.denoiser.total_steps
+        self._index += 1
+        self._nth, self._inside = 0, True
+        timesteps = type(params.denoiser).__name__ == "CFGDenoiserTimesteps"
+        self._sigma = noise_level(float(params.sigma[0]), timesteps)
+
+    def end_evaluation(self, _: Any) -> None:
+        self._inside = False
+
+    def model_loaded(self, _: Any) -> None:
+        self._kept.clear()
+
+    def _is_full(self, k: int) -> bool:
+        start, end = self.settings["start"] * self._total, self.settings["end"] * self._total
+        first = math.ceil(round(start, 6))
+        inside = k >= first and (self.settings["end"] == 1.0 or k < math.ceil(round(end, 6)))
+        return not inside or (k - first) % self._interval == 0
+
+    def forward(self, unet: Any, x: Any, timesteps: Any = None, context: Any = None, y: Any = None) -> torch.Tensor:
+        """In place of a UNet class's forward."""
+        control = self._residuals(x, timesteps, context, y)
+        arguments = (unet, x, timesteps, context, y)
+        if not self._inside or not self._covered or self._interval == 1:
+            return walk(*arguments, control=control).output
+        key = (self._nth, x.shape, context.shape)
+        self._nth += 1
+        units = self.control.control_params if self.control else []
+        made_of = (id(unet), *(unit.guidance_stopped for unit in units))
+        kept = self._kept.get(key, [])
+        same = bool(kept) and kept[-1].made_of == made_of and torch.equal(kept[-1].context, context)
+        last_full = max(k for k in range(self._index + 1) if k == 0 or self._is_full(k))
+        if same and not self._is_full(self._index) and kept[-1].index >= last_full:
+            self.cached += 1
+            return walk(*arguments, control=control, branch=self._branch, feature=self._feature(kept)).output
+        self.full += 1
+        whole = walk(*arguments, control=control, branches=(self._branch,))
+        now = Kept(self._index, self._sigma, made_of, context, whole.features[self._branch])
+        self._kept[key] = [*(kept if same else []), now][-2:]
+        return whole.output
+
+    def _feature(self, kept: list[Kept]) -> torch.Tensor:
+        last = kept[-1]
+        if self.settings["estimator"] == "copy" or len(kept) < 2:
+            return last.feature
+        span = math.log(last.sigma / kept[-2].sigma)
+        if abs(span) < 1e-6:
+            return last.feature
+        r = min(max(math.log(self._sigma / last.sigma) / span, -1.0), 2.0)
+        return last.feature + (r / 2 if r > 0 else r) * (last.feature - kept[-2].feature)
+
+    def _residuals(self, x: Any, timesteps: Any, context: Any, y: Any) -> Any:
+        if self.control is None:
+            return None
+        controls: list[Any] = []
+        for unit in self.control.control_params:
+            if unit.guidance_stopped or unit.control_model is None:
+                continue
+            given = unit.control_model(x=x, hint=unit.hint, timesteps=timesteps, context=context, y=y)
+            given = [unit.weight * residual for residual in given]
+            controls = [a + b for a, b in zip(given, controls, strict=True)] if controls else given
+        return Residuals(controls) if controls else None
+
+
+@contextlib.contextmanager
+def on(host: Any, naive: Naive) -> Iterator[None]:
+    """For the time of a generation the host's UNets run the naive rule."""
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoiser(naive.begin_evaluation)
+    callbacks.on_cfg_after_cfg(naive.end_evaluation)
+    callbacks.on_model_loaded(naive.model_loaded)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(
+                type(host.unet), "forward", lambda self, *args, **kwargs: naive.forward(self, *args, **kwargs)
+            ))
+            yield
+    finally:
+        for callback in (naive.begin_evaluation, naive.end_evaluation, naive.model_loaded):
+            callbacks.remove_callbacks_for_function(callback)

@@ -1,0 +1,188 @@
+"""LoRA and hypernetworks as A1111 applies them: inside the layers, lazily, with no trace in the UNet's arguments."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from deepcache_ext.control_ladder import ControlledLadder
+from deepcache_ext.estimators import Copy, Forecast
+from deepcache_ext.hosts.a1111_networks import loaded_networks
+from deepcache_ext.ladder import Ladder
+from deepcache_ext.plan import UniformPlan
+from deepcache_ext.report import Reason
+from deepcache_ext.session import Session
+from tests import unets
+from tests.driver import LAYOUT, call, drifting
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+class Network:
+    """A loaded LoRA: a low-rank change for each linear layer."""
+
+    def __init__(self, name: str, seed: int, multiplier: float = 1.0) -> None:
+        self.name, self.seed = name, seed
+        self.te_multiplier = self.unet_multiplier = multiplier
+        self.dyn_dim = None
+
+    def change(self, layer: nn.Linear) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        up = torch.randn(layer.out_features, 2, generator=generator)
+        return 0.02 * self.unet_multiplier * up @ torch.randn(2, layer.in_features, generator=generator)
+
+
+class Moving(Network):
+    """As loractl makes them: the multiplier is asked for anew each time, and depends on the step."""
+
+    step = 0
+
+    @property
+    def unet_multiplier(self):
+        return 1.0 if self.step < 4 else 0.3
+
+    @unet_multiplier.setter
+    def unet_multiplier(self, value):
+        pass
+
+
+@pytest.fixture(params=["merged", "functional"])
+def extension(request, monkeypatch):
+    """The counterpart of the host's Lora extension: its module, and the linear layers' forward."""
+    networks = ModuleType("networks")
+    networks.loaded_networks = []
+    monkeypatch.setitem(sys.modules, "networks", networks)
+    plain = nn.Linear.forward
+
+    def functional(self, h):
+        return plain(self, h) + sum(nn.functional.linear(h, net.change(self)) for net in networks.loaded_networks)
+
+    def merged(self, h):
+        wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in networks.loaded_networks)
+        if getattr(self, "network_current_names", ()) != wanted:
+            if not hasattr(self, "network_weights_backup"):
+                self.network_weights_backup = self.weight.clone()
+            self.weight.copy_(self.network_weights_backup + sum(n.change(self) for n in networks.loaded_networks))
+            self.network_current_names = wanted
+        return plain(self, h)
+
+    monkeypatch.setattr(nn.Linear, "forward", functional if request.param == "functional" else merged)
+    return networks
+
+
+NO_HYPERNETWORKS = SimpleNamespace(loaded_hypernetworks=[])
+
+
+def run(change, interval, shared=NO_HYPERNETWORKS, watch=True, estimator=None):
+    """Outputs and report of 8 evaluations; `change` is called before each one, after the host's callbacks."""
+    unet = unets.make(LAYOUT)
+
+    def ladder(unet):
+        return ControlledLadder(unet, lambda _: [], (lambda: loaded_networks(shared)) if watch else tuple)
+
+    session, latent, outputs = Session(UniformPlan(interval, 0, 8), estimator or Copy(), ladder=ladder), drifting(2), []
+    session.attach(unet)
+    for k in range(8):
+        session.tick(lambda k=k: latent(k))
+        change(k)
+        outputs.append(unet(**call(x=latent(k))))
+    return outputs, session.close()
+
+
+def swap(extension):
+    def change(k):
+        if k in (0, 4):
+            extension.loaded_networks[:] = [Network("one", 1)] if k == 0 else [Network("one", 1), Network("two", 2)]
+
+    return change
+
+
+def multiplier(extension):
+    def change(k):
+        if k == 0:
+            extension.loaded_networks[:] = [Network("one", 1)]
+        extension.loaded_networks[0].te_multiplier = extension.loaded_networks[0].unet_multiplier = 1 if k < 4 else 0.3
+
+    return change
+
+
+def moving(extension):
+    def change(k):
+        if k == 0:
+            extension.loaded_networks[:] = [Moving("one", 1)]
+        Moving.step = k
+
+    return change
+
+
+def same_name(extension):
+    """Another file under the same name, loaded anew. A layer that merges does not notice; the functional mode does."""
+    def change(k):
+        if k in (0, 4):
+            extension.loaded_networks[:] = [Network("one", 1 + k)]
+
+    return change
+
+
+@pytest.mark.parametrize("happens", [swap, multiplier, moving, same_name])
+@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
+def test_a_change_in_mid_run_forces_a_full_run(extension, happens, estimator):
+    outputs, report = run(happens(extension), 8, estimator=estimator)
+    full, _ = run(happens(extension), 1)
+    assert [torch.equal(a, b) for a, b in zip(outputs, full, strict=True)] == [k in (0, 4) for k in range(8)]
+    assert report.misses == {Reason.STATE: 1} and report.cached_calls == 6
+
+
+def test_without_a_look_at_the_networks_it_would_be_wrong(extension):
+    """The test above is not idle: a live call would run the new networks on a feature of the old ones."""
+    outputs, _ = run(swap(extension), 8, watch=False)
+    full, _ = run(swap(extension), 1)
+    assert not torch.equal(outputs[4], full[4])
+
+
+def test_networks_that_stay_cost_nothing(extension):
+    def change(k):
+        extension.loaded_networks[:] = networks  # the list is filled anew, with the same objects
+
+    networks = [Network("one", 1, 0.8), Network("two", 2)]
+    outputs, report = run(change, 4)
+    without, _ = run(lambda k: extension.loaded_networks.clear(), 4)
+    assert report.cached_calls == 6 and not report.misses
+    assert not any(map(torch.equal, outputs, without))  # they act, on cached calls too
+
+
+def hypernetwork(name="one", strength=1.0):
+    pair = (SimpleNamespace(multiplier=strength), SimpleNamespace(multiplier=strength))
+    return SimpleNamespace(name=name, layers={64: pair})
+
+
+def test_hypernetworks():
+    shared = SimpleNamespace(loaded_hypernetworks=[hypernetwork()])
+
+    def change(k):
+        if k == 3:
+            shared.loaded_hypernetworks[0].layers[64][0].multiplier = 0.5
+        if k == 5:
+            shared.loaded_hypernetworks = [hypernetwork("two")]
+
+    _, report = run(change, 8, shared)
+    assert report.misses == {Reason.STATE: 2} and report.cached_calls == 5
+
+
+@pytest.mark.parametrize("networks", [None, SimpleNamespace(), SimpleNamespace(loaded_networks=3)])
+def test_hosts_without_them(monkeypatch, networks):
+    monkeypatch.setitem(sys.modules, "networks", networks)
+    assert loaded_networks(SimpleNamespace()) == ((), ())
+    assert loaded_networks(SimpleNamespace(loaded_hypernetworks=None)) == ((), ())
+
+
+def test_the_plain_ladder_has_no_state():
+    assert Ladder(unets.make(LAYOUT)).call((), call()).state is None
