@@ -1,8 +1,8 @@
 """`python -m bench.architectures`: speed on the architectures at their full size, with random weights.
 
-Uncached calls, ours, the published DeepCacheSDHelper on the diffusers twin, and the live blocks by hand. Each case leaves
-a file in the work folder, so that an interrupted run goes on where it was; docs/speed.md and docs/speed.json are
-written anew after every case. Never fails because of a time.
+Uncached calls, ours, the published DeepCacheSDHelper on the diffusers twin, and the live blocks by hand. Each case
+leaves a file in the work folder, so that an interrupted run goes on where it was; docs/speed.md and docs/speed.json
+are written anew after every case. Never fails because of a time.
 """
 
 from __future__ import annotations

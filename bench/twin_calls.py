@@ -114,7 +114,7 @@ def _cached_rounds(runners: dict[str, Runner], branch: int, clock: Clock, budget
     for name, output in outputs.items():
         if not torch.equal(output, outputs[PUBLISHED]):
             off = float((output - outputs[PUBLISHED]).abs().max() / outputs[PUBLISHED].abs().max())
-            result.doubts.append(f"branch {branch}: {name} and the helper differ by up to {off:.1e} of the largest value")
+            result.doubts.append(f"branch {branch}: {name} differs from the helper by {off:.1e} of the largest value")
     rivals = [Rival(name, runners[name].evaluate) for name in cachers]
     if hand:
         rivals.insert(0, Rival(BY_HAND, by_hand))
