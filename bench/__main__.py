@@ -2,7 +2,8 @@
 
 Prints the targets beside what was measured, and never fails because of a time.
 
-With a model of yours: `--model PATH --model_type TYPE`; with a running WebUI: `--url URL`. Each has a --help of its own.
+With a model of yours: `--model PATH --model_type TYPE`; with a running WebUI: `--url URL`. Each has its
+own --help.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.comparison import generate, psnr
 from deepcache_ext.settings import PRESETS
+from demo.comparison import generate, psnr
 
 from .report import table
 from .timing import Seconds, ratio

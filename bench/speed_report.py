@@ -83,7 +83,7 @@ def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
         "- *FLOPs allow*: counted by torch, attention included; target 90 % of it on a CPU.\n"
         "- *helper*: DeepCacheSDHelper 0.1.1 on the diffusers UNet of the same size, over that UNet's uncached calls.\n"
         "- *reported*: what the method's authors give; in parentheses where size or device differ.",
-        "Machine: " + "; ".join(machines) + ".",
+        "Machine: " + "; ".join(machines) + "." + _load(cases),
         "## Speed-up of the loop",
         *_speed_table(rows),
         "## Targets",
@@ -93,11 +93,35 @@ def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
         "Peak: the GPU's allocated memory, or on a CPU the whole process with its weights, of one uncached call and "
         "of a full and a cached one of ours. Kept: one copied feature.",
     ]
-    if doubts:
+    if not rows:
+        parts.append("Nothing has been measured yet.")
+    elif doubts:
         parts += ["## Do not trust", "\n".join(doubts)]
     else:
         parts.append("Checked: every call ran as it was meant to, and gave what the forwards by hand give.")
+    parts += ["## Not run here", "\n".join(_missing(cases))]
     return "\n\n".join(parts) + "\n"
+
+
+def _load(cases: Sequence[Mapping[str, Any]]) -> str:
+    """On a CPU, what else the machine did."""
+    loads = [f["machine"]["load"] for f in cases if f["machine"]["device"] == "cpu"]
+    if not loads:
+        return ""
+    cores = max(f["machine"]["cpus"] for f in cases)
+    return (f" Its load was {min(loads):.0f} to {max(loads):.0f} on {cores} cores. Few rounds of full calls (see the last "
+            "table) make the interval uncertain itself.")
+
+
+def _missing(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    done = {(found["case"], found["machine"]["device"]) for found in cases}
+    lines = []
+    for device, all_of_them in (("cuda", ON_GPU), ("cpu", ON_CPU)):
+        left = [case.name for case in all_of_them if (case.name, device) not in done]
+        if left:
+            some = " (no GPU was at hand)" if device == "cuda" and len(left) == len(ON_GPU) else ""
+            lines.append(f"- {device}{some}: {', '.join(left)}")
+    return lines or ["nothing"]
 
 
 def title(case: Case) -> str:
