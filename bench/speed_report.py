@@ -16,6 +16,8 @@ from .timing import Ratio
 from .twin_calls import OURS, PUBLISHED
 
 SHARE_TARGET, FLOP_TARGET = 0.97, 0.90
+LEAST_ROUNDS = 4
+"""Below it a bootstrap knows too little of the noise: no interval is shown and no verdict is certain."""
 TARGETED = ((3, 0), (5, 0))
 """Interval and branch of the settings that the targets speak of."""
 
@@ -110,8 +112,8 @@ def _load(cases: Sequence[Mapping[str, Any]]) -> str:
         return ""
     cores = max(f["machine"]["cpus"] for f in cases)
     return (
-        f" Its load was {min(loads):.0f} to {max(loads):.0f} on {cores} cores. Few rounds of full calls (see the last "
-        "table) make the interval uncertain itself. A share above 100 % is noise: our full call does the same work as "
+        f" Its load was {min(loads):.0f} to {max(loads):.0f} on {cores} cores. Where there were fewer than "
+        f"{LEAST_ROUNDS} rounds (see the last table), no interval is shown. A share above 100 % is noise: our full call does the same work as "
         "an uncached one and copies a feature."
     )
 
@@ -133,7 +135,15 @@ def title(case: Case) -> str:
 
 
 def times(found: Ratio) -> str:
+    if found.samples < LEAST_ROUNDS:
+        return f"{found.value:.2f}x"
     return f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]"
+
+
+def percent(found: Ratio) -> str:
+    if found.samples < LEAST_ROUNDS:
+        return f"{found.value:.1%}"
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def _setting(row: Mapping[str, Any]) -> str:
@@ -152,8 +162,7 @@ def _speed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         others = "" if known is None else f"{known['speed_up']:.2f}x ({known['where']})"
         lines.append(
             f"| {title(case_named(row['case']))} | {row['device']}, {row['dtype']} | {_setting(row)} | {times(gain)} "
-            f"| {times(row['by_hand'])} | {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] "
-            f"| {row['limit']:.2f}x | {gain.value / row['limit']:.0%} | {times(row['helper'])} | {others} |"
+            f"| {times(row['by_hand'])} | {percent(share)} | {row['limit']:.2f}x | {gain.value / row['limit']:.0%} | {times(row['helper'])} | {others} |"
         )
     return ["\n".join(lines)]
 
@@ -178,6 +187,8 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _verdict(found: Ratio, target: float) -> str:
     unsure = " (not certain: see the interval)" if found.low < target <= found.high else ""
+    if found.samples < LEAST_ROUNDS:
+        unsure = f" (not certain: {found.samples} rounds)"
     return f"{found.value:.1%}, {'reached' if found.value >= target else 'missed'}{unsure}"
 
 
