@@ -292,6 +292,31 @@ def _from_mapping(given: Mapping[Any, Any]) -> Settings:
     return _checked(Settings(**merged))
 
 
+def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """`settings` with what `changes` name in their place, read as a mapping of `parse` is: an interval means uniform, a
+    preset brings all it sets. Whoever changes anything means it to be active, unless `enabled` itself is among it.
+    Raises `SettingsError`.
+    """
+    if not changes:
+        return settings
+    for name, value in changes.items():
+        if name not in FIELD:
+            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+    values = {name: FIELD[name].parse(value) for name, value in changes.items()}
+    values.setdefault("enabled", True)
+    if "strategy" not in values:
+        meant = [strategy for name, strategy in MEANS.items() if values.get(name)]
+        values.update({"strategy": meant[-1]} if meant and settings.strategy not in KEEPS.get(meant[-1], ()) else {})
+    merged = {**asdict(settings), **PRESETS.get(values.get("preset", ""), {}), **values}
+    if any(merged[name] != value for name, value in PRESETS.get(merged["preset"], {}).items()):
+        merged["preset"] = CUSTOM
+    return _checked(Settings(**merged))
+
+
+KEEPS = {"uniform": ("non-uniform",)}
+"""Strategies that obey what means another: an interval is the non-uniform one's too."""
+
+
 def _checked(settings: Settings) -> Settings:
     if settings.start > settings.end:
         raise SettingsError("start", settings.start, f"a number from 0 to end ({settings.end:g})")

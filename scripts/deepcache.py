@@ -2,11 +2,11 @@
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.a1111 import A1111
+from deepcache_ext.hosts import a1111
 from deepcache_ext.interface import console, infotext, ui
 
 console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
-host = A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+host = a1111.A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
 
 
 class DeepCacheScript(scripts.Script):
