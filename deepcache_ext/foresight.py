@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,8 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
     return PlannedPass(ahead, plan, estimator_for(own, plan, ahead.total), remark)
 
 
-def speed_up_of(passes: list[PlannedPass]) -> float | None:
-    """Of all passes together, each evaluation weighing the same; a hires pass's really cost more. None where unknown."""
+def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:
+    """Of all passes together, every evaluation weighing the same (a hires one costs more); None where unknown."""
     gains = [one.speed_up() for one in passes]
     if not passes or None in gains:
         return None

@@ -147,7 +147,7 @@ FIELDS: tuple[Field, ...] = (
         choices=STRATEGIES,
     ),
     Field(
-        "speed_up", "Speed-up", 2.0,
+        "speed_up", "Speed-up", PRESETS["Quality"]["speed_up"],
         "Weighted: how many times faster the UNet should run through its evaluations. Higher changes the picture more.",
         minimum=1.0, maximum=5.0,
     ),
@@ -190,7 +190,7 @@ class Settings:
     hires_cache_interval: int = AS_FIRST_PASS_INTERVAL
     hires_cache_branch_id: int = AS_FIRST_PASS_BRANCH
     strategy: str = "uniform"
-    speed_up: float = 2.0
+    speed_up: float = 1.6
     hires_speed_up: float = AS_FIRST_PASS_SPEED_UP
     full_evaluations: str = ""
     center: float = 0.3

@@ -3,10 +3,12 @@
 from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts import a1111
-from deepcache_ext.interface import console, infotext, ui
+from deepcache_ext.hosts import a1111_foresight as foresight
+from deepcache_ext.interface import console, infotext, page, ui
 
 console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
 host = a1111.A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+joined = page.Page(foresight.foresee, lambda: host.last_run)
 
 
 class DeepCacheScript(scripts.Script):
@@ -17,10 +19,11 @@ class DeepCacheScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        components = ui.build(self.elem_id, host.disabled)
-        self.infotext_fields = infotext.paste_fields(components)
-        self.paste_field_names = [key for _, key in self.infotext_fields if isinstance(key, str)]
-        return list(components.values())
+        accordion = ui.build(self.elem_id, host.disabled)
+        joined.add("img2img" if is_img2img else "txt2img", accordion)
+        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice)
+        self.paste_field_names = infotext.paste_names(self.infotext_fields)
+        return list(accordion.components.values())
 
     def before_process(self, p, *args):
         host.before_process(p, args)
@@ -45,6 +48,7 @@ class DeepCacheScript(scripts.Script):
         host.after_process(p)
 
 
+script_callbacks.on_after_component(joined.component_made)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_model_loaded(host.on_model_loaded)
 script_callbacks.on_script_unloaded(host.on_script_unloaded)

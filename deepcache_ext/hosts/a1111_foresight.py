@@ -6,7 +6,8 @@ number of steps; the first pass runs all of it, img2img and hires passes run its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from modules import sd_samplers, shared
 
 from ..foresight import PassAhead
+from ..settings import SettingsError
 from .a1111_schedule import adds_noise, counts_timesteps, schedule_of, sigma_of, spread
 
 try:
@@ -39,6 +41,44 @@ class Request:
     hr_second_pass_steps: int = 0
     hr_sampler_name: str | None = None
     hr_scheduler: str | None = None
+
+
+LIMITS = {"steps": (1, 150), "hr_second_pass_steps": (0, 150), "denoising_strength": (0, 1)}
+"""The ranges of the host's own sliders."""
+
+
+def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
+    """`passes_ahead` of plain values by the names of `Request`; others are ignored, absent ones at their default.
+
+    Raises `SettingsError` for a value that the host would not take either.
+    """
+    known = {one.name for one in fields(Request)}
+    given = {name: value for name, value in values.items() if name in known and value is not None}
+    for name, (low, high) in LIMITS.items():
+        value, whole = given.get(name, low), name != "denoising_strength"
+        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not number or not low <= value <= high or (whole and value != int(value)):
+            raise SettingsError(name, value, f"a {'whole ' if whole else ''}number from {low} to {high}")
+        if whole and name in given:
+            given[name] = int(value)
+    for name in ("enable_hr", "img2img"):
+        if not isinstance(given.get(name, False), bool):
+            raise SettingsError(name, given[name], "true or false")
+    for name in ("sampler_name", "hr_sampler_name"):
+        if name in given:
+            given[name] = _known_sampler(name, given[name])
+    return passes_ahead(Request(**{"steps": 50, **given}))
+
+
+def _known_sampler(field: str, name: Any) -> str:
+    """The sampler's own name; older names that hold a schedule's are left to the host."""
+    known = getattr(sd_samplers, "samplers_map", {})
+    found = known.get(str(name).lower())
+    if found is not None:
+        return found
+    if any(str(name).lower().startswith(f"{one} ") for one in known):
+        return str(name)
+    raise SettingsError(field, name, "one of " + ", ".join(dict.fromkeys(known.values())))
 
 
 def loaded_model() -> Any:
