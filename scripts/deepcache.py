@@ -4,7 +4,7 @@ from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts import a1111
 from deepcache_ext.hosts import a1111_foresight as foresight
-from deepcache_ext.interface import console, infotext, page, ui
+from deepcache_ext.interface import api, console, infotext, page, ui
 
 console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
 host = a1111.A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
@@ -48,6 +48,11 @@ class DeepCacheScript(scripts.Script):
         host.after_process(p)
 
 
+def on_app_started(_blocks, app):
+    api.mount(app, foresight.foresee, lambda: host.last_run, getattr(shared.cmd_opts, "api_auth", None))
+
+
+script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_model_loaded(host.on_model_loaded)

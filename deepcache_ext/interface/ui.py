@@ -122,7 +122,9 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
             slider("hires_cache_branch_id", SHOWN_BRANCHES)
     with gr.Accordion("Last run", open=False, elem_id=elem_id("last_run"), elem_classes=["deepcache-inner"]):
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
-        accordion.refresh = gr.Button("Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-refresh"])
+        accordion.refresh = gr.Button(
+            "Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-refresh"]
+        )
     return made
 
 
