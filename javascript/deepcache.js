@@ -22,8 +22,22 @@
         return JSON.stringify([picture?.src, ...texts]);
     }
 
+    // Where Gradio's accordions are no buttons, ours shall open by keyboard all the same.
+    function reachable(accordion) {
+        const head = accordion.querySelector(".label-wrap");
+        if (!head || head.tagName === "BUTTON" || head.tabIndex >= 0) return;
+        head.tabIndex = 0;
+        head.setAttribute("role", "button");
+        head.addEventListener("keydown", (event) => {
+            if (event.target !== head || (event.key !== "Enter" && event.key !== " ")) return;
+            event.preventDefault();
+            head.click();
+        });
+    }
+
     window.deepcacheChanged = changed;
     onAfterUiUpdate(function() {
+        gradioApp().querySelectorAll(".deepcache-inner").forEach(reachable);
         for (const tab of ["txt2img", "img2img"]) {
             if (!button(tab)) continue;
             const now = result(tab);

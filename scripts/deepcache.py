@@ -4,10 +4,9 @@ from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts import a1111
 from deepcache_ext.hosts import a1111_foresight as foresight
-from deepcache_ext.interface import api, console, infotext, page, ui
+from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
 
-console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
-host = a1111.A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+host = a1111.A1111()
 joined = page.Page(foresight.foresee, lambda: host.last_run)
 
 
@@ -48,10 +47,19 @@ class DeepCacheScript(scripts.Script):
         host.after_process(p)
 
 
+def obey_options():
+    """At the start, and whenever one of ours is set on the settings page."""
+    host.disabled = options.switched_off(shared)
+    console.set_up(options.log_level(shared))
+
+
 def on_app_started(_blocks, app):
     api.mount(app, foresight.foresee, lambda: host.last_run, getattr(shared.cmd_opts, "api_auth", None))
 
 
+obey_options()
+script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
+script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, foresight.branches))
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)

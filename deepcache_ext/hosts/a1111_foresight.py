@@ -86,6 +86,15 @@ def loaded_model() -> Any:
     return shared.sd_model if model_data is None else model_data.sd_model
 
 
+def branches() -> int:
+    """How many the loaded checkpoint's UNet has; 0 where none is loaded."""
+    return len(_output_blocks(loaded_model()) or ())
+
+
+def _output_blocks(model: Any) -> Any:
+    return getattr(getattr(getattr(model, "model", None), "diffusion_model", None), "output_blocks", None)
+
+
 def passes_ahead(request: Request) -> list[PassAhead]:
     """The passes of one picture, in their order. Without a loaded checkpoint only their numbers of steps are known.
 
@@ -117,7 +126,7 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
         own = (request.hr_second_pass_steps or request.steps) if hires else None
         steps, last = setup_img2img_steps(p, own)
     total = config.total_steps(steps if last is None else last + 1)
-    blocks = getattr(getattr(getattr(model, "model", None), "diffusion_model", None), "output_blocks", None)
+    blocks = _output_blocks(model)
     if blocks is None or steps < 1:
         return PassAhead(hires, total)
     try:

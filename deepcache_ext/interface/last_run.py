@@ -27,7 +27,7 @@ def table(run: RunOutcome | None) -> str:
             notes += _notes(those, hires)
     if not rows:
         return _line(f"{run.kind}: no pass was to be cached.")
-    heads = "".join(f"<th>{head}</th>" for head in ("", "evaluations", "full", "cached", "speed-up planned", "reached"))
+    heads = "".join(f"<th>{head}</th>" for head in ("", "evaluations", "full", "cached", "speed-up", "reached"))
     said = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
     return (
         f"<table class='deepcache-table'><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
