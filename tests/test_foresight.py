@@ -63,6 +63,12 @@ def test_the_plan_follows_the_schedule(host, scheduler):
     assert [one.cells for one in foreseen] == [one.cells for one in ran]
 
 
+def test_a_sampler_by_its_older_name(host):
+    foreseen, ran = compared(host, sampler_name="DPM++ 2M Exponential", steps=30)
+    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert foreseen != compared(host, sampler_name="DPM++ 2M Karras", steps=30)[0]
+
+
 def test_what_no_host_has(host):
     module = script_module(host)
     with pytest.raises(ValueError, match="no sampler 'Nonsense'"):

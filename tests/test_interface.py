@@ -63,9 +63,10 @@ def test_the_table_adds_batches_and_gives_reasons_in_words():
         outcome(**timed, **missed), outcome(**timed), outcome(hires=True, off="the UNet has no such branch"),
     ])
     html = last_run.table(run)
-    assert "<td>2 passes</td><td>20</td><td>6</td><td>14</td>" in html
-    assert "<td>hires pass</td><td>10</td><td>3</td><td>7</td>" in html and "<td>not measured</td>" in html
-    assert f"<td>{10 * 0.4 / (3 * 0.4 + 7 * 0.1):.2f}x</td>" in html
+    assert "<th>txt2img</th><th>2 first passes</th><th>hires pass</th>" in html
+    for name, first, hires in (("evaluations", 20, 10), ("full", 6, 3), ("cached", 14, 7)):
+        assert f"<td>{name}</td><td>{first}</td><td>{hires}</td>" in html
+    assert f"reached</td><td>{10 * 0.4 / (3 * 0.4 + 7 * 0.1):.2f}x</td><td>not measured</td>" in html
     assert "2 calls in full: its conditioning changed" in html and "hires pass: off: the UNet has no such" in html
     json.dumps(run.as_json())
 

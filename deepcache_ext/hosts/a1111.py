@@ -52,7 +52,7 @@ class A1111:
     """Takes the script's hooks and the host's callbacks. One instance serves both tabs.
 
     `disabled`: the kill switch; every hook then does nothing. It may be thrown at any time. `last_run`: what the
-    latest generation did, in whichever tab or through the API; None before the first.
+    latest generation that came to its end did, in whichever tab or through the API; None before the first.
     """
 
     def __init__(self, disabled: bool = False) -> None:
@@ -102,6 +102,7 @@ class A1111:
                 self._end_pass(p, generation)
             finally:
                 self._generations.end(generation)
+                self.last_run = generation.outcome  # of nested generations the outer one is the last to end
 
     # Host callbacks -----------------------------------------------------------------------------------------
 
@@ -152,7 +153,6 @@ class A1111:
             p.extra_generation_params["DeepCache error"] = wrong
         generation = self._generations.begin(p, getattr(shared.state, "time_start", None), settings)
         generation.outcome = RunOutcome("img2img" if hasattr(p, "init_images") else "txt2img", settings, wrong)
-        self.last_run = generation.outcome
         if settings.enabled:
             p.extra_generation_params.update(generation.infotext())
         return generation
@@ -184,8 +184,6 @@ class A1111:
         report = generation.end_pass()
         if report is None:
             return
-        if generation.outcome is not None:
-            self.last_run = generation.outcome  # of nested generations the outer one is the last to end a pass
         p.extra_generation_params.update(generation.infotext())
         if report.off in (Reason.NO_EFFECT.value, Reason.ERROR.value):
             self._say(p, f"not active: {report.off}")

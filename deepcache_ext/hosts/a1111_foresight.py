@@ -110,12 +110,13 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
     model = loaded_model()
     p = SimpleNamespace(
         steps=request.steps, denoising_strength=request.denoising_strength, is_hr_pass=hires, sd_model=model,
-        sampler_name=request.sampler_name, scheduler=request.scheduler, extra_generation_params={},
+        sampler_name=request.sampler_name, scheduler=request.scheduler or "Automatic", extra_generation_params={},
         sampler_noise_scheduler_override=None, hr_second_pass_steps=request.hr_second_pass_steps,
-        hr_sampler_name=request.hr_sampler_name, hr_scheduler=request.hr_scheduler or request.scheduler,
+        hr_sampler_name=request.hr_sampler_name,
     )
-    if hasattr(sd_samplers, "fix_p_invalid_sampler_and_scheduler"):
-        sd_samplers.fix_p_invalid_sampler_and_scheduler(p)
+    if sd_samplers.find_sampler_config(p.sampler_name) is None:  # an older name, that of a sampler and a schedule
+        getattr(sd_samplers, "fix_p_invalid_sampler_and_scheduler", lambda _: None)(p)
+    p.hr_scheduler = request.hr_scheduler or p.scheduler
     if hires and request.hr_sampler_name:
         p.sampler_name = request.hr_sampler_name
     config = sd_samplers.find_sampler_config(p.sampler_name)

@@ -12,38 +12,42 @@ NOTHING = "Nothing has been made yet."
 
 
 def table(run: RunOutcome | None) -> str:
-    """A line for the first and for the hires pass, batches counted together; below it why calls ran in full."""
+    """A column for the first and for the hires pass, batches counted together; below it why calls ran in full."""
     if run is None:
         return _line(NOTHING)
     if run.error:
         return _line(f"{run.kind}: made without caching: {run.error}")
     if not run.settings.enabled:
         return _line(f"{run.kind}: DeepCache was off.")
-    rows, notes = [], []
+    columns, notes = [], []
     for hires in (False, True):
         those = [one for one in run.passes if one.report.hires is hires]
         if those:
-            rows.append(_row(those, hires))
+            columns.append(_column(those, hires))
             notes += _notes(those, hires)
-    if not rows:
+    if not columns:
         return _line(f"{run.kind}: no pass was to be cached.")
-    heads = "".join(f"<th>{head}</th>" for head in ("", "evaluations", "full", "cached", "speed-up", "reached"))
+    rows = list(zip((run.kind, *ROWS), *columns, strict=True))
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     said = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
     return (
-        f"<table class='deepcache-table'><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<table class='deepcache-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (f"<ul class='deepcache-reasons'>{said}</ul>" if said else "")
     )
 
 
-def _row(those: list[PassOutcome], hires: bool) -> str:
+ROWS = ("evaluations", "full", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
+
+
+def _column(those: list[PassOutcome], hires: bool) -> list[str]:
     reports = [one.report for one in those]
     total, full = sum(r.evaluations for r in reports), sum(r.full_evaluations for r in reports)
-    name = "hires pass" if hires else "pass"
-    cells = [
+    name = "hires pass" if hires else "first pass"
+    return [
         f"{len(those)} {name}es" if len(those) > 1 else name, str(total), str(full), str(total - full),
         _times(those[0].planned.speed_up()), _times(reached(_together(reports))),
     ]
-    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _notes(those: list[PassOutcome], hires: bool) -> list[str]:

@@ -42,14 +42,15 @@ class Page:
         self._foresee, self._latest = foresee, latest
         self._accordions: dict[str, ui.Accordion] = {}
         self._controls: dict[str, dict[str, Any]] = {tab: {} for tab in TABS}
-        self._waits: dict[str, bool] = {}
+        self._complete: set[str] = set()
+        """Tabs whose settings are all there."""
 
     def add(self, tab: str, accordion: ui.Accordion) -> None:
-        """An accordion has been drawn; called again for one that is drawn outside the page, as the API does."""
+        """An accordion has been drawn. Later ones of a tab are drawn outside the page, for the API: they stay alone."""
+        if tab in self._accordions:
+            return
         self._accordions[tab] = accordion
-        if self._waits.get(tab, True):
-            self._waits[tab] = True
-        else:
+        if tab in self._complete:
             self._join(tab)
 
     def component_made(self, component: Any, **_: Any) -> None:
@@ -63,9 +64,9 @@ class Page:
                 if elem_id in (one.format(tab=tab) for one in ids if "{tab}" in one or tab == TABS[0]):
                     self._controls[tab][name] = component
             if elem_id == LAST.format(tab=tab):
-                if tab in self._accordions and self._waits.get(tab):
+                self._complete.add(tab)
+                if tab in self._accordions:
                     self._join(tab)
-                self._waits[tab] = False
 
     def _join(self, tab: str) -> None:
         accordion, controls = self._accordions[tab], dict(self._controls[tab])

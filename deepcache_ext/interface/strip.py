@@ -17,7 +17,8 @@ def strip(passes: Sequence[PlannedPass], problem: str = "") -> str:
     """
     if problem or not passes:
         return f"<p class='deepcache-problem' role='status'>{escape(problem or UNKNOWN)}</p>"
-    return f"<div class='deepcache-strip'>{''.join(map(_pass, passes))}</div>"
+    names = ["Hires pass" if one.hires else "First pass" if len(passes) > 1 else "Plan" for one in passes]
+    return f"<div class='deepcache-strip'>{''.join(map(_pass, names, passes))}</div>"
 
 
 def header(passes: Sequence[PlannedPass]) -> str:
@@ -29,7 +30,7 @@ def header(passes: Sequence[PlannedPass]) -> str:
     return f"{'' if gain is None else f'{gain:.1f}x, '}{full} of {total} full"
 
 
-def _pass(one: PlannedPass) -> str:
+def _pass(name: str, one: PlannedPass) -> str:
     cells, gain, branch = one.cells, one.speed_up(), one.plan.branch
     words = one.fraction + ("" if gain is None else f", UNet about {gain:.1f}x as fast")
     if not all(cells):
@@ -39,7 +40,6 @@ def _pass(one: PlannedPass) -> str:
         for k, full in enumerate(cells)
     )
     remark = f"<p class='deepcache-remark'>{escape(one.remark)}</p>" if one.remark else ""
-    name = "Hires pass" if one.hires else "Plan"
     return (
         f"<div class='deepcache-pass' data-full='{sum(cells)}' data-total='{len(cells)}'>"
         f"<p><b>{name}</b> <span>{escape(words)}</span></p>"

@@ -20,7 +20,7 @@ TITLE = "DeepCache"
 SHOWN_BRANCHES = 11
 """The slider's end: the last branch of SD1.x and SD2.x; SDXL has 8. Other models' are reached through the API."""
 
-NOTE = "Faster pictures, and they change a little: most evaluations of the sampler run a small part of the UNet only."
+NOTE = "Faster pictures, and they change a little: between whole evaluations of the UNet only a small part of it runs."
 OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page."
 
 OBEYED = {
