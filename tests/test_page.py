@@ -9,6 +9,8 @@ from playwright.sync_api import expect
 
 from demo.webui.boot import boot
 
+expect.set_options(timeout=20_000)  # plans come from the server, and the machine may be busy
+
 OBEYED = {
     "weighted": {"speed_up", "hires_speed_up"},
     "uniform": {"cache_interval", "hires_cache_interval"},
