@@ -19,6 +19,7 @@ class Reason(str, Enum):
     FORWARD = "another extension's forward came or went"
     STATE = "a control unit, a LoRA or a hypernetwork changed"
     WEIGHTS = "the model's weights changed"
+    ASKED = "another extension asked for a full call"
     RAISED = "the UNet raised an error"
     WALKS = "the UNet's blocks were run another number of times than at the full call"
     OUTSIDE = "it belongs to no evaluation of this pass"
