@@ -18,6 +18,7 @@ class Reason(str, Enum):
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"
     STATE = "a control unit, a LoRA or a hypernetwork changed"
+    PATCHED = "a patch of another extension may need the blocks that a cached call skips"
     WEIGHTS = "the model's weights changed"
     RAISED = "the UNet raised an error"
     WALKS = "the UNet's blocks were run another number of times than at the full call"

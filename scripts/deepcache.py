@@ -1,12 +1,12 @@
-"""DeepCache for AUTOMATIC1111: registers the script and its callbacks."""
+"""DeepCache for AUTOMATIC1111, Forge and its kin: registers the script and its callbacks."""
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.a1111 import A1111
+from deepcache_ext.hosts.webui import adapter
 from deepcache_ext.interface import console, infotext, ui
 
 console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
-host = A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+host = adapter(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
 
 
 class DeepCacheScript(scripts.Script):
