@@ -62,7 +62,6 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         height, inner = x.shape[2], self.inner
-        options["activations_shape"] = list(x.shape)
         h = inner.proj_in(inner.norm(x)).flatten(2).transpose(1, 2)
         for options["block_index"], block in enumerate(self.transformer_blocks):
             n = block.norm1(h)
@@ -78,10 +77,10 @@ Layers = Any
 
 def through(
     layers: Layers, h: torch.Tensor, emb: torch.Tensor, context: torch.Tensor, options: dict[str, Any],
-    output_shape: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None, modifies: bool = True,
 ) -> torch.Tensor:
     """A block's layers one after another; each modifier of the inside sees each layer before and after."""
-    modifiers = options.get("block_inner_modifiers", [])
+    modifiers = options.get("block_inner_modifiers", []) if modifies else []
     for place, layer in enumerate(layers):
         for modifier in modifiers:
             h = modifier(h, "before", layer, place, layers, options)
@@ -158,7 +157,9 @@ class ForgeUNet(nn.Module):
         return self._modified(self.out(h), "after", options)
 
     def _run(self, block: Any, *arguments: Any) -> torch.Tensor:
-        return block(*arguments) if self.called else through(block, *arguments)
+        if self.called:
+            return block(*arguments)  # type: ignore[no-any-return]
+        return through(block, *arguments, modifies=self.modifies)
 
     def _modified(self, h: torch.Tensor, when: str, options: dict[str, Any]) -> torch.Tensor:
         for modifier in options.get("block_modifiers", []) if self.modifies else ():
