@@ -58,7 +58,7 @@ def skip_shapes(rows: int) -> list[torch.Size]:
 
 
 def residuals(k: int, rows: int = 2, short: int = 0) -> dict[str, list[torch.Tensor | None]]:
-    """Lists as a control network leaves them: popped from the end, where the residuals of the blocks are that run first.
+    """Lists as a control network leaves them: popped from the end, where those of the first blocks are.
     The last `short` blocks of a side get none, others None.
     """
     shapes = skip_shapes(rows)
