@@ -39,7 +39,7 @@ bench: setup
 	$(py) -m bench $(ARGS)
 
 evidence: setup
-	$(py) -m evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)
+	$(py) -m bench.evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)
 
 replay: setup
 	$(py) -m tests.replay $(TRACES) $(ARGS)

@@ -82,7 +82,7 @@ class Forecast:
     Nothing of it waits for the device.
 
     Uneven steps can put r far outside what two points support, and samplers may go back in time, so r is kept between
-    -1 (the older feature) and `REACH`; between the two points the line is taken as it is (docs/estimators.md).
+    -1 (the older feature) and `REACH`; between the two points the line is taken as it is (docs/strategies.md).
     """
 
     name = "forecast"
@@ -155,4 +155,4 @@ class Forecast:
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
 FORECAST_UP_TO = 3
-"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/estimators.md)."""
+"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/strategies.md)."""

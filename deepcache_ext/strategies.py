@@ -105,10 +105,10 @@ def weights(sigmas: Sequence[float], fresh_noise: bool = False) -> np.ndarray:
 
     Three factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate
     that the step takes into the latent. 1 / sqrt(1 + s'^2): what of a change of the latent at that level is left at
-    the end (exact for Gaussian data; measured on the trained checkpoint it falls about as fast). (0.8 + 0.35 s) s /
-    sqrt(1 + s^2): how fast the estimate drifts there by log s, measured on the trained checkpoint
-    (docs/strategies.md). A sampler that adds fresh noise forgets more of what went wrong early; there the third
-    factor is left out.
+    the end, exact for Gaussian data. (0.8 + 0.35 s) s / sqrt(1 + s^2): roughly how fast the estimate drifts there by
+    log s, measured on the trained checkpoint. A single error is forgotten faster than the second factor says, but
+    early errors feed on each other; of the laws that were tried this one gave the best pictures (docs/strategies.md).
+    A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
     """
     now = np.asarray(sigmas, dtype=np.float64)
     after = np.append(now[1:], 0.0)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from evidence import __main__ as program
-from evidence import grid, plots, report, speed, studio, summary
-from evidence.grid import Arm, Pair, Sampler, Task
-from evidence.metrics import METRICS, PSNR_CAP, bootstrap, compare, gmsd, ms_gmsd, psnr, ssim
-from evidence.results import Results, key_of
-from evidence.runs import missing
-from evidence.studio import Made, Studio
+from bench.evidence import __main__ as program
+from bench.evidence import grid, plots, report, speed, studio, summary
+from bench.evidence.grid import Arm, Pair, Sampler, Task
+from bench.evidence.metrics import METRICS, PSNR_CAP, bootstrap, compare, gmsd, ms_gmsd, psnr, ssim
+from bench.evidence.results import Results, key_of
+from bench.evidence.runs import missing
+from bench.evidence.studio import Made, Studio
 
 TASKS = [Task(Sampler("Euler"), 6, (
     grid.setting(3, 0, "copy"), grid.preset("Quality"), Arm("2 steps", fewer=2), Arm("5 steps", fewer=5),
@@ -220,6 +220,26 @@ def test_no_rival_outside_of_what_was_measured() -> None:
     assert row.rival is None and row.ahead is None
 
 
+def test_over_plain_deepcache_at_equal_speed() -> None:
+    arms = (*grid.PLAIN[1:3], grid.weighted(2.0))
+    tasks = [Task(Sampler("Euler"), 6, arms)]
+    times = speed.CallTimes(1.0, 1.0, {0: {"copy": 0.1, "forecast": 0.1}}, True, {})
+    records = []
+    for seed in range(3):
+        records += [record(arms[0].name, seed, 40.0 + seed, full=3, branch=0, estimator="copy"),
+                    record(arms[1].name, seed, 30.0 + seed, full=2, branch=0, estimator="copy"),
+                    record(arms[2].name, seed, 45.0 + seed, full=3, branch=0, estimator="forecast")]
+    (section,) = summary.summarise(tasks, records, times)
+    rows = {row.arm.name: row for row in section.rows}
+    assert rows["weighted 2x"].over_copy is None  # as slow as the slowest plain one: nothing is extrapolated
+    for one in records[2::3]:
+        one["full"] = 2
+    (section,) = summary.summarise(tasks, records, times)
+    rows = {row.arm.name: row for row in section.rows}
+    assert rows["weighted 2x"].over_copy.mean == pytest.approx(15.0)
+    assert all(rows[arm.name].over_copy is None for arm in arms[:2])
+
+
 def test_grid_has_what_was_asked_for() -> None:
     every = [((task.sampler.name, task.steps, task.guidance), task) for task in grid.full_grid()]
     assert len(dict(every)) == len(every)
@@ -227,7 +247,8 @@ def test_grid_has_what_was_asked_for() -> None:
     tasks = {key[:2]: [arm.name for arm in task.arms] for key, task in every if key[2] == grid.GUIDANCE}
     presets = {f"preset {name}" for name in grid.PRESETS}
     for sampler in ("Euler", "DPM++ 2M Karras"):
-        assert len([name for name in tasks[sampler, 30] if name.startswith("interval")]) == 18
+        named = [name.split()[0] for name in tasks[sampler, 30]]
+        assert (named.count("interval"), named.count("weighted"), named.count("non-uniform")) == (12, 6, 2)
         assert all(presets <= set(tasks[sampler, steps]) for steps in (20, 30, 50))
     for sampler in ("Euler a", "DPM++ SDE Karras", "DDIM", "UniPC"):
         assert presets <= set(tasks[sampler, 30])
@@ -366,5 +387,7 @@ def test_cached_pictures_really_are_and_uncached_ones_leave_no_trace() -> None:
 def test_pairs_are_the_same_ones_and_grow() -> None:
     tiny = studio.checkpoint_called("tinyA")
     assert studio.pairs_for(tiny, 5) == studio.pairs_for(tiny, 20)[:5]
-    assert len({pair.prompt for pair in studio.pairs_for(tiny, len(studio.WORDS))}) == len(studio.WORDS)
+    half = len(studio.WORDS) // 2
+    held_out, tuned = ({p.prompt for p in studio.pairs_for(tiny, 3 * half, tuned=flag)} for flag in (False, True))
+    assert len(held_out) == len(tuned) == half and not held_out & tuned
     assert studio.fingerprint(tiny, 64) != studio.fingerprint(tiny, 128)

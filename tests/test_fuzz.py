@@ -29,6 +29,8 @@ def likely(field: Any) -> st.SearchStrategy[Any]:
         own: st.SearchStrategy[Any] = st.sampled_from(field.choices)
     elif isinstance(field.default, bool):
         own = st.booleans()
+    elif isinstance(field.default, str):
+        own = st.text(max_size=20) | st.sampled_from(["0-3, 6", "0 40-999999:7", "3-1"])
     elif isinstance(field.default, int):
         own = st.integers(int(field.minimum) - 1, int(field.maximum) + 1)
     else:
@@ -108,11 +110,13 @@ def test_no_argument_makes_a_hook_raise(host: Any, args: list[Any]) -> None:
 def usable(draw: Any) -> Settings:
     values = {
         f.name: draw(st.sampled_from(f.choices)) if f.choices else draw(st.booleans()) if isinstance(f.default, bool)
+        else draw(st.sampled_from(["0", "0-3, 6"])) if isinstance(f.default, str)
         else draw(st.integers(int(f.minimum), int(f.maximum)) if isinstance(f.default, int)
                   else st.floats(f.minimum, f.maximum))
         for f in FIELDS
     }
     values["start"], values["end"] = sorted((values["start"], values["end"]))
+    values["hires_speed_up"] *= values["hires_speed_up"] >= 1
     return parse([{**values, "enabled": True}])
 
 

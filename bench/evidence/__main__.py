@@ -1,4 +1,4 @@
-"""`python -m evidence`: likeness against speed over many pictures, written to docs/evidence.md."""
+"""`python -m bench.evidence`: likeness against speed over many pictures, written to docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ DOCS = REPOSITORY / "docs"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="few pairs and settings, some minutes; written to evidence/.work/quick")
+    add("--quick", action="store_true", help="few pairs and settings, some minutes; into bench/evidence/.work/quick")
     add("--pairs", type=int, metavar="N", help="pairs of a prompt and a seed; default: 64 (quick: 4)")
     add("--minutes", type=float, metavar="M", help="stop after M minutes and report what is there")
     add("--report", action="store_true", help="make no pictures, only the report of what is there")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .grid import Arm, Task
+from .grid import PLAIN, Arm, Task
 from .metrics import METRICS, Mean, bootstrap
 from .speed import CallTimes
 
@@ -23,7 +23,8 @@ By = dict[str, dict[int, Record]]
 class Row:
     """One arm. `speed_up`: of SD1.5; `own`: of the small net, measured. `rival`: fewer steps at equal speed-up.
 
-    `ahead`: how much higher the arm's PSNR is than the rival's, picture by picture.
+    `ahead`: how much higher the arm's PSNR is than the rival's, picture by picture; `over_copy`: than that of plain
+    DeepCache (uniform, copying) at equal speed-up.
     """
 
     arm: Arm
@@ -34,6 +35,7 @@ class Row:
     likeness: dict[str, Mean]
     rival: dict[str, Mean] | None = None
     ahead: Mean | None = None
+    over_copy: Mean | None = None
 
     def as_json(self) -> dict[str, Any]:
         def plain(means: Mapping[str, Mean] | None) -> dict[str, Any] | None:
@@ -43,6 +45,7 @@ class Row:
             "arm": self.arm.name, "fewer_steps": self.arm.fewer or None, "calls": self.calls, "full": self.full,
             "speed_up": self.speed_up, "own_speed_up": self.own, "likeness": plain(self.likeness),
             "rival": plain(self.rival), "ahead_psnr": self.ahead.as_json() if self.ahead else None,
+            "over_copy_psnr": self.over_copy.as_json() if self.over_copy else None,
         }
 
 
@@ -84,12 +87,15 @@ def _section(task: Task, everything: By, times: CallTimes) -> Section:
     by = {arm: {seed: records[seed] for seed in common or records} for arm, records in everything.items()}
     curve = [_row(arm, by[arm.name], times) for arm in task.arms if arm.fewer and by.get(arm.name)]
     curve.sort(key=lambda row: row.speed_up)
-    rows = []
-    for arm in task.arms:
-        if not arm.fewer and by.get(arm.name):
-            row = _row(arm, by[arm.name], times)
-            rows.append(_against(row, by, curve))
-    return Section(task, sorted(rows, key=lambda row: row.speed_up), curve)
+    rows = [_row(arm, by[arm.name], times) for arm in task.arms if not arm.fewer and by.get(arm.name)]
+    plain = sorted((row for row in rows if row.arm in PLAIN), key=lambda row: row.speed_up)
+    compared = []
+    for row in rows:
+        fewer, copied = _at_equal_speed(row, by, curve), _at_equal_speed(row, by, plain)
+        if fewer:
+            row = replace(row, rival=fewer[0], ahead=fewer[1])
+        compared.append(replace(row, over_copy=copied[1]) if copied and not row.arm.is_plain else row)
+    return Section(task, sorted(compared, key=lambda row: row.speed_up), curve)
 
 
 def _row(arm: Arm, records: Mapping[int, Record], times: CallTimes) -> Row:
@@ -105,21 +111,23 @@ def _row(arm: Arm, records: Mapping[int, Record], times: CallTimes) -> Row:
     return Row(arm, calls, full, speed_up, reference / spent, likeness)
 
 
-def _against(row: Row, by: By, curve: Sequence[Row]) -> Row:
-    """The row with its rival: between the two counts of steps around its speed-up, even in the logarithm of time."""
+def _at_equal_speed(row: Row, by: By, curve: Sequence[Row]) -> tuple[dict[str, Mean], Mean] | None:
+    """What the curve, from slow to fast, has at the row's speed-up, and how far ahead of it the row is in PSNR.
+
+    Between the two neighbours on the curve it is even in the logarithm of time; outside it nothing is extrapolated.
+    """
     faster = next((i for i, one in enumerate(curve) if one.speed_up >= row.speed_up), 0)
-    if not faster:  # outside what was measured: nothing is extrapolated
-        return row
+    if not faster:
+        return None
     slow, fast = curve[faster - 1], curve[faster]
     share = math.log(row.speed_up / slow.speed_up) / math.log(fast.speed_up / slow.speed_up)
     ours, slower, quicker = (by[one.arm.name] for one in (row, slow, fast))
     seeds = sorted(ours.keys() & slower.keys() & quicker.keys())
     if not seeds:
-        return row
+        return None
     rival = {
         name: np.array([(1 - share) * slower[s][name] + share * quicker[s][name] for s in seeds]) for name in METRICS
     }
     prompts = [ours[s]["prompt"] for s in seeds]
     ahead = bootstrap((np.array([ours[s]["psnr"] for s in seeds]) - rival["psnr"]).tolist(), prompts)
-    means = {name: bootstrap(values.tolist(), prompts) for name, values in rival.items()}
-    return Row(row.arm, row.calls, row.full, row.speed_up, row.own, row.likeness, means, ahead)
+    return {name: bootstrap(values.tolist(), prompts) for name, values in rival.items()}, ahead

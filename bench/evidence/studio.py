@@ -55,13 +55,16 @@ def checkpoint_called(model: str) -> Checkpoint:
     return available()[MODELS.get(model, model)]
 
 
-def pairs_for(checkpoint: Checkpoint, count: int) -> list[Pair]:
+def pairs_for(checkpoint: Checkpoint, count: int, tuned: bool = False) -> list[Pair]:
     """`count` prompts in the checkpoint's own words, each with its own seed; always the same ones.
 
-    Every prompt comes once before one comes twice.
+    They are of the half of the words that the strategies were not tuned on (`tuned=True` gives that half); every
+    prompt comes once before one comes twice.
     """
     prompts = list(checkpoint.trained.get("prompts") or WORDS)
     random.Random(0).shuffle(prompts)
+    half = len(prompts) // 2
+    prompts = prompts[:half] if tuned else prompts[half:]
     return [Pair(i, prompts[i % len(prompts)], FIRST_SEED + i) for i in range(count)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from deepcache_ext.settings import PRESETS
 
 INTERVALS, BRANCHES, ESTIMATORS = (2, 3, 5), (0, 1, 2), ("copy", "forecast")
+SPEED_UPS = (1.5, 2.0, 2.6, 3.8)
 STEPS = 30
 OTHER_STEPS = (20, 50)
 GUIDANCE, OTHER_GUIDANCE = 5.0, (3.0, 7.0)
@@ -45,6 +46,11 @@ class Arm:
     args: dict[str, Any] = field(default_factory=dict, hash=False)
     fewer: int = 0
 
+    @property
+    def is_plain(self) -> bool:
+        """DeepCache as published: every Nth evaluation full, copies in between."""
+        return self.args.get("strategy") == "uniform" and self.args.get("estimator") == "copy"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -62,8 +68,25 @@ class Task:
 
 
 def setting(interval: int, branch: int, estimator: str) -> Arm:
-    args = {"preset": "Custom", "cache_interval": interval, "cache_branch_id": branch, "estimator": estimator}
+    args = {
+        "preset": "Custom", "strategy": "uniform", "cache_interval": interval, "cache_branch_id": branch,
+        "estimator": estimator,
+    }
     return Arm(f"interval {interval}, branch {branch}, {estimator}", args)
+
+
+def weighted(speed_up: float, branch: int = 0, estimator: str = "auto") -> Arm:
+    args = {
+        "preset": "Custom", "strategy": "weighted", "speed_up": speed_up, "cache_branch_id": branch,
+        "estimator": estimator,
+    }
+    more = (f", branch {branch}" if branch else "") + ("" if estimator == "auto" else f", {estimator}")
+    return Arm(f"weighted {speed_up:g}x{more}", args)
+
+
+def non_uniform(interval: int) -> Arm:
+    args = {"preset": "Custom", "strategy": "non-uniform", "cache_interval": interval, "estimator": "copy"}
+    return Arm(f"non-uniform {interval}, branch 0, copy", args)
 
 
 def preset(name: str) -> Arm:
@@ -74,15 +97,25 @@ def rivals(sampler: Sampler, counts: Sequence[int]) -> tuple[Arm, ...]:
     return tuple(Arm(f"{count} steps", fewer=count) for count in counts) if sampler.deterministic else ()
 
 
+PLAIN = (setting(2, 2, "copy"), *(setting(interval, 0, "copy") for interval in INTERVALS))
+"""Published DeepCache from slow to fast: what the strategies are held against at equal speed."""
+
+
 def full_grid() -> list[Task]:
     presets = tuple(preset(name) for name in PRESETS)
-    every = tuple(setting(*one) for one in itertools.product(INTERVALS, BRANCHES, ESTIMATORS))
+    every = (
+        *(setting(*one) for one in itertools.product(INTERVALS, BRANCHES, ("copy",))),
+        *(setting(interval, 0, "forecast") for interval in INTERVALS),
+        *(weighted(speed_up) for speed_up in SPEED_UPS), weighted(2.0, estimator="copy"), weighted(2.0, branch=1),
+        non_uniform(2), non_uniform(3),
+    )
+    some = (*PLAIN, *(weighted(speed_up) for speed_up in SPEED_UPS))
     tasks = []
     for sampler in SAMPLERS:
         for steps in (STEPS, *OTHER_STEPS) if sampler.thorough else (STEPS,):
-            settings = every if sampler.thorough and steps == STEPS else ()
+            settings = (every if sampler.thorough else some) if steps == STEPS else PLAIN[1:3]
             tasks.append(Task(sampler, steps, (*presets, *settings, *rivals(sampler, FEWER[steps]))))
-    few = (*presets, setting(3, 0, "copy"))
+    few = (*presets, *PLAIN[1:3])
     for sampler in SAMPLERS:
         for guidance in OTHER_GUIDANCE if sampler.thorough else ():
             tasks.append(Task(sampler, STEPS, (*few, *rivals(sampler, (7, 10, 15, 20))), guidance))
@@ -94,7 +127,7 @@ def quick_grid() -> list[Task]:
     presets = tuple(preset(name) for name in PRESETS)
     tasks = []
     for sampler in SAMPLERS[:3]:
-        copies = tuple(setting(interval, 0, "copy") for interval in INTERVALS) if sampler.thorough else ()
+        copies = PLAIN if sampler.thorough else PLAIN[1:3]
         tasks.append(Task(sampler, STEPS, (*presets, *copies, *rivals(sampler, (7, 10, 15, 20, 25)))))
     return tasks
 

@@ -41,7 +41,6 @@ def _panel(axes: Any, section: Section) -> None:
         for row in section.rivals:
             _note(axes, row, str(row.arm.fewer), (0, -11))
     seen: set[str] = set()
-    named = "cache_interval" if any("cache_interval" in row.arm.args for row in section.rows) else "preset"
     for row in sorted(section.rows, key=lambda row: _style(row)[0]):
         label, style = _style(row)
         psnr = row.likeness["psnr"]
@@ -51,10 +50,10 @@ def _panel(axes: Any, section: Section) -> None:
         )
         seen.add(label)
         args = row.arm.args
-        if named == "preset":
+        if "strategy" not in args:
             _note(axes, row, args["preset"], (6, 5))
-        elif "cache_interval" in args and (args["cache_branch_id"], args["estimator"]) == (0, "forecast"):
-            _note(axes, row, f"N={args['cache_interval']}", (7, 4))  # where a preset often lies, too
+        elif (args.get("cache_branch_id"), args["estimator"]) == (0, "copy") and "cache_interval" in args:
+            _note(axes, row, f"N={args['cache_interval']}", (7, 4))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xticks([1, 1.5, 2, 3, 4, 5])
@@ -72,13 +71,17 @@ def _note(axes: Any, row: Row, text: str, offset: tuple[int, int]) -> None:
 
 
 def _style(row: Row) -> tuple[str, dict[str, Any]]:
-    """Filled: forecast; hollow: copy; the shape tells the branch. A preset is a star."""
+    """Uniform: filled forecast, hollow copy, the shape tells the branch; weighted: crosses; a preset is a star."""
     args = row.arm.args
-    if "cache_interval" not in args:
+    if "strategy" not in args:
         star = {"fmt": "*", "markersize": 14, "zorder": 1}
         return "presets", {**star, "markerfacecolor": "white", "markeredgecolor": "k"}
-    branch, estimator = args["cache_branch_id"], args["estimator"]
+    branch, estimator = args.get("cache_branch_id", 0), args["estimator"]
+    if args["strategy"] != "uniform":
+        usual = args["strategy"] == "weighted" and (branch, estimator) == (0, "auto")
+        return ("weighted", {"fmt": "P", "markersize": 7, "markerfacecolor": "0.2", "markeredgecolor": "k"}) if usual \
+            else (row.arm.name, {"fmt": "1", "markersize": 7, "markeredgecolor": "k"})
     fill = "0.2" if estimator == "forecast" else "white"
-    return f"branch {branch}, {estimator}", {
+    return f"uniform, branch {branch}, {estimator}", {
         "fmt": SHAPES.get(branch, "D"), "markersize": 6, "markerfacecolor": fill, "markeredgecolor": "k",
     }
