@@ -85,14 +85,12 @@ class ForgePlayer(Player):
             "cond_or_uncond": list(marks), "sigmas": torch.tensor(recorded["sigmas"]), "uuids": [object()],
             "cond_mark": torch.tensor(rows), "cond_indices": [i for i, mark in enumerate(rows) if mark == 0],
             "uncond_indices": [i for i, mark in enumerate(rows) if mark == 1],
+            # What an earlier call left in the same options.
+            "block": ("last", 0), "block_index": 0, "transformer_index": 11, "original_shape": [1, 4, 1, 1],
         }
         given["control"] = None
         given["transformer_options"] = {name: made[name] for name in recorded["keys"]}
-        before = dict(given["transformer_options"])
-        output = super()._run(event, given)
-        left = {name: given["transformer_options"][name] for name in before}
-        assert all(left[name] is value for name, value in before.items()), "the host's options were changed"
-        return output
+        return super()._run(event, given)
 
 
 def lay_out(announced: Event, calls: Sequence[Event]) -> Layout:
