@@ -9,7 +9,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,7 +22,8 @@ from .reference import ALPHAS_CUMPROD
 ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
 OURS = (
-    "deepcache_ext.hosts.a1111", "deepcache_ext.hosts.forge", "deepcache_ext.hosts.webui", "deepcache_ext.interface",
+    "deepcache_ext.hosts.a1111", "deepcache_ext.hosts.forge", "deepcache_ext.hosts.sdnext",
+    "deepcache_ext.hosts.webui", "deepcache_ext.interface",
 )
 """Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
 
@@ -68,6 +69,13 @@ class Host:
         self.script: Any = None
         self.log = LogKept()
         self._jobs = itertools.count(1)
+
+    control_extensions: list[str] | None = None
+    """In `modules.scripts`, where the host has it."""
+
+    def modules(self) -> Iterable[ModuleType]:
+        """What this host has besides the modules that all have."""
+        return ()
 
     @property
     def has_model(self) -> bool:
@@ -139,6 +147,8 @@ def _stand_in(host: Host) -> Iterator[None]:
     scripts, shared = ModuleType("modules.scripts"), ModuleType("modules.shared")
     callbacks.__getattr__ = registering  # type: ignore[method-assign]
     vars(scripts).update(Script=Script, AlwaysVisible=object())
+    if host.control_extensions is not None:
+        vars(scripts)["control_extensions"] = host.control_extensions
     shared.__getattr__ = lambda name: getattr(host.shared, name)  # type: ignore[method-assign]
     vars(modules).update(script_callbacks=callbacks, scripts=scripts, shared=shared)
 
@@ -150,6 +160,9 @@ def _stand_in(host: Host) -> Iterator[None]:
         del sys.modules[name]
     sys.modules.update({module.__name__: module for module in (modules, callbacks, scripts, shared)})
     sys.modules.update({name: ModuleType(name) for name in host.packages})
+    for module in host.modules():
+        sys.modules[module.__name__] = module
+        setattr(modules, module.__name__.rpartition(".")[2], module)
     try:
         yield
     finally:

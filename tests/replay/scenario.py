@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import fakehost, forge_player, reference
+from . import fakehost, forge_player, reference, sdnext_player
 from .checker import Checker, Config, Result, Truths
 from .models import Models, as_in_the_host
 from .player import Player, finished
@@ -54,7 +54,9 @@ def _forge(protocol: str) -> Stage:
     )
 
 
-STAGES = {"a1111": Stage(), "forge": _forge("forge"), "reforge": _forge("reforge")}
+STAGES = {"a1111": Stage(), "forge": _forge("forge"), "reforge": _forge("reforge"), "sdnext": Stage(
+    sdnext_player.SDNextHost, sdnext_player.SDNextModels, sdnext_player.SDNextPlayer, sdnext_player.answer
+)}
 
 
 @dataclass
@@ -103,6 +105,8 @@ def _next_generation(recording: Recording) -> list[Generation]:
         return load(sibling).generations
     crashed = recording.generations[-1]
     events = [{k: v for k, v in e.items() if k != "error"} for e in crashed.events if e["ev"] != "response"]
+    if any(event.get("name") == "postprocess_batch" for event in events):  # a host that goes on after an exception
+        return [replace(crashed, key=f"{crashed.key} again", events=events)]
     return [finished(replace(crashed, key=f"{crashed.key} again", events=events))]
 
 
