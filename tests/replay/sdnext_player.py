@@ -98,6 +98,9 @@ class SDNextPlayer(Player):
     def play(self, generation: Generation) -> None:
         self._started = False
         super().play(generation)
+        if self.host.has_model:  # what the last pass left with its pipeline
+            self.host.load_model(self.models.unet)
+        self._scheduler = self._scheduled = self._latent = None
 
     def _start_model(self, generation: Generation) -> None:
         calls = generation.calls()
