@@ -1,6 +1,9 @@
 """`python -m bench`: how near cached calls come to the least work, and what the extension adds to it.
 
 Prints the targets beside what was measured, and never fails because of a time.
+
+With a model of yours: `--model PATH --model_type TYPE`; with a running WebUI: `--url URL`. Each has its
+own --help.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 
 from deepcache_ext.estimators import ESTIMATORS
 
-from . import calls, overhead, unets
+from . import calls, overhead, own_model, own_webui, unets
 from .report import Report
 from .timing import Clock
 
@@ -66,6 +69,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    for option, own in (("--model", own_model.main), ("--url", own_webui.main)):
+        if any(argument.split("=")[0] == option for argument in argv):
+            return own(argv)
     options = parse(argv)
     started = time.perf_counter()
 

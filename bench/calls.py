@@ -125,7 +125,8 @@ def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators:
             share = max(1, pairs // len(branches) + (i < pairs % len(branches)))
             say(f"branch {branch}: {share} pairs of full calls")
             passes.append(Pass(unet, given, branch))
-            _full_pairs(passes[-1], result, clock, share, full_calls, wanted, reverse=i % 2 == 1)
+            keeps = 2 if Forecast.name in estimators else 1
+            _full_pairs(passes[-1], result, clock, share, full_calls, wanted, keeps, reverse=i % 2 == 1)
         for one in passes:
             say(f"branch {one.plan.branch}: cached calls")
             one.hook()
@@ -139,24 +140,24 @@ def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators:
 
 
 def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: int,
-                wanted: torch.Tensor, reverse: bool) -> None:
+                wanted: torch.Tensor, keeps: int, reverse: bool) -> None:
     """Both ways in turns. Memory: what one kept feature takes, and two."""
     last: list[torch.Tensor] = []
     kept: list[int] = []
 
     def hooked() -> None:
         last[:] = [one.evaluate()]
-        if len(kept) < 2:
+        if len(kept) < keeps:
             kept.append(one.session.report.kept_bytes)
 
     rivals = [Rival(HOOKED, hooked, one.hook), Rival(PLAIN, one.plain, one.unhook)]
     for name, samples in rounds(clock, rivals[::-1] if reverse else rivals, share, calls).items():
         result.full[name] += samples
     one.hook()
-    while len(kept) < 2:  # for the forecast
+    while len(kept) < keeps:  # for the forecast
         hooked()
     one.unhook()
-    result.kept_bytes[one.plan.branch] = {"copy": kept[0], "forecast": kept[1]}
+    result.kept_bytes[one.plan.branch] = dict(zip(("copy", "forecast"), kept, strict=False))
     _check_equal(last[0], wanted, "the hooked full call", result)
 
 

@@ -41,7 +41,7 @@ LONGEST = 50
 class Runner:
     """One UNet, cached by one of the two or by none, and a list of timesteps to go through."""
 
-    def __init__(self, unet: Any, given: dict[str, torch.Tensor], kind: Any = None) -> None:
+    def __init__(self, unet: Any, given: dict[str, Any], kind: Any = None) -> None:
         self.unet, self.given = unet, given
         self.scheduler = SimpleNamespace(timesteps=torch.arange(LONGEST, 0, -1, device=given["sample"].device))
         self.helper = kind(pipe=self) if kind is not None else None
@@ -68,8 +68,8 @@ class Runner:
         return x
 
     def _call(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        context = self.given["encoder_hidden_states"]
-        return self.unet(x, timestep, encoder_hidden_states=context, return_dict=False)[0]
+        rest = {name: value for name, value in self.given.items() if name != "sample"}
+        return self.unet(x, timestep, **rest, return_dict=False)[0]
 
 
 def compare(runners: dict[str, Runner], clock: Clock, what: str, run: Callable[[Runner], object], count: int,

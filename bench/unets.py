@@ -33,6 +33,7 @@ class Layout:
     size: int
     cpu_size: int
     options: dict[str, Any]
+    tokens: int = 77
 
 
 LAYOUTS = {
@@ -42,11 +43,28 @@ LAYOUTS = {
         "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 768, "use_checkpoint": False,
         "legacy": False,
     }),
+    "sd21": Layout("ldm", 64, 64, {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
+        "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_head_channels": 64,
+        "use_spatial_transformer": True, "use_linear_in_transformer": True, "transformer_depth": 1,
+        "context_dim": 1024, "use_checkpoint": False, "legacy": False,
+    }),
+    "ldm-4-g": Layout("ldm", 64, 64, {
+        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 192, "num_res_blocks": 2,
+        "attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 5], "num_heads": 1,
+        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 512, "use_checkpoint": False,
+    }, tokens=1),
     "sdxl": Layout("sgm", 128, 32, {
         "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
         "attention_resolutions": [4, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64,
         "transformer_depth": [0, 2, 10], "context_dim": 2048, "num_classes": "sequential",
         "adm_in_channels": 2816, "use_linear_in_transformer": True,
+    }),
+    "sdxl-refiner": Layout("sgm", 128, 32, {
+        "in_channels": 4, "out_channels": 4, "model_channels": 384, "num_res_blocks": 2,
+        "attention_resolutions": [4, 2], "channel_mult": [1, 2, 4, 4], "num_head_channels": 64,
+        "transformer_depth": 4, "context_dim": 1280, "num_classes": "sequential", "adm_in_channels": 2560,
+        "use_linear_in_transformer": True,
     }),
     "tiny": Layout("ldm", 16, 16, {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 2,
@@ -69,15 +87,7 @@ def make(layout: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
         if type(module).__name__ == "GroupNorm32":  # computes in single precision, whatever the rest does
             module.float()
     unet.to_empty(device=device)
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(unet.out[2].weight)
-    for name, parameter in unet.named_parameters():
-        flat = parameter.data.view(-1)
-        if parameter.dim() > 1:
-            scale = parameter[0].numel() ** -0.5
-            for part in flat.split(POOL):
-                torch.mul(pool[: len(part)], scale, out=part)
-        else:  # norms: weight near 1; biases: near 0
-            flat.copy_(pool[: len(flat)] * 0.02 + (1.0 if name.endswith("weight") else 0.0))
+    fill(unet)
     if attention == "sdp":
         for module in unet.modules():
             if type(module).__name__ == "CrossAttention" and LAYOUTS[layout].family == "ldm":
@@ -85,18 +95,37 @@ def make(layout: str, device: torch.device | str = "cpu", dtype: torch.dtype = t
     return unet.eval().requires_grad_(False)
 
 
-def inputs(layout: str, batch: int, size: int, device: torch.device | str = "cpu",
+def fill(unet: Any) -> None:
+    """Random weights, drawn once and repeated: quick, and no time depends on them."""
+    pools: dict[torch.dtype, torch.Tensor] = {}
+    drawn = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
+    for name, parameter in unet.named_parameters():
+        pool = pools.setdefault(parameter.dtype, drawn.to(parameter))
+        flat = parameter.data.view(-1)
+        if parameter.dim() > 1:
+            scale = parameter[0].numel() ** -0.5
+            for part in flat.split(POOL):
+                torch.mul(pool[: len(part)], scale, out=part)
+        else:  # norms: weight near 1; biases: near 0
+            flat.copy_(pool[: len(flat)] * 0.02 + (1.0 if name.endswith("weight") else 0.0))
+
+
+def inputs(layout: str, batch: int, size: int | tuple[int, int], device: torch.device | str = "cpu",
            dtype: torch.dtype = torch.float32) -> Inputs:
-    """The arguments of one call, as a host gives them: 77 tokens of text, and SDXL's vector y."""
+    """The arguments of one call, as a host gives them: the tokens of the text, and SDXL's vector y.
+
+    `size`: side of the latents, or their height and width.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
     options, generator = LAYOUTS[layout].options, torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     given = {
-        "x": noise(batch, options["in_channels"], size, size),
+        "x": noise(batch, options["in_channels"], height, width),
         "timesteps": torch.full((batch,), 500.0, device=device),
-        "context": noise(batch, 77, options["context_dim"]),
+        "context": noise(batch, LAYOUTS[layout].tokens, options["context_dim"]),
     }
     if "adm_in_channels" in options:
         given["y"] = noise(batch, options["adm_in_channels"])

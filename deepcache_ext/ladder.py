@@ -55,11 +55,20 @@ class Shadow:
 
 class Stand(Shadow):
     """Stands in a ladder for the block `real`: callable like it, and iterable like it, since some forwards
-    (reForge's) do not call a block but go through its layers.
+    (reForge's) do not call a block but go through its layers. ControlNet's asks for `input_blocks[0][0].in_channels`.
     """
 
     def __init__(self, real: Any) -> None:
         self._real = real
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._real[index]
+
+    def __len__(self) -> int:
+        return len(self._real)
+
+    def __bool__(self) -> bool:
+        return bool(self._real)  # a block without a length is true
 
 
 class Observed(Stand):

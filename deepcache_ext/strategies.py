@@ -32,7 +32,8 @@ def plan_for(
     uniform = UniformPlan(settings.cache_interval, branch, total, *window)
     few = total < FEW
     if settings.strategy == "uniform":
-        return uniform, f"only {total} evaluations: caching may change the picture much" if few else ""
+        warned = few and uniform.caches
+        return uniform, f"only {total} evaluations: caching may change the picture much" if warned else ""
     if settings.strategy == "custom":
         return ListedPlan(custom(settings.full_evaluations, total), branch, total, *window), ""
     if settings.strategy == "non-uniform":

@@ -151,8 +151,13 @@ class Hook:
                     h = original(self, x=unit.hint, timesteps=timesteps, context=context, **known)
                     x = x + 0.1 * unit.weight * h
                     continue
-                # An inpainting model's own five channels are none of ControlNet's.
-                x_in = x[:, :4] if x.shape[1] == 9 else x
+                # An inpainting model's own five channels are none of ControlNet's; asked as the original asks.
+                network, x_in = getattr(unit.control_model, "control_model", None), x
+                if unit.kind == "controlnet" and hasattr(network, "input_blocks"):
+                    if x.shape[1] != network.input_blocks[0][0].in_channels and x.shape[1] == 9:
+                        x_in = x[:, :4]
+                elif x.shape[1] == 9:
+                    x_in = x[:, :4]
                 residuals = unit.control_model(x=x_in, hint=unit.hint, timesteps=timesteps, context=context, y=y)
                 target = controls if unit.kind == "controlnet" else features
                 for i, residual in enumerate(outer.scaled(unit, residuals, mark)):

@@ -161,3 +161,17 @@ def test_failing_to_keep_does_not_end_the_call():
     walks = Walks()
     walks.keep("not a tensor")
     assert isinstance(walks.failed, AttributeError) and not walks.features
+
+
+def test_a_stand_is_asked_like_the_block():
+    """ControlNet's hook looks at `input_blocks[0][0].in_channels` before it runs its network."""
+    unet = unets.shared_unet("sd1")
+    ladder = Ladder(unet)
+    for put_up in (lambda: ladder.up_full(3, True), lambda: ladder.up_cached(3, [torch.zeros(1)], None)):
+        put_up()
+        middle = unet.middle_block
+        ladder.take_down()
+        assert middle is not unet.middle_block
+        assert middle[0] is unet.middle_block[0]
+        assert len(middle) == len(unet.middle_block)
+        assert middle

@@ -10,9 +10,11 @@ import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
 
-from deepcache_ext.estimators import Forecast, Moment
+from deepcache_ext.estimators import Forecast, Kept, Moment
 from deepcache_ext.ladder import UnknownLayout
+from deepcache_ext.plan import ListedPlan
 from deepcache_ext.report import Reason
+from deepcache_ext.session import Session
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 
@@ -52,6 +54,26 @@ def test_copy_follows_the_helpers_rule(unet, branch):
     assert (report.evaluations, report.full_evaluations, report.planned_full) == (8, 3, 3)
     assert (report.full_calls, report.cached_calls, report.misses) == (3, 5, {})
     assert report.fraction == "3 of 8 full"
+
+
+@pytest.mark.parametrize("listed", [(0,), (0, 1, 4), (3, 5), (0, 2, 3, 4, 7), tuple(range(8))])
+def test_a_listed_plan_is_followed(unet, listed):
+    cache = Session(ListedPlan(listed, 1, 8), Forecast())
+    cache.attach(unet)
+    outputs = run(cache, unet, 8)
+    report = cache.close()
+    wanted = sorted({0, *listed})
+    assert (report.full_evaluations, report.cached_calls) == (len(wanted), 8 - len(wanted))
+    latent, arguments, kept = drifting(2), call(), []
+    for k in range(8):
+        now = {**arguments, "x": scaled(latent(k), k)}
+        if k in wanted:
+            output, feature = unets.by_hand(unet, 1, **now)
+            kept = [*kept, Kept((feature,), Moment(k, sigma(k)))][-3:]
+            Forecast().learn(kept)
+        else:
+            output, _ = unets.by_hand(unet, 1, Forecast().estimate(kept, Moment(k, sigma(k)))[0], **now)
+        assert torch.equal(output, outputs[k])
 
 
 def test_forecast_is_first_order_in_log_sigma(unet):

@@ -106,14 +106,6 @@ def answer(
 
 # The rule -----------------------------------------------------------------------------
 
-NOISY = {
-    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE",
-    "LCM", "Restart",
-    # The host passes eta = 1 to every k-diffusion sampler that takes one. DPM fast's recorded timesteps rise.
-    "DPM fast", "DPM adaptive",
-}
-"""The samplers of A1111 1.10 that add fresh noise with its default settings."""
-
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 """Stable Diffusion's noise schedule."""
@@ -168,7 +160,7 @@ class Rule:
     def begin_pass(self, sampler: str) -> None:
         self.index, self.sigma = -1, 0.0
         self.memory: dict[Hashable, tuple[Making, list[Kept]]] = {}
-        self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and sampler not in NOISY)
+        self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self.interval <= 3)
 
     def begin_evaluation(self, sigma: float) -> None:
         self.index += 1
@@ -195,17 +187,32 @@ class Rule:
         """After a full call."""
         made, kept = self.memory.get(part, (making, []))
         before = kept if made == making else []
-        self.memory[part] = (making, [*before, Kept(self.index, self.sigma, features)][-2:])
+        self.memory[part] = (making, [*before, Kept(self.index, self.sigma, features)][-3:])
 
     def _estimate(self, kept: list[Kept]) -> Verdict:
         last = kept[-1]
         if not self.looks_back or len(kept) < 2:
             return Verdict(last.features)
         before = kept[-2]
-        span = math.log(last.sigma) - math.log(before.sigma)
-        if abs(span) < 1e-6:
+        r = self._ratio(before.sigma, last.sigma, self.sigma)
+        if r == 0:
             return Verdict(last.features)
-        r = min(max((math.log(self.sigma) - math.log(last.sigma)) / span, -1.0), 2.0)
-        r = r / 2 if r > 0 else r  # half damped beyond the last full call
-        pairs = zip(last.features, before.features, strict=True)
-        return Verdict([h + r * (h - h_before) for h, h_before in pairs], exact=False)
+        oldest = kept[-3] if len(kept) > 2 else None
+        past = self._ratio(oldest.sigma, before.sigma, last.sigma) if oldest else 0.0
+        estimated = []
+        for i, (h, h_before) in enumerate(zip(last.features, before.features, strict=True)):
+            trust: Any = 1.0
+            if r > 0:  # beyond the last full call: as far as the forecast of h, made before it, was right
+                trust = 0.5
+                if oldest and past > 0:
+                    step = past * (h_before - oldest.features[i])
+                    found = ((h - h_before) * step).sum((2, 3), keepdim=True) / step.square().sum((2, 3), keepdim=True)
+                    trust = found.clamp(-1, 1)
+            estimated.append(h + r * trust * (h - h_before))
+        return Verdict(estimated, exact=False)
+
+    @staticmethod
+    def _ratio(before: float, last: float, now: float) -> float:
+        """In log sigma, in units of the way from `before` to `last`."""
+        span = math.log(last) - math.log(before)
+        return min(max((math.log(now) - math.log(last)) / span, -1.0), 2.0) if abs(span) >= 1e-6 else 0.0

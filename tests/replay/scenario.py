@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import fakehost, forge_player, reference
-from .checker import Checker, Config, Result, Truths
+from .checker import FEW, Checker, Config, Result, Truths
 from .models import Models, as_in_the_host
 from .player import Player, finished
 from .recording import Generation, Recording, load
@@ -119,7 +119,7 @@ def play(
         checker.generation_begins(generation)
         player.play(generation)
     checker.check_clean("in the end")
-    for said in host.log.said:
+    for said in (line for line in host.log.said if FEW not in line):
         checker.fail(f"logged: {said}")
     return checker.result
 

@@ -101,7 +101,7 @@ class Naive:
         self.full += 1
         whole = walk(*arguments, control=control, branches=(self._branch,))
         now = Kept(self._index, self._sigma, made_of, context, whole.features[self._branch])
-        self._kept[key] = [*(kept if same else []), now][-2:]
+        self._kept[key] = [*(kept if same else []), now][-3:]
         return whole.output
 
     def _feature(self, kept: list[Kept]) -> torch.Tensor:
@@ -112,7 +112,21 @@ class Naive:
         if abs(span) < 1e-6:
             return last.feature
         r = min(max(math.log(self._sigma / last.sigma) / span, -1.0), 2.0)
-        return last.feature + (r / 2 if r > 0 else r) * (last.feature - kept[-2].feature)
+        return last.feature + (r * self._trust(kept) if r > 0 else r) * (last.feature - kept[-2].feature)
+
+    @staticmethod
+    def _trust(kept: list[Kept]) -> torch.Tensor | float:
+        """How far the same forecast of the last feature, made before it, would have been right."""
+        if len(kept) < 3:
+            return 0.5
+        first, second, third = kept[-3:]
+        span = math.log(second.sigma / first.sigma)
+        r = min(max(math.log(third.sigma / second.sigma) / span, -1.0), 2.0) if abs(span) >= 1e-6 else 0.0
+        if r <= 0:
+            return 0.5
+        step = r * (second.feature - first.feature)
+        right = ((third.feature - second.feature) * step).sum((2, 3), keepdim=True)
+        return (right / step.square().sum((2, 3), keepdim=True)).clamp(-1, 1)
 
     def _residuals(self, x: Any, timesteps: Any, context: Any, y: Any) -> Any:
         if self.control is None:
