@@ -166,10 +166,11 @@ def _stand_in(host: Host) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if concerned(name)]:
+        loaded = [name for name in sys.modules if concerned(name)]
+        for name in loaded:
             del sys.modules[name]
         sys.modules.update(before)
-        for name in OURS:
+        for name in {*loaded, *before, *OURS}:
             _bind(name)
 
 
