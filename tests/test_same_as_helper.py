@@ -128,8 +128,9 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("interval", [2, 3, 5])
 @pytest.mark.parametrize("branch", [0, 1, 2])
-@pytest.mark.parametrize("layout", TWINS)
-@pytest.mark.parametrize("sampler", ["DDIM", "DPMSolverMultistep"])
+@pytest.mark.parametrize(
+    ("sampler", "layout"), [*(("DDIM", layout) for layout in TWINS), ("DPMSolverMultistep", "sd1")],
+)
 def test_the_helpers_picture(sampler: str, layout: str, branch: int, interval: int) -> None:
     pair = both(layout)
     session = Session(UniformPlan(interval, branch, STEPS), Copy())
