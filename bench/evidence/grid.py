@@ -13,7 +13,7 @@ INTERVALS, BRANCHES, ESTIMATORS = (2, 3, 5), (0, 1, 2), ("copy", "forecast")
 SPEED_UPS = (1.5, 2.0, 2.6, 3.8)
 STEPS = 30
 OTHER_STEPS = (20, 50)
-GUIDANCE, OTHER_GUIDANCE = 5.0, (3.0, 7.0)
+GUIDANCE, OTHER_GUIDANCE = 5.0, (7.0,)
 """Of classifier-free guidance: the stronger, the more an error of the network counts at each step."""
 FEWER = {20: (5, 6, 8, 10, 12, 15, 17), 30: (7, 8, 10, 12, 15, 20, 25), 50: (12, 15, 20, 25, 30, 40)}
 """The rival's steps for each number of full steps; counts that several of them share are made once."""
@@ -107,7 +107,7 @@ def full_grid() -> list[Task]:
         *(setting(*one) for one in itertools.product(INTERVALS, BRANCHES, ("copy",))),
         *(setting(interval, 0, "forecast") for interval in INTERVALS),
         *(weighted(speed_up) for speed_up in SPEED_UPS), weighted(2.0, estimator="copy"), weighted(2.0, branch=1),
-        non_uniform(2), non_uniform(3),
+        non_uniform(3),
     )
     some = (*PLAIN, *(weighted(speed_up) for speed_up in SPEED_UPS))
     tasks = []
