@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,20 @@ import pytest
 import torch
 
 from tests.replay import fakehost, sdnext_player
-from tests.replay.checker import Config, Truths
 from tests.replay.recording import load
-from tests.replay.scenario import CAUSES, MAIN, play, recordings, replay
+from tests.replay.scenario import CAUSES, MAIN, recordings, replay
 
 TRACES = Path(__file__).parent / "data" / "host-traces" / "sdnext-2026-07-23"
 
 CACHED: dict[str, tuple[int, int]] = {
-    CACHED_TABLE
+    "after_crash": (5, 5), "batch_size_2": (5, 5), "cfg_1": (5, 5), "cfg_end": (4, 5),
+    "checkpoint_change": (15, 15), "crash": (7, 7), "ddim": (5, 5), "dpmpp_2m": (5, 5), "euler_a": (5, 5),
+    "first_generation_after_start": (5, 5), "heun": (10, 10), "hires": (10, 10), "hires_force": (9, 9),
+    "img2img": (5, 5), "inpaint": (5, 5), "interrupted": (2, 2), "interrupted_hires": (6, 6),
+    "interrupted_n_iter_2": (2, 2), "kdpm2": (10, 10), "long_positive_prompt": (5, 5), "n_iter_2": (10, 10),
+    "odd_size_136x120": (5, 5), "offload_balanced": (5, 5), "offload_balanced_crash": (4, 4),
+    "offload_balanced_first": (5, 5), "offload_none_again": (5, 5), "sdxl": (5, 5), "sdxl_hires": (10, 10),
+    "sdxl_img2img": (5, 5), "two_generations": (10, 10), "txt2img": (5, 5), "unipc": (5, 5),
 }
 """Cached and planned calls at interval 3; a crash is followed by one more generation."""
 

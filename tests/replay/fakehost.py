@@ -60,6 +60,9 @@ class Host:
     packages: tuple[str, ...] = ()
     """By what else than `modules` the extension can tell this host."""
 
+    unknown_callbacks: tuple[str, ...] = ("on_after_process",)
+    """What another host has, and this one has not."""
+
     def __init__(self) -> None:
         self.callbacks: dict[str, list[Any]] = {}
         self.shared = SimpleNamespace(
@@ -137,7 +140,7 @@ def _stand_in(host: Host) -> Iterator[None]:
     host.shared.cmd_opts = parser.parse_args([])
 
     def registering(name: str) -> Any:
-        if not name.startswith("on_"):
+        if not name.startswith("on_") or name in host.unknown_callbacks:
             raise AttributeError(name)
         return lambda callback, **_: host.callbacks.setdefault(name.removeprefix("on_"), []).append(callback)
 

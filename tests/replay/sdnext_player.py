@@ -40,6 +40,8 @@ class UNet(diffusers.UNet2DConditionModel):
 class SDNextHost(fakehost.Host):
     """Its model is a pipeline; `modules.scripts` holds the Control tab's list, `sd_models_compile` its own cache."""
 
+    unknown_callbacks = ()
+
     def __init__(self) -> None:
         super().__init__()
         self.control_extensions: list[str] = ["NudeNet"]
@@ -63,7 +65,8 @@ def make(kind: Kind, seed: int) -> nn.Module:
     options = diffusers_unets.SDXL if kind.vector else diffusers_unets.SD
     changes: dict[str, Any] = {"cross_attention_dim": kind.context, "in_channels": kind.channels}
     if kind.vector:
-        changes["projection_class_embeddings_input_dim"] = kind.vector + 6 * diffusers_unets.SDXL["addition_time_embed_dim"]
+        times = 6 * diffusers_unets.SDXL["addition_time_embed_dim"]
+        changes["projection_class_embeddings_input_dim"] = kind.vector + times
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet(**{**options, **changes})
@@ -177,7 +180,7 @@ class SDNextPlayer(Player):
         ))
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
-        left_out: dict[str, Any] = {name: None for name in event["kwargs"]}
+        left_out: dict[str, Any] = dict.fromkeys(event["kwargs"])
         named = {name: given.get(name) for name in left_out} | {"return_dict": False}
         return self.models.unet(given["sample"], given["timestep"], **named)[0]
 
@@ -190,7 +193,8 @@ class SDNextPlayer(Player):
             if later["ev"] == "unet":
                 times.append(later["t"][0])
         length = event["scheduler_timesteps"]
-        self._first = 0 if event["pipe"] in ("StableDiffusionPipeline", "StableDiffusionXLPipeline") else length - length // 2
+        whole = event["pipe"] in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+        self._first = 0 if whole else length - length // 2
         ahead = [999.0] * self._first
         missing = length - self._first - len(times)  # an interrupt or an exception came before them
         times = [*ahead, *times, *(times[-1] * (1 - (k + 1) / (missing + 1)) for k in range(missing))]
