@@ -18,6 +18,7 @@ class Reason(str, Enum):
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"
     STATE = "a control unit, a LoRA or a hypernetwork changed"
+    PATCHED = "a patch of another extension may need the blocks that a cached call skips"
     WEIGHTS = "the model's weights changed"
     ASKED = "another extension asked for a full call"
     RAISED = "the UNet raised an error"

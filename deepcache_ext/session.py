@@ -242,8 +242,10 @@ class Session:
         call = self._ladder.call(args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
             return self._plain(Reason.GRADIENT)
-        key = self._slots.place(call)
         planned_full = self.plan.is_full(moment.index)
+        if call.whole:
+            return self._plain(None if planned_full else Reason.PATCHED)
+        key = self._slots.place(call)
         if key is None:
             return self._plain(None if planned_full else Reason.UNPLACED)
         forward = own_forward(unet)

@@ -1,12 +1,13 @@
-"""DeepCache for AUTOMATIC1111: registers the script and its callbacks."""
+"""DeepCache for AUTOMATIC1111, Forge and its kin, SD.Next: registers the script and its callbacks."""
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.a1111 import A1111
+from deepcache_ext.hosts.webui import adapter, allow_in_control_tab
 from deepcache_ext.interface import console, infotext, ui
 
 console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
-host = A1111(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+host = adapter(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+allow_in_control_tab(scripts, ui.TITLE)
 
 
 class DeepCacheScript(scripts.Script):
@@ -35,16 +36,18 @@ class DeepCacheScript(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         host.before_sampling(p, args)
 
-    def post_sample(self, p, ps, *args):
+    def post_sample(self, p, ps=None, *args):
         host.after_sampling(p)
 
     def postprocess_batch(self, p, *args, **kwargs):
         host.after_batch(p)
 
-    def postprocess(self, p, processed, *args):
+    def postprocess(self, p, processed=None, *args):
         host.after_process(p)
 
 
+if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not
+    script_callbacks.on_after_process(host.after_process)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_model_loaded(host.on_model_loaded)
 script_callbacks.on_script_unloaded(host.on_script_unloaded)

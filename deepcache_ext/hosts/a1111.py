@@ -16,7 +16,7 @@ from typing import Any
 from modules import shared
 
 from ..control_ladder import ControlledLadder
-from ..ladder import UnknownLayout
+from ..ladder import AnyLadder, UnknownLayout
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overruled, parse
@@ -119,7 +119,7 @@ class A1111:
             self._begin_pass(p, generation, params)
         session = generation.session
         if session is not None:
-            self._attach(p, session)
+            self._attach(p, session, params)
             sigma = noise_level(params, p) if session.estimator.name == "forecast" else None
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), sigma)
@@ -133,6 +133,19 @@ class A1111:
     @guarded
     def on_script_unloaded(self) -> None:
         self._generations.end_all()
+
+    # The model ----------------------------------------------------------------------------------------------
+
+    def unet_of(self, p: Any, params: Any) -> Any:
+        """The UNet that the host is about to call, at `on_cfg_denoiser`'s `params`; None where there is none. It
+        changes when a refiner or another checkpoint takes over.
+        """
+        model = getattr(p, "sd_model", None) or shared.sd_model
+        return getattr(getattr(model, "model", None), "diffusion_model", None)
+
+    def ladder_of(self, unet: Any) -> AnyLadder:
+        """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
+        return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
 
     # Inner workings -----------------------------------------------------------------------------------------
 
@@ -156,20 +169,20 @@ class A1111:
         hires = _is_hires(p)
         settings = generation.settings.for_pass(hires)
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
-        blocks = getattr(unet_of(p), "output_blocks", None)
+        blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
         plan, remark = plan_for(settings, total, sigmas, depth=len(blocks or ()), fresh_noise=adds_noise(p))
         estimator = estimator_for(settings, plan, total)
         generation.estimators.add(estimator.name)
-        generation.session = Session(plan, estimator, hires=hires, ladder=ladder_of)
+        generation.session = Session(plan, estimator, hires=hires, ladder=self.ladder_of)
         if remark:
             self._say(p, remark)
 
-    def _attach(self, p: Any, session: Session) -> None:
+    def _attach(self, p: Any, session: Session, params: Any) -> None:
         if not session.plan.caches or session.is_off:
             return
         try:
-            session.attach(unet_of(p))
+            session.attach(self.unet_of(p, params))
         except UnknownLayout as reason:
             session.turn_off(str(reason))
             self._say(p, f"not active: {reason}")
@@ -200,16 +213,5 @@ class A1111:
             comment(f"DeepCache: {message}")
 
 
-def ladder_of(unet: Any) -> ControlledLadder:
-    """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
-    return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
-
-
 def _is_hires(p: Any) -> bool:
     return bool(getattr(p, "is_hr_pass", False))
-
-
-def unet_of(p: Any) -> Any:
-    """The UNet that the host is about to call. It changes when a refiner or another checkpoint takes over."""
-    model = getattr(p, "sd_model", None) or shared.sd_model
-    return getattr(getattr(model, "model", None), "diffusion_model", None)
