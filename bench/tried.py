@@ -9,11 +9,13 @@ to the uncached ones; speed-up in SD1.5's FLOPs.
 from __future__ import annotations
 
 import argparse
+import copy as copy_module
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from bench.evidence.metrics import psnr
 from bench.evidence.studio import checkpoint_called, pairs_for
@@ -63,6 +65,17 @@ def trusted(apart: tuple[int, ...], lowest: float = -1.0, believed: float = 0.0,
     return estimate
 
 
+def apart_by_frequency(estimate: Estimate) -> Estimate:
+    """What is smooth over 3 by 3 places estimated apart from the rest."""
+
+    def both(points: Sequence[Point], at: float) -> torch.Tensor:
+        smooth = [(z, avg_pool2d(value, 3, 1, 1, count_include_pad=False)) for z, value in points]
+        rest = [(z, value - low) for (z, value), (_, low) in zip(points, smooth, strict=True)]
+        return estimate(smooth, at) + estimate(rest, at)
+
+    return both
+
+
 def fitted(count: int) -> Estimate:
     """The straight line of least squares through the last `count` points."""
 
@@ -82,6 +95,7 @@ ESTIMATORS: dict[str, Estimate] = {
     "copy": copy, "first order": damped(1.0), "0.7 of it": damped(0.7), "half of it": damped(0.5),
     "line through 3": fitted(3), "trust, a row": trusted((1, 2, 3)), "trust, a channel": trusted((2, 3)),
     "trust, half believed": trusted((2, 3), believed=1.0), "trust, 0 to 1": trusted((2, 3), lowest=0.0),
+    "trust, all rows together": trusted((0, 2, 3)), "trust, smooth and rest": apart_by_frequency(trusted((2, 3))),
 }
 
 
@@ -90,12 +104,40 @@ ESTIMATORS: dict[str, Estimate] = {
 
 @dataclass
 class Way:
-    """Which evaluations are full, what stands for the rest: `branch` None skips the whole UNet."""
+    """Which evaluations are full, what stands for the rest: `branch` None skips the whole UNet.
+
+    `deeper`: evaluations that run a deeper branch instead, and so renew what is kept for `branch`. `threshold`: full
+    whenever the input has moved by more than this since the last full one, relative to its own size; `full` is then
+    what is full in any case. `ran`: the branch of each evaluation that was run, -1 for full.
+    """
 
     full: frozenset[int]
     branch: int | None = None
     estimate: Estimate = copy
-    points: list[Point] = field(default_factory=list)
+    deeper: Mapping[int, int] = field(default_factory=dict)
+    threshold: float = math.inf
+    points: dict[int | None, list[Point]] = field(default_factory=dict)
+    ran: list[int | None] = field(default_factory=list)
+    _input: torch.Tensor | None = None
+
+    def is_full(self, index: int, x: torch.Tensor) -> bool:
+        moved = 0.0
+        if self._input is not None and self.threshold < math.inf:
+            moved = float((x - self._input).norm() / self._input.norm())
+        if index in self.full or self._input is None or moved > self.threshold:
+            self._input = x
+            return True
+        return False
+
+    def keep(self, at: float, features: Mapping[int | None, torch.Tensor]) -> None:
+        for branch, feature in features.items():
+            self.points[branch] = [*self.points.get(branch, []), (at, feature)][-4:]
+
+    @property
+    def cost(self) -> float:
+        """Of the evaluations that were run, in full calls."""
+        shares = {None: 0.0, -1: 1.0}
+        return sum(shares[branch] if branch in shares else predict.share(branch) for branch in self.ran)
 
 
 class Studio:
@@ -117,6 +159,14 @@ class Studio:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = torch.cumprod(1 - betas, 0).float()
         self.schedule = external.DiscreteSchedule(((1 - alphas) / alphas).sqrt(), quantize=False)
+
+    def picked(self, which: Sequence[int]) -> Studio:
+        """The same with some of the pictures alone."""
+        some, count = copy_module.copy(self), len(self._seeds)
+        some._seeds = [self._seeds[k] for k in which]
+        some._noise = self._noise[list(which)]
+        some._context = self._context[[*which, *(count + k for k in which)]]
+        return some
 
     @staticmethod
     def _drawn(seed: int, shape: Sequence[int]) -> torch.Tensor:
@@ -155,35 +205,45 @@ class Studio:
     def _call(self, x: torch.Tensor, t: torch.Tensor, sigma: float, index: int, way: Way | None) -> torch.Tensor:
         if way is None:
             return self.unet(x, t, context=self._context)
-        at = math.log(sigma)
-        if index in way.full or not way.points:
-            out, feature = self.by_hand(x, t, way.branch)
-            way.points = [*way.points, (at, out if feature is None else feature)][-4:]
+        at, wanted = math.log(sigma), {way.branch, *way.deeper.values()}
+        if way.is_full(index, x):
+            out, features = self.by_hand(x, t, wanted)
+            way.keep(at, features)
+            way.ran.append(-1)
             return out
-        estimate = way.estimate(way.points, at)
-        return estimate if way.branch is None else self.by_hand(x, t, way.branch, estimate)[0]
+        branch = way.deeper.get(index, way.branch)
+        way.ran.append(branch)
+        estimate = way.estimate(way.points[branch], at)
+        if branch is None:
+            return estimate
+        shallower = {one for one in wanted if one is not None and one < branch}
+        out, features = self.by_hand(x, t, shallower, branch, estimate)
+        way.keep(at, features)
+        return out
 
     def by_hand(
-        self, x: torch.Tensor, t: torch.Tensor, branch: int | None, feature: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The UNet in full, and its feature at `branch`; or with `feature` the live blocks alone."""
+        self, x: torch.Tensor, t: torch.Tensor, wanted: Collection[int | None], branch: int | None = None,
+        feature: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[int | None, torch.Tensor]]:
+        """The UNet in full, or with `feature` the live blocks of `branch` alone; and what it has at the `wanted`
+        branches (None: its output).
+        """
         from ldm.modules.diffusionmodules.util import timestep_embedding
 
-        unet, kept, skips, h = self.unet, None, [], x
+        unet, kept, skips, h = self.unet, {}, [], x
         emb = unet.time_embed(timestep_embedding(t, unet.model_channels, repeat_only=False))
         count = len(unet.output_blocks)
-        live = count if feature is None or branch is None else branch + 1
+        live = count if branch is None else branch + 1
         for block in list(unet.input_blocks)[:live]:
             h = block(h, emb, self._context)
             skips.append(h)
         h = unet.middle_block(h, emb, self._context) if feature is None else feature
-        for place, block in enumerate(unet.output_blocks):
-            if place < count - live:
-                continue
-            if branch is not None and place == count - 1 - branch:
-                kept = h
-            h = block(torch.cat([h, skips.pop()], 1), emb, self._context)
-        return unet.out(h), kept
+        for place in range(count - live, count):
+            if count - 1 - place in wanted:
+                kept[count - 1 - place] = h
+            h = unet.output_blocks[place](torch.cat([h, skips.pop()], 1), emb, self._context)
+        out = unet.out(h)
+        return out, {**kept, **({None: out} if None in wanted else {})}
 
 
 def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str, frozenset[int]]:
@@ -217,8 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def line(way: Way, spread: str, name: str, sampler: str = sampler, reference: torch.Tensor = reference) -> None:
             found = psnr(studio.run(sampler, steps, options.guidance, way), reference).mean()
-            share = 0.0 if way.branch is None else predict.share(way.branch)
-            speed = predict.speed_up(steps, len(way.full), share)
+            speed = steps / way.cost
             print(f"| {sampler} | {speed:.2f}x | {len(way.full)}, {spread} | {name} | {float(found):.1f} |", flush=True)
 
         for count in map(int, options.full.split(",")):

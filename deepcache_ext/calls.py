@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,12 +25,16 @@ class Call:
     `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
     timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
     `state`: what acts on the call besides its arguments, as far as it is known (active control units, loaded LoRAs).
+    `proof`: even a first call of the latent's own shape may be about another latent, so its content must prove it.
+    `whole`: something acts on the call that may need the blocks which a cached call skips.
     """
 
     x: torch.Tensor
     kind: Hashable
     conditioning: tuple[torch.Tensor, ...]
     state: Hashable = None
+    proof: bool = False
+    whole: bool = False
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -60,6 +65,25 @@ class Call:
         return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors))
 
 
+class Same:
+    """Equal for the very same object only, which lives on as long as this; a bound method is made anew each time."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Same):
+            return False
+        if isinstance(self.value, MethodType) and isinstance(other.value, MethodType):
+            return self.value.__self__ is other.value.__self__ and self.value.__func__ is other.value.__func__
+        return self.value is other.value
+
+    def __hash__(self) -> int:
+        if isinstance(self.value, MethodType):
+            return hash((id(self.value.__self__), id(self.value.__func__)))
+        return id(self.value)
+
+
 def _tensor_kind(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     return (tensor.shape, tensor.dtype, tensor.device)
 
@@ -76,7 +100,7 @@ def _kind(value: Any, tensors: list[torch.Tensor]) -> Hashable:
     if isinstance(value, (list, tuple)):
         return tuple(_kind(item, tensors) for item in value)
     # Nothing is known of how such an object acts on the UNet: only the very same one is the same.
-    return (type(value).__name__, id(value))
+    return Same(value)
 
 
 def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import for_extensions
 from .calls import Call
 from .estimators import Estimator, Moment
 from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
@@ -159,6 +160,7 @@ class Session:
         self.pause()
         self._index += 1
         self._moment = Moment(self._index, sigma)
+        for_extensions.begins(self)
         self._latent = latent
         self._thread = threading.get_ident()
         self.report.evaluations += 1
@@ -178,9 +180,20 @@ class Session:
             self._slots.end_evaluation()
             if self._was_full or not self._attached:
                 self.report.full_evaluations += 1
+            for_extensions.ends(self)
         self._moment = None
         self._latent = None
         self._was_full = False
+
+    # What other extensions ask ------------------------------------------------------------------------------
+
+    @property
+    def is_in_cached_call(self) -> bool:
+        return bool(self._open) and self._open[-1].cached
+
+    def ask_for_full(self) -> None:
+        """The rest of this evaluation runs in full."""
+        self.drop(Reason.ASKED)
 
     # The hooks ----------------------------------------------------------------------------------------------
 
@@ -229,8 +242,10 @@ class Session:
         call = self._ladder.call(args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
             return self._plain(Reason.GRADIENT)
-        key = self._slots.place(call)
         planned_full = self.plan.is_full(moment.index)
+        if call.whole:
+            return self._plain(None if planned_full else Reason.PATCHED)
+        key = self._slots.place(call)
         if key is None:
             return self._plain(None if planned_full else Reason.UNPLACED)
         forward = own_forward(unet)

@@ -71,7 +71,7 @@ class Slots:
         if is_whole(call.x, latent):
             # The first call of this shape is the sampler's own; a further one may ask about something else (a blurred
             # or shifted latent), in another role from one evaluation to the next.
-            return WHOLE if nth == 0 or lies_at(call.x, latent, WHOLE) else None
+            return WHOLE if (nth == 0 and not call.proof) or lies_at(call.x, latent, WHOLE) else None
         # Tiles stay where they are, so last evaluation's answer is tried before the search.
         guess = self._regions.get((call.kind, nth))
         if guess and lies_at(call.x, latent, guess):

@@ -1,13 +1,13 @@
-"""DeepCache for AUTOMATIC1111: registers the script and its callbacks."""
+"""DeepCache for AUTOMATIC1111, Forge and its kin, SD.Next: registers the script and its callbacks."""
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts import a1111
-from deepcache_ext.hosts import a1111_foresight as foresight
+from deepcache_ext.hosts.webui import adapter, allow_in_control_tab
 from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
 
-host = a1111.A1111()
-joined = page.Page(foresight.foresee, lambda: host.last_run)
+host = adapter()
+joined = page.Page(host.foresee, lambda: host.last_run)
+allow_in_control_tab(scripts, ui.TITLE)
 
 
 class DeepCacheScript(scripts.Script):
@@ -37,13 +37,13 @@ class DeepCacheScript(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         host.before_sampling(p, args)
 
-    def post_sample(self, p, ps, *args):
+    def post_sample(self, p, ps=None, *args):
         host.after_sampling(p)
 
     def postprocess_batch(self, p, *args, **kwargs):
         host.after_batch(p)
 
-    def postprocess(self, p, processed, *args):
+    def postprocess(self, p, processed=None, *args):
         host.after_process(p)
 
 
@@ -54,14 +54,16 @@ def obey_options():
 
 
 def on_app_started(_blocks, app):
-    api.mount(app, foresight.foresee, lambda: host.last_run, getattr(shared.cmd_opts, "api_auth", None))
+    api.mount(app, host.foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts))
 
 
 obey_options()
 script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
-script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, foresight.branches))
+script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, host.branches))
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
+if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not
+    script_callbacks.on_after_process(host.after_process)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_model_loaded(host.on_model_loaded)
 script_callbacks.on_script_unloaded(host.on_script_unloaded)

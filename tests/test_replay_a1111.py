@@ -61,7 +61,7 @@ def test_every_recording_is_expected() -> None:
 
 
 def test_every_shortfall_has_a_cause() -> None:
-    assert {name for name, (cached, planned) in CACHED.items() if cached < planned} == set(CAUSES)
+    assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
 
 
 @pytest.mark.parametrize("scenario", sorted(CACHED))
@@ -204,6 +204,10 @@ def test_the_stand_in_host_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> N
         assert sorted(host.callbacks) == ["cfg_denoiser", "model_loaded", "script_unloaded"]
     assert deepcache_ext.hosts.a1111 is adapter
     assert (_concerned(), logger.handlers, logger.propagate, logger.level) == before
+    # What is forgotten is no longer a package's attribute either: it would hold the host, and the host its model.
+    for package in (deepcache_ext.hosts, deepcache_ext.interface):
+        bound = {name for name, value in vars(package).items() if isinstance(value, ModuleType)}
+        assert {f"{package.__name__}.{name}" for name in bound} <= set(sys.modules)
 
 
 def _concerned() -> dict[str, ModuleType]:
@@ -231,6 +235,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert lines[-1] == "2 passed, 0 failed"
     assert main([]) == 2
     assert main([str(tmp_path)]) == 2
-    forge = TRACES.with_name("forge-2025-06")
-    assert main([str(forge), "euler_a"]) == 1
-    assert "there is no player for recordings of forge-2025-06" in capsys.readouterr().out
+    unknown = (TRACES / "ddim.json").read_text(encoding="utf-8").replace('"a1111-1.10.1"', '"another-1"', 1)
+    (tmp_path / "ddim.json").write_text(unknown, encoding="utf-8")
+    assert main([str(tmp_path), "ddim"]) == 1
+    assert "there is no player for recordings of another-1" in capsys.readouterr().out

@@ -15,10 +15,13 @@ def studio():
 def test_by_hand_is_the_unet(studio):
     with torch.no_grad():
         x, t = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([500.0, 500.0])
-        out, feature = studio.by_hand(x, t, 2)
+        out, features = studio.by_hand(x, t, {0, 2, None})
+        feature = features[2]
+        assert torch.equal(features[None], out)
         assert torch.equal(out, studio.unet(x, t, context=studio._context))
-        assert torch.equal(out, studio.by_hand(x, t, 2, feature)[0])
-        assert not torch.equal(out, studio.by_hand(x, t, 2, feature + 1)[0])
+        again, shallower = studio.by_hand(x, t, {0}, 2, feature)
+        assert torch.equal(out, again) and torch.equal(shallower[0], features[0])
+        assert not torch.equal(out, studio.by_hand(x, t, (), 2, feature + 1)[0])
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M Karras"])
@@ -35,5 +38,6 @@ def test_a_straight_line_is_followed():
     for name, estimate in tried.ESTIMATORS.items():
         exact = torch.full((1, 2, 3, 3), 5.0 - 2 * 3.5)
         assert torch.allclose(estimate(line, -1.5), exact) == (name in (
-            "first order", "line through 3", "trust, a row", "trust, a channel", "trust, 0 to 1"
+            "first order", "line through 3", "trust, a row", "trust, a channel", "trust, 0 to 1",
+            "trust, all rows together", "trust, smooth and rest",
         ))

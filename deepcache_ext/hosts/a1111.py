@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modules import shared
 
 from ..control_ladder import ControlledLadder
 from ..foresight import PassAhead, planned
-from ..ladder import UnknownLayout
+from ..ladder import AnyLadder, UnknownLayout
 from ..outcome import RunOutcome
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overridden, overruled, parse
+from . import a1111_foresight
 from .a1111_controlnet import control_units
 from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
@@ -124,7 +125,7 @@ class A1111:
             self._begin_pass(p, generation, params)
         session = generation.session
         if session is not None:
-            self._attach(p, session)
+            self._attach(p, session, params)
             sigma = noise_level(params, p) if session.estimator.name == "forecast" else None
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), sigma)
@@ -139,14 +140,41 @@ class A1111:
     def on_script_unloaded(self) -> None:
         self._generations.end_all()
 
+    # The model ----------------------------------------------------------------------------------------------
+
+    def unet_of(self, p: Any, params: Any) -> Any:
+        """The UNet that the host is about to call, at `on_cfg_denoiser`'s `params`; None where there is none. It
+        changes when a refiner or another checkpoint takes over.
+        """
+        model = getattr(p, "sd_model", None) or shared.sd_model
+        return getattr(getattr(model, "model", None), "diffusion_model", None)
+
+    def ladder_of(self, unet: Any) -> AnyLadder:
+        """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
+        return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
+
+    # Before a run -------------------------------------------------------------------------------------------
+
+    def foresee(self, values: Mapping[str, Any]) -> list[PassAhead]:
+        """The passes that values by the names of the host's API ask for; none where the host cannot tell before.
+
+        Raises `SettingsError` for a value that cannot be used.
+        """
+        return a1111_foresight.foresee(values)
+
+    def branches(self) -> int:
+        """How many the loaded checkpoint's UNet has; 0 where none is loaded."""
+        return a1111_foresight.branches()
+
     # Inner workings -----------------------------------------------------------------------------------------
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
         wrong = ""
         try:
             settings = settings_of(p, args)
-            for note in overruled(args, settings):
-                self._say(p, note)
+            if not getattr(p, "deepcache_overrides", None):
+                for note in overruled(args, settings):
+                    self._say(p, note)
         except SettingsError as error:
             settings, wrong = Settings(enabled=False), str(error)
             self._say(p, f"{error}; this picture was made without caching")
@@ -162,20 +190,20 @@ class A1111:
         generation.ready = False
         hires = _is_hires(p)
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
-        blocks = getattr(unet_of(p), "output_blocks", None)
+        blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
         ahead = PassAhead(hires, total, None if sigmas is None else tuple(sigmas), len(blocks or ()), adds_noise(p))
         generation.planned = found = planned(generation.settings, ahead)
         generation.estimators.add(found.estimator.name)
-        generation.session = Session(found.plan, found.estimator, hires=hires, ladder=ladder_of)
+        generation.session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
         if found.remark:
             self._say(p, found.remark)
 
-    def _attach(self, p: Any, session: Session) -> None:
+    def _attach(self, p: Any, session: Session, params: Any) -> None:
         if not session.plan.caches or session.is_off:
             return
         try:
-            session.attach(unet_of(p))
+            session.attach(self.unet_of(p, params))
         except UnknownLayout as reason:
             session.turn_off(str(reason))
             self._say(p, f"not active: {reason}")
@@ -211,16 +239,5 @@ def settings_of(p: Any, args: Sequence[Any]) -> Settings:
     return overridden(parse(args), getattr(p, "deepcache_overrides", None) or {})
 
 
-def ladder_of(unet: Any) -> ControlledLadder:
-    """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
-    return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
-
-
 def _is_hires(p: Any) -> bool:
     return bool(getattr(p, "is_hr_pass", False))
-
-
-def unet_of(p: Any) -> Any:
-    """The UNet that the host is about to call. It changes when a refiner or another checkpoint takes over."""
-    model = getattr(p, "sd_model", None) or shared.sd_model
-    return getattr(getattr(model, "model", None), "diffusion_model", None)

@@ -92,7 +92,9 @@ def branches() -> int:
 
 
 def _output_blocks(model: Any) -> Any:
-    return getattr(getattr(getattr(model, "model", None), "diffusion_model", None), "output_blocks", None)
+    patcher = getattr(getattr(model, "forge_objects", None), "unet", None)  # Forge and its kin
+    inner = getattr(patcher or model, "model", None)
+    return getattr(getattr(inner, "diffusion_model", None), "output_blocks", None)
 
 
 def passes_ahead(request: Request) -> list[PassAhead]:
@@ -129,14 +131,14 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
     total = config.total_steps(steps if last is None else last + 1)
     blocks = _output_blocks(model)
     if blocks is None or steps < 1:
-        return PassAhead(hires, total)
+        return PassAhead(hires, total, early=True)
     try:
         p.sampler = sd_samplers.create_sampler(p.sampler_name, model)
         _as_configured(p.sampler)
         sigmas = _sigmas(p, model, steps, last, total)
         return PassAhead(hires, total, sigmas, len(blocks), adds_noise(p))
-    except Exception:  # a sampler of another extension: the run cannot tell its noise levels either
-        return PassAhead(hires, total, None, len(blocks))
+    except Exception:  # a sampler of another extension
+        return PassAhead(hires, total, None, len(blocks), early=True)
 
 
 def _sigmas(p: Any, model: Any, steps: int, last: int | None, total: int) -> tuple[float, ...] | None:

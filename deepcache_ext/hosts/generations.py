@@ -97,6 +97,10 @@ class Generations:
         """The open sessions, of the active generation and of parked ones."""
         return [generation.session for generation in self._stack if generation.session is not None]
 
+    def all(self) -> tuple[Generation, ...]:
+        """The active generation, and below it the parked ones."""
+        return tuple(reversed(self._stack))
+
     def end(self, generation: Generation) -> None:
         generation.end_pass()
         if generation in self._stack:

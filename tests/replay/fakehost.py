@@ -9,7 +9,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +21,10 @@ from .reference import ALPHAS_CUMPROD
 
 ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
-OURS = ("deepcache_ext.hosts.a1111", "deepcache_ext.interface")
+OURS = (
+    "deepcache_ext.hosts.a1111", "deepcache_ext.hosts.forge", "deepcache_ext.hosts.sdnext",
+    "deepcache_ext.hosts.webui", "deepcache_ext.interface",
+)
 """Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
 
 FUNCTIONS = {
@@ -54,6 +57,12 @@ class LogKept(logging.Handler):
 class Host:
     """The host's globals, the callbacks that were registered with it, and the extension's script."""
 
+    packages: tuple[str, ...] = ()
+    """By what else than `modules` the extension can tell this host."""
+
+    unknown_callbacks: tuple[str, ...] = ("on_after_process",)
+    """What another host has, and this one has not."""
+
     def __init__(self) -> None:
         self.callbacks: dict[str, list[Any]] = {}
         self.shared = SimpleNamespace(
@@ -63,6 +72,17 @@ class Host:
         self.script: Any = None
         self.log = LogKept()
         self._jobs = itertools.count(1)
+
+    control_extensions: list[str] | None = None
+    """In `modules.scripts`, where the host has it."""
+
+    def modules(self) -> Iterable[ModuleType]:
+        """What this host has besides the modules that all have."""
+        return ()
+
+    @property
+    def has_model(self) -> bool:
+        return self.shared.sd_model is not None
 
     def load_model(self, unet: nn.Module) -> None:
         model = SimpleNamespace(diffusion_model=unet)
@@ -91,9 +111,12 @@ class Script:
 
 
 @contextlib.contextmanager
-def host_with_extension() -> Iterator[Host]:
-    """A host as a fresh process that has loaded the extension. Leaves `sys.modules` as it was."""
-    host = Host()
+def host_with_extension(make: Callable[[], Host] | None = None) -> Iterator[Host]:
+    """A host (A1111, or what `make` makes) as a fresh process that has loaded the extension.
+
+    Leaves `sys.modules` as it was.
+    """
+    host = (make or Host)()
     logger = logging.getLogger("deepcache")
     said_before = logger.handlers[:], logger.propagate, logger.level
     with _stand_in(host):
@@ -117,7 +140,7 @@ def _stand_in(host: Host) -> Iterator[None]:
     host.shared.cmd_opts = parser.parse_args([])
 
     def registering(name: str) -> Any:
-        if not name.startswith("on_"):
+        if not name.startswith("on_") or name in host.unknown_callbacks:
             raise AttributeError(name)
         return lambda callback, **_: host.callbacks.setdefault(name.removeprefix("on_"), []).append(callback)
 
@@ -127,23 +150,30 @@ def _stand_in(host: Host) -> Iterator[None]:
     scripts, shared = ModuleType("modules.scripts"), ModuleType("modules.shared")
     callbacks.__getattr__ = registering  # type: ignore[method-assign]
     vars(scripts).update(Script=Script, AlwaysVisible=object())
+    if host.control_extensions is not None:
+        vars(scripts)["control_extensions"] = host.control_extensions
     shared.__getattr__ = lambda name: getattr(host.shared, name)  # type: ignore[method-assign]
     vars(modules).update(script_callbacks=callbacks, scripts=scripts, shared=shared)
 
     def concerned(name: str) -> bool:
-        return name == "modules" or name.startswith(("modules.", *OURS))
+        return name == "modules" or name in host.packages or name.startswith(("modules.", *OURS))
 
     before = {name: module for name, module in sys.modules.items() if concerned(name)}
     for name in before:
         del sys.modules[name]
     sys.modules.update({module.__name__: module for module in (modules, callbacks, scripts, shared)})
+    sys.modules.update({name: ModuleType(name) for name in host.packages})
+    for module in host.modules():
+        sys.modules[module.__name__] = module
+        setattr(modules, module.__name__.rpartition(".")[2], module)
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if concerned(name)]:
+        loaded = [name for name in sys.modules if concerned(name)]
+        for name in loaded:
             del sys.modules[name]
         sys.modules.update(before)
-        for name in OURS:
+        for name in {*loaded, *before, *OURS}:
             _bind(name)
 
 

@@ -82,15 +82,19 @@ def make(kind: Kind, seed: int) -> nn.Module:
     return unet.eval().requires_grad_(False)
 
 
+Make = Callable[[Kind, int], nn.Module]
+
+
 @functools.lru_cache(maxsize=8)
-def weights(kind: Kind, seed: int) -> dict[str, torch.Tensor]:
+def weights(make: Make, kind: Kind, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in make(kind, seed).state_dict().items()}
 
 
 class Models:
     """The checkpoints of one recording, by the recorded numbers of U-Net objects and of their weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Make = make) -> None:
+        self._make = make
         self._unets: dict[int, nn.Module] = {}
         self._loaded: dict[int, int] = {}
         self._first: dict[int, tuple[Kind, int]] = {}
@@ -99,10 +103,10 @@ class Models:
     def use(self, kind: Kind, unet: int, weights_number: int) -> None:
         """Make a U-Net object current, with these weights; one that is there gets them in place."""
         if unet not in self._unets:
-            self._unets[unet] = make(kind, weights_number)
+            self._unets[unet] = self._make(kind, weights_number)
             self._first[unet] = kind, weights_number
         elif self._loaded[unet] != weights_number:
-            self._unets[unet].load_state_dict(weights(kind, weights_number))
+            self._unets[unet].load_state_dict(weights(self._make, kind, weights_number))
         self._loaded[unet] = weights_number
         self.current = unet
 

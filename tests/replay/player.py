@@ -57,6 +57,7 @@ class Judge(Protocol):
     def called(self, made: Made) -> None: ...
     def batch_ends(self, p: fakehost.Processing) -> None: ...
     def generation_ends(self, p: fakehost.Processing) -> None: ...
+    def raised(self) -> None: ...
     def crashed(self) -> None: ...
 
 
@@ -75,7 +76,9 @@ class BlockWatch:
         named += [("m", unet.middle_block), ("out", unet.out)]
         named += [(f"-{len(unet.output_blocks) - i}", block) for i, block in enumerate(unet.output_blocks)]
         for name, block in named:
-            self.handles.append(block.register_forward_pre_hook(self._sees(name)))
+            # Some forwards do not call a block but go through its layers.
+            called: Any = block if getattr(unet, "called", True) or name == "out" else block[0]
+            self.handles.append(called.register_forward_pre_hook(self._sees(name)))
 
     def _sees(self, name: str) -> Callable[..., None]:
         def see(_block: nn.Module, _args: Any) -> None:
@@ -115,9 +118,7 @@ class Player:
         self._generation, events = generation, generation.events
         self._number, self._pass, self._hires_seen = -1, -1, False
         self._nth = 0
-        calls = generation.calls()
-        if calls:
-            self._use(calls[0])
+        self._start_model(generation)
         self.host.new_job()
         self.p = self._params = self._layout = None
         try:
@@ -137,6 +138,12 @@ class Player:
         if self.p is not None:
             self.judge.generation_ends(self.p)
             self.p = self._leaked = self._params = None
+
+    def _start_model(self, generation: Generation) -> None:
+        """The model that is there when the generation begins."""
+        calls = generation.calls()
+        if calls:
+            self._use(calls[0])
 
     def _crashed(self, rest: list[Event]) -> None:
         """After a recorded exception nothing more was recorded of its generation."""
@@ -202,20 +209,26 @@ class Player:
                 calls.append(later)
             elif later["ev"] == "hook" or later.get("name") in ("cfg_denoiser", "cfg_after_cfg"):
                 break
-        layout = self._layout = lay_out(event, calls, self._index)
+        layout = self._layout = self._lay_out(event, calls)
         sigma = event["sigma"][0]
         # Unscaled, as the sampler holds it: of variance sigma^2 + 1, which the call's factor takes back.
         self._scale = 1.0 if self._in_timesteps(event) else 1 / (sigma**2 + 1) ** 0.5
         self._drift(layout.images, event["x"][1], layout.size)
         assert self._latent is not None
         x = self._latent[[row.image for row in layout.rows]] / self._scale
-        denoiser = self.p.sampler.model_wrap_cfg
+        denoiser = self._denoiser()
         denoiser.step, denoiser.total_steps = event["denoiser_step"], event["denoiser_total_steps"]
         self.p.is_hr_pass = event.get("denoiser_p_is_hr_pass", self.p.is_hr_pass)
         self._progress = event["denoiser_step"] / max(1, event["denoiser_total_steps"])
         self._params = fakehost.CFGDenoiserParams(x, event, denoiser)
         self.judge.evaluation_begins(event)
         self.host.call_back("cfg_denoiser", self._params)
+
+    def _lay_out(self, event: Event, calls: list[Event]) -> Layout:
+        return lay_out(event, calls, self._index)
+
+    def _denoiser(self) -> Any:
+        return self.p.sampler.model_wrap_cfg
 
     @staticmethod
     def _in_timesteps(event: Event) -> bool:
@@ -302,7 +315,7 @@ class Player:
     def _use_numbers(self, unet: int, weights: int) -> None:
         before = self.models.current
         self.models.use(self._kind, unet, weights)
-        if self.host.shared.sd_model is None or before != unet:
+        if not self.host.has_model or before != unet:
             self.host.load_model(self.models.unet)
 
     def _forward(self, call: Event | None) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from . import fakehost
+from . import fakehost, forge_player, reference, sdnext_player
 from .checker import FEW, Checker, Config, Result, Truths
 from .models import Models, as_in_the_host
 from .player import Player, finished
 from .recording import Generation, Recording, load
 
 CAUSES = {
+    "cfg_end": "guidance ends in mid-run, and the batch with it",
     "animatediff_3_windows": "its windows move, so most parts are new at a cached evaluation",
     "ngms": "cond alone and cond with uncond take turns",
     "prompt_edit": "the prompt changes between two full evaluations",
@@ -35,6 +36,28 @@ CONFIGS = (
     Config("auto, interval 3, branch 0", 3, 0, "auto"),
 )
 MAIN = CONFIGS[2]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a host's recordings are played on."""
+
+    host: Callable[[], fakehost.Host] = fakehost.Host
+    models: Callable[[], Models] = Models
+    player: type[Player] = Player
+    answer: Callable[..., reference.Answer] = reference.answer
+
+
+def _forge(protocol: str) -> Stage:
+    return Stage(
+        forge_player.ForgeHost, lambda: forge_player.ForgeModels(protocol), forge_player.ForgePlayer,
+        forge_player.answer,
+    )
+
+
+STAGES = {"a1111": Stage(), "forge": _forge("forge"), "reforge": _forge("reforge"), "sdnext": Stage(
+    sdnext_player.SDNextHost, sdnext_player.SDNextModels, sdnext_player.SDNextPlayer, sdnext_player.answer
+)}
 
 
 @dataclass
@@ -83,16 +106,19 @@ def _next_generation(recording: Recording) -> list[Generation]:
         return load(sibling).generations
     crashed = recording.generations[-1]
     events = [{k: v for k, v in e.items() if k != "error"} for e in crashed.events if e["ev"] != "response"]
+    if any(event.get("name") == "postprocess_batch" for event in events):  # a host that goes on after an exception
+        return [replace(crashed, key=f"{crashed.key} again", events=events)]
     return [finished(replace(crashed, key=f"{crashed.key} again", events=events))]
 
 
 def play(
-    generations: list[Generation], config: Config, models: Models, truths: Truths, host: fakehost.Host
+    generations: list[Generation], config: Config, models: Models, truths: Truths, host: fakehost.Host,
+    make_player: type[Player] = Player,
 ) -> Result:
     """The generations one after another in one host."""
     checker = Checker(config, models, truths)
     # After a crash p may live on, held by a traceback, or be gone when the next generation begins: try both.
-    player = Player(host, models, checker, config.args, keep_p=config.interval == 2)
+    player = make_player(host, models, checker, config.args, keep_p=config.interval == 2)
     checker.mark_clean()
     for generation in generations:
         checker.generation_begins(generation)
@@ -106,20 +132,21 @@ def play(
 def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outcome:
     """All settings, each in a new host; first without the extension, to prove the reference's forwards."""
     outcome = Outcome(recording.name)
-    if recording.host.split("-")[0] != "a1111":
+    stage = STAGES.get(recording.host.split("-")[0])
+    if stage is None:
         failed = Result(MAIN, failures=[f"there is no player for recordings of {recording.host}"])
         outcome.results.append(failed)
         return outcome
     generations = sequence(recording)
-    models, truths = Models(), Truths(frozenset(config.branch for config in configs))
+    models, truths = stage.models(), Truths(frozenset(config.branch for config in configs), stage.answer)
     with torch.no_grad(), as_in_the_host(), frozen():
-        outcome.results.append(play(generations, WITHOUT, models, truths, fakehost.Host()))
+        outcome.results.append(play(generations, WITHOUT, models, truths, stage.host(), stage.player))
         for config in configs:
             models.rewind()
-            with fakehost.host_with_extension() as host, new_tensors() as left:
-                result = play(generations, config, models, truths, host)
+            with fakehost.host_with_extension(stage.host) as host, new_tensors() as left:
+                result = play(generations, config, models, truths, host, stage.player)
                 if recording.crashed:
-                    _compare_with_fresh(generations[-1], config, truths, result)
+                    _compare_with_fresh(generations[-1], config, truths, result, stage)
                 result.outputs.clear()
             if left and config.interval:
                 result.failures.append(f"still held after the last generation: {len(left)}, {left[:5]}")
@@ -128,10 +155,12 @@ def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outco
     return outcome
 
 
-def _compare_with_fresh(last: Generation, config: Config, truths: Truths, result: Result) -> None:
+def _compare_with_fresh(
+    last: Generation, config: Config, truths: Truths, result: Result, stage: Stage
+) -> None:
     """The generation after a crash gives bit for bit what it gives in a fresh process."""
-    with fakehost.host_with_extension() as host:
-        fresh = play([last], config, Models(), truths, host)
+    with fakehost.host_with_extension(stage.host) as host:
+        fresh = play([last], config, stage.models(), truths, host, stage.player)
     for key, output in fresh.outputs.items():
         if not torch.equal(output, result.outputs[key]):
             result.failures.append(f"{key[0]} call {key[1]}: not as in a fresh process")

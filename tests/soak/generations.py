@@ -83,6 +83,9 @@ class Scene:
             "estimator": one_of(("copy", "copy", "forecast")), "start": start, "end": one_of((1.0, 1.0, 0.8, 0.6)),
             "passes": one_of(("both", "both", "both", "first only", "hires only")),
             "hires_cache_interval": one_of((0, 0, 2, 4)), "hires_cache_branch_id": one_of((-1, -1, 0, 5)),
+            "strategy": one_of(("uniform", "uniform", "custom")),
+            "full_evaluations": ", ".join(str(k) for k in range(1, 20) if sometimes(0.4)) or "0",
+            "speed_up": 2.0, "hires_speed_up": 0.0, "center": 0.3, "power": 1.4,
         }
         checkpoint = one_of(CHECKPOINTS) if "refiner_checkpoint" not in request else "tinyA"
         units: list[tuple[float, float, float]] = []

@@ -80,13 +80,25 @@ class Naive:
         start, end = self.settings["start"] * self._total, self.settings["end"] * self._total
         first = math.ceil(round(start, 6))
         inside = k >= first and (self.settings["end"] == 1.0 or k < math.ceil(round(end, 6)))
+        if self.settings["strategy"] == "custom":
+            typed = {0} | {int(one) for one in self.settings["full_evaluations"].split(",")}
+            return not inside or (k in typed if k < self._total else self._is_full_beyond(k, typed))
         return not inside or (k - first) % self._interval == 0
+
+    def _is_full_beyond(self, k: int, typed: set[int]) -> bool:
+        """Of more evaluations than were announced, full ones as far apart as they were on the mean."""
+        if self.settings["end"] < 1.0:
+            return True
+        start = self.settings["start"] * self._total
+        known = [j for j in range(self._total) if j in typed or j < math.ceil(round(start, 6))]
+        return (k - self._total) % math.ceil(self._total / len(known)) == 0
 
     def forward(self, unet: Any, x: Any, timesteps: Any = None, context: Any = None, y: Any = None) -> torch.Tensor:
         """In place of a UNet class's forward."""
         control = self._residuals(x, timesteps, context, y)
         arguments = (unet, x, timesteps, context, y)
-        if not self._inside or not self._covered or self._interval == 1:
+        never = self.settings["strategy"] == "uniform" and self._interval == 1
+        if not self._inside or not self._covered or never:
             return walk(*arguments, control=control).output
         key = (self._nth, x.shape, context.shape)
         self._nth += 1

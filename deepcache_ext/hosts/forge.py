@@ -1,0 +1,30 @@
+"""Forge, reForge and Forge Classic: A1111's hooks and callbacks around another UNet.
+
+Facts of the hosts: the UNet module stands in a `UnetPatcher` that is cloned at every pass and that the refiner
+exchanges in mid-sampling, with no hook but `on_cfg_denoiser`, whose denoiser holds the model to come; at the first
+generation's `before_process` there is a placeholder without one. `params.x` is the image batch, while the UNet gets it
+once for each prompt. `process_before_every_sampling` runs twice in a hires pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..forge_ladder import ForgeLadder
+from ..ladder import AnyLadder
+from .a1111 import A1111
+
+
+class Forge(A1111):
+    """The family's adapter: reaches the UNet in another place, and caches its calls by another protocol."""
+
+    def unet_of(self, p: Any, params: Any) -> Any:
+        inner = getattr(getattr(params.denoiser, "inner_model", None), "inner_model", None)
+        for model in (inner, getattr(p, "sd_model", None)):
+            patcher = getattr(getattr(model, "forge_objects", None), "unet", None)
+            if patcher is not None:
+                return getattr(getattr(patcher, "model", None), "diffusion_model", None)
+        return super().unet_of(p, params)
+
+    def ladder_of(self, unet: Any) -> AnyLadder:
+        return ForgeLadder(unet)

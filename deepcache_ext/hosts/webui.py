@@ -1,0 +1,35 @@
+"""Which adapter serves the WebUI that has loaded this script."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from .a1111 import A1111
+from .forge import Forge
+
+try:
+    from .sdnext import SDNext
+except ImportError:  # `modules.sd_models_compile` is SD.Next's alone
+    SDNext = None  # type: ignore[assignment,misc]
+
+
+def adapter(disabled: bool = False) -> A1111:
+    """The host's adapter; `disabled`: the kill switch."""
+    if SDNext is not None:
+        return SDNext(disabled=disabled)
+    return (Forge if _has("modules_forge") else A1111)(disabled=disabled)
+
+
+def allow_in_control_tab(scripts: Any, title: str) -> None:
+    """SD.Next shows a script in its Control tab only when its title is in a list; other hosts have no such list."""
+    listed = getattr(scripts, "control_extensions", None)
+    if isinstance(listed, list) and title not in listed:
+        listed.append(title)
+
+
+def _has(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # loaded, without a spec
+        return True

@@ -1,0 +1,137 @@
+"""Forge's and reForge's recordings: what their calls hold, how they are called, and what each should have given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests import forge_unets
+
+from . import fakehost
+from .models import Kind, Models
+from .placement import Layout, Piece, Placed, Row, _tiles
+from .player import Player
+from .recording import Event, Generation
+from .reference import Answer
+
+
+class ForgeHost(fakehost.Host):
+    """The family's host: its model holds the UNet in a patcher, and at first there is no model but a placeholder."""
+
+    packages = ("modules_forge",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.put_placeholder()
+
+    @property
+    def has_model(self) -> bool:
+        return hasattr(self.shared.sd_model, "forge_objects")
+
+    def put_placeholder(self) -> None:
+        self.shared.sd_model = SimpleNamespace()
+
+    def load_model(self, unet: nn.Module) -> None:
+        patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
+        self.shared.sd_model = SimpleNamespace(
+            forge_objects=SimpleNamespace(unet=patcher), alphas_cumprod=fakehost.ALPHAS
+        )
+
+
+class ForgeModels(Models):
+    """UNets that are called by one of the family's protocols."""
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__(lambda kind, seed: self._unet(protocol, kind, seed))
+
+    @staticmethod
+    def _unet(protocol: str, kind: Kind, seed: int) -> nn.Module:
+        return forge_unets.make(protocol, seed, kind.channels, kind.context)
+
+
+class ForgePlayer(Player):
+    """The same events; the sampler's x holds each image once, and a call says which prompts it asks about."""
+
+    host: ForgeHost
+
+    def _start_model(self, generation: Generation) -> None:
+        """A recording that begins before any model is there loads it when its events say so."""
+        names = [event.get("name") for event in generation.events]
+        if "model_loaded" in names and names.index("model_loaded") < names.index("process"):
+            self.host.put_placeholder()
+            self._kind = Kind.of(generation.calls()[0])
+        else:
+            super()._start_model(generation)
+
+    def _lay_out(self, event: Event, calls: list[Event]) -> Layout:
+        return lay_out(event, calls)
+
+    def _denoiser(self) -> Any:
+        """Its innermost model is the one that is about to run, whatever `p` says."""
+        denoiser = super()._denoiser()
+        denoiser.inner_model = SimpleNamespace(inner_model=self.host.shared.sd_model)
+        return denoiser
+
+    def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
+        recorded = event["transformer_options"]
+        marks = recorded["cond_or_uncond"]
+        rows = [mark for mark in marks for _ in range(len(given["x"]) // len(marks))]
+        made: dict[str, Any] = {
+            "cond_or_uncond": list(marks), "sigmas": torch.tensor(recorded["sigmas"]), "uuids": [object()],
+            "cond_mark": torch.tensor(rows), "cond_indices": [i for i, mark in enumerate(rows) if mark == 0],
+            "uncond_indices": [i for i, mark in enumerate(rows) if mark == 1],
+            # What an earlier call left in the same options.
+            "block": ("last", 0), "block_index": 0, "transformer_index": 11, "original_shape": [1, 4, 1, 1],
+        }
+        given["control"] = None
+        given["transformer_options"] = {name: made[name] for name in recorded["keys"]}
+        return super()._run(event, given)
+
+
+def lay_out(announced: Event, calls: Sequence[Event]) -> Layout:
+    """From the `cfg_denoiser` event and the calls after it: each call has all images once for each of its prompts."""
+    images, _, height, width = announced["x"]
+    layout = Layout([Row(image, "image") for image in range(images)], (height, width))
+    conds: Counter[str] = Counter()
+    tiles = [call for call in calls if tuple(call["x"][2:]) != layout.size]
+    if tiles:
+        asked = [Row(i, prompt) for prompt in _prompts(tiles[0], Counter()) for i in range(images)]
+        grid = _tiles(Layout(asked, layout.size), [(call["x"][0], tuple(call["x"][2:])) for call in tiles])
+        layout.calls = [
+            Placed(tuple(Piece(q.label.image, q.label, q.top, q.left) for q in placed.pieces), placed.size)
+            for placed in grid
+        ]
+        return layout
+    for call in calls:
+        asked = [Row(i, prompt) for prompt in _prompts(call, conds) for i in range(images)]
+        assert len(asked) == call["x"][0], "a call of other rows than its prompts tell"
+        layout.calls.append(Placed(tuple(Piece(row.image, row) for row in asked), layout.size))
+    return layout
+
+
+def _prompts(call: Event, conds: Counter[str]) -> list[str]:
+    """The prompts of a call; `conds` counts those of the evaluation."""
+    names = []
+    for mark in call["transformer_options"]["cond_or_uncond"]:
+        names.append("uncond" if mark else f"cond {conds['cond']}")
+        conds["cond"] += not mark
+    return names
+
+
+def answer(
+    unet: Any, arguments: dict[str, Any], *, control: Any, branches: Iterable[int] = (), branch: int = -1,
+    features: Sequence[torch.Tensor] | None = None,
+) -> Answer:
+    """A call in full, or the outer blocks of `branch` alone on a feature; every place looked up, none counted."""
+    if features is not None:
+        output, _ = forge_unets.by_hand(unet, branch, features[0], **arguments)
+        return Answer(output, [])
+    kept = {}
+    for one in branches:
+        output, kept[one] = forge_unets.by_hand(unet, one, **arguments)
+    return Answer(output, [kept])

@@ -1,0 +1,87 @@
+"""What other extensions ask, on a real UNet."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from deepcache_ext import for_extensions
+from deepcache_ext.report import Reason
+from tests import unets
+from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return unets.make(LAYOUT)
+
+
+def told(unet, cache, evaluations):
+    """`is_cached` as seen from a block in each call."""
+    seen = []
+    handle = unet.out.register_forward_hook(lambda *_: seen.append(for_extensions.is_cached()))
+    try:
+        run(cache, unet, evaluations)
+    finally:
+        handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def test_is_cached_says_what_each_call_is(unet):
+    cache = session(interval=3)
+    cache.attach(unet)
+    assert told(unet, cache, 6) == [False, True, True, False, True, True]
+    assert not for_extensions.is_cached()
+    cache.close()
+    assert told(unet, session(interval=3), 2) == [False, False]  # never attached
+
+
+@torch.no_grad()
+def test_force_full_holds_for_one_evaluation(unet):
+    cache, latent = session(interval=3), drifting(2)
+    cache.attach(unet)
+    for k in range(6):
+        if k == 1:
+            # As a callback does between the tick and the call.
+            cache.tick(lambda: latent(1), sigma(1))
+            for_extensions.force_full()
+            arguments = {**call(), "x": scaled(latent(1), 1)}
+            ours = unet(**arguments)
+            cache.pause()
+            plain = unet(**arguments)
+            assert torch.equal(ours, plain)
+        else:
+            evaluate(cache, unet, k, latent(k), call() | {"x": latent(k)})
+    report = cache.close()
+    assert report.misses == {Reason.ASKED: 1, Reason.OUTSIDE: 1}  # the plain call above
+    assert (report.full_calls, report.cached_calls) == (3, 3)
+
+
+@torch.no_grad()
+def test_it_holds_nothing_and_does_nothing_when_off(unet):
+    for_extensions.force_full()
+    assert not for_extensions.is_cached()
+    cache = session(interval=3)
+    cache.attach(unet)
+    cache.tick(lambda: None)
+    alive = weakref.ref(cache)
+    cache.detach()
+    del cache
+    gc.collect()
+    assert alive() is None
+    assert not for_extensions.is_cached()
+
+
+@torch.no_grad()
+def test_a_parked_pass_does_not_end_the_one_above_it(unet):
+    below, above = session(), session()
+    below.attach(unet)
+    below.tick(lambda: None)
+    below.unhook()
+    above.attach(unet)
+    above.tick(lambda: None)
+    below.pause()
+    assert for_extensions._session() is above
+    above.close()

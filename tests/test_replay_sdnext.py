@@ -1,0 +1,121 @@
+"""Every recording of SD.Next against the reference; and what its adapter does where the recordings are silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.replay import fakehost, sdnext_player
+from tests.replay.recording import load
+from tests.replay.scenario import CAUSES, MAIN, recordings, replay
+
+TRACES = Path(__file__).parent / "data" / "host-traces" / "sdnext-2026-07-23"
+
+CACHED: dict[str, tuple[int, int]] = {
+    "after_crash": (5, 5), "batch_size_2": (5, 5), "cfg_1": (5, 5), "cfg_end": (4, 5),
+    "checkpoint_change": (15, 15), "crash": (7, 7), "ddim": (5, 5), "dpmpp_2m": (5, 5), "euler_a": (5, 5),
+    "first_generation_after_start": (5, 5), "heun": (10, 10), "hires": (10, 10), "hires_force": (9, 9),
+    "img2img": (5, 5), "inpaint": (5, 5), "interrupted": (2, 2), "interrupted_hires": (6, 6),
+    "interrupted_n_iter_2": (2, 2), "kdpm2": (10, 10), "long_positive_prompt": (5, 5), "n_iter_2": (10, 10),
+    "odd_size_136x120": (5, 5), "offload_balanced": (5, 5), "offload_balanced_crash": (4, 4),
+    "offload_balanced_first": (5, 5), "offload_none_again": (5, 5), "sdxl": (5, 5), "sdxl_hires": (10, 10),
+    "sdxl_img2img": (5, 5), "two_generations": (10, 10), "txt2img": (5, 5), "unipc": (5, 5),
+}
+"""Cached and planned calls at interval 3; a crash is followed by one more generation."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_recording_is_expected() -> None:
+    assert sorted(CACHED) == [path.stem for path in recordings(TRACES)]
+
+
+def test_every_shortfall_has_a_cause() -> None:
+    assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
+
+
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"))
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
+    assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+class Looker:
+    """Notes what each call ran, and what the infotext says in the end."""
+
+    def __init__(self) -> None:
+        self.ran: list[list[str]] = []
+        self.told: list[dict[str, Any]] = []
+
+    def called(self, made: Any) -> None:
+        self.ran.append(made.ran)
+
+    def batch_ends(self, p: fakehost.Processing) -> None:
+        self.told.append(dict(p.extra_generation_params))
+
+    def pass_begins(self, *_: Any) -> None: ...
+    def evaluation_begins(self, *_: Any) -> None: ...
+    def generation_ends(self, *_: Any) -> None: ...
+    def raised(self) -> None: ...
+    def crashed(self) -> None: ...
+
+
+def looked(scenario: str, prepare: Any = lambda host, models: None, args: tuple[Any, ...] = MAIN.args) -> Looker:
+    looker, models = Looker(), sdnext_player.SDNextModels()
+    recording = load(TRACES / f"{scenario}.json")
+    with torch.no_grad(), fakehost.host_with_extension(sdnext_player.SDNextHost) as host:
+        player = sdnext_player.SDNextPlayer(host, models, looker, args)
+        for generation in recording.generations:
+            player._start_model(generation)
+            prepare(host, models)
+            player.play(generation)
+    return looker
+
+
+def full_calls(looker: Looker) -> int:
+    return sum("m" in ran for ran in looker.ran)
+
+
+def test_the_title_is_on_the_control_tabs_list() -> None:
+    with fakehost.host_with_extension(sdnext_player.SDNextHost) as host:
+        assert host.control_extensions == ["NudeNet", "DeepCache"]
+
+
+def test_it_steps_aside_for_the_hosts_own_cache() -> None:
+    def prepare(host: Any, _models: Any) -> None:
+        host.compile.deepcache_worker = object()
+
+    looker = looked("txt2img", prepare)
+    assert full_calls(looker) == 8
+    assert "SD.Next's own DeepCache" in looker.told[0]["DeepCache"]
+    assert full_calls(looked("txt2img")) == 3
+
+
+def test_a_compiled_unet_is_left_alone() -> None:
+    def prepare(_host: Any, models: Any) -> None:
+        models.unet._compiled_call_impl = models.unet._call_impl
+
+    looker = looked("txt2img", prepare)
+    assert full_calls(looker) == 8
+    assert looker.told[0]["DeepCache"] == "not active: the UNet is compiled"
+
+
+@pytest.mark.parametrize(("passes", "full"), [("first only", 3 + 8), ("hires only", 8 + 3), ("both", 3 + 3)])
+def test_passes(passes: str, full: int) -> None:
+    given = {"enabled": True, "cache_interval": 3, "estimator": "copy", "passes": passes}
+    assert full_calls(looked("hires", args=(given,))) == full
+
+
+def test_the_script_without_arguments_is_off() -> None:
+    assert full_calls(looked("txt2img", args=())) == 8
