@@ -2,11 +2,12 @@
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.webui import adapter, allow_in_control_tab
+from deepcache_ext.hosts.a1111_foresight import branches
+from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee
 from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
 
 host = adapter()
-joined = page.Page(host.foresee, lambda: host.last_run)
+joined = page.Page(foresee, lambda: host.last_run)
 allow_in_control_tab(scripts, ui.TITLE)
 
 
@@ -54,12 +55,12 @@ def obey_options():
 
 
 def on_app_started(_blocks, app):
-    api.mount(app, host.foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts))
+    api.mount(app, foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts))
 
 
 obey_options()
 script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
-script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, host.branches))
+script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, branches))
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
 if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deepcache_ext.foresight import PassAhead, planned, speed_up_of
 from deepcache_ext.interface.plans import passes_of
-from deepcache_ext.settings import Settings, SettingsError
+from deepcache_ext.settings import Settings, SettingsError, parse
 from demo.webui.boot import boot
 from tests.test_a1111 import HIRES, host_object, make
 
@@ -29,11 +29,9 @@ def host():
 
 
 def foresight_of(host):
-    return sys.modules[type(host_object(host)).__module__].a1111_foresight
-
-
-def parse_of(host):
-    return sys.modules[type(host_object(host)).__module__].parse
+    """The module as the running host has loaded it."""
+    assert host.unet is not None
+    return sys.modules["deepcache_ext.hosts.a1111_foresight"]
 
 
 def compared(host, **request):
@@ -42,7 +40,7 @@ def compared(host, **request):
     kind = request.pop("kind", "txt2img")
     asked = {key: value for key, value in request.items() if key not in ("init_images", "hr_scale", "hr_upscaler")}
     wanted = module.Request(**{"steps": 14, **asked}, img2img=kind == "img2img")
-    settings = parse_of(host)(PRESET)
+    settings = parse(PRESET)
     foreseen = [planned(settings, ahead) for ahead in module.passes_ahead(wanted)]
     make(host, *PRESET, kind=kind, **{"steps": 14, **request})
     ran = [outcome.planned for outcome in host_object(host).last_run.passes]

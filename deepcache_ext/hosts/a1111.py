@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import shared
@@ -22,7 +22,6 @@ from ..outcome import RunOutcome
 from ..report import Reason
 from ..session import Session
 from ..settings import Settings, SettingsError, overridden, overruled, parse
-from . import a1111_foresight
 from .a1111_controlnet import control_units
 from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
@@ -152,19 +151,6 @@ class A1111:
     def ladder_of(self, unet: Any) -> AnyLadder:
         """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
         return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
-
-    # Before a run -------------------------------------------------------------------------------------------
-
-    def foresee(self, values: Mapping[str, Any]) -> list[PassAhead]:
-        """The passes that values by the names of the host's API ask for; none where the host cannot tell before.
-
-        Raises `SettingsError` for a value that cannot be used.
-        """
-        return a1111_foresight.foresee(values)
-
-    def branches(self) -> int:
-        """How many the loaded checkpoint's UNet has; 0 where none is loaded."""
-        return a1111_foresight.branches()
 
     # Inner workings -----------------------------------------------------------------------------------------
 

@@ -95,9 +95,9 @@ def branches() -> int:
 
 
 def _output_blocks(model: Any) -> Any:
-    patcher = getattr(getattr(model, "forge_objects", None), "unet", None)  # Forge and its kin
-    inner = getattr(patcher or model, "model", None)
-    return getattr(getattr(inner, "diffusion_model", None), "output_blocks", None)
+    forge = getattr(getattr(model, "forge_objects", None), "unet", None)  # Forge and its kin: a patcher's model
+    unet = getattr(getattr(model if forge is None else forge, "model", None), "diffusion_model", None)
+    return getattr(unet, "output_blocks", None)
 
 
 def passes_ahead(request: Request) -> list[PassAhead]:

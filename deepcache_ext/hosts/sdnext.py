@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,10 @@ from modules import sd_models_compile, shared
 from torch import nn
 
 from ..diffusers_ladder import DiffusersLadder
-from ..foresight import PassAhead, PlannedPass
+from ..foresight import PassAhead, planned
 from ..ladder import AnyLadder, Arguments, UnknownLayout
 from ..report import Reason
 from ..session import Session, register_after
-from ..strategies import estimator_for, plan_for
 from .a1111 import A1111, guarded
 from .diffusers import Beat, Clock, adds_noise, noise_level
 from .generations import Generation
@@ -84,16 +83,6 @@ class SDNext(A1111):
     def on_script_unloaded(self) -> None:
         super().on_script_unloaded()
         self._release()
-
-    # Before a run -------------------------------------------------------------------------------------------
-
-    def foresee(self, values: Mapping[str, Any]) -> list[PassAhead]:
-        """None: the scheduler's list is made when a pass begins."""
-        return []
-
-    def branches(self) -> int:
-        unet = getattr(shared.sd_model, "unet", None) if getattr(shared, "sd_loaded", True) else None
-        return _depth(unet) if isinstance(unet, nn.Module) and not _why_not(unet) else 0
 
     # The model ----------------------------------------------------------------------------------------------
 
@@ -188,18 +177,18 @@ class SDNext(A1111):
 
     def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
         hires, total = _is_hires(p), self._clock.remaining
-        settings = generation.settings.for_pass(hires)
+        settings = generation.settings
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
-        sigmas, depth, noisy = self._sigmas(scheduler), _depth(unet), adds_noise(scheduler)
-        plan, remark = plan_for(settings, total or 0, sigmas, depth=depth, fresh_noise=noisy)
-        if remark and total is not None:
-            self._say(p, remark)
-        estimator = estimator_for(settings, plan, total or 0)
-        generation.estimators.add(estimator.name)
-        ahead = PassAhead(hires, total or 0, None if sigmas is None else tuple(sigmas), depth, noisy)
-        generation.planned = PlannedPass(ahead, plan, estimator, remark)
-        session = Session(plan, estimator, hires=hires, ladder=self.ladder_of)
+        sigmas = self._sigmas(scheduler)
+        ahead = PassAhead(
+            hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), adds_noise(scheduler)
+        )
+        generation.planned = found = planned(settings, ahead)
+        if found.remark and total is not None:
+            self._say(p, found.remark)
+        generation.estimators.add(found.estimator.name)
+        session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session
