@@ -56,11 +56,18 @@ def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
     apart = math.log(first) - logs[start]
     if abs(apart) > MATCH and not (start == 0 and 0 < apart <= ABOVE):
         return None
+    return spread(logs, start, total)
+
+
+def spread(logs: np.ndarray, start: int, total: int) -> list[float] | None:
+    """Sigmas of the evaluations of a pass that runs a schedule (logarithms of its sigmas) from `start` on; None where
+    `total`, the announced number, fits neither one evaluation a step nor two.
+    """
     steps = len(logs) - start
     for count in (steps, 2 * steps - 1):
-        if abs(count - total) <= 2:  # DDIM in img2img makes two fewer than announced
-            spread = np.interp(np.linspace(start, len(logs) - 1, count), np.arange(len(logs)), logs)
-            return [float(value) for value in np.exp(spread)]
+        if count > 0 and abs(count - total) <= 2:  # DDIM in img2img makes two fewer than announced
+            between = np.interp(np.linspace(start, len(logs) - 1, count), np.arange(len(logs)), logs)
+            return [float(value) for value in np.exp(between)]
     return None
 
 
@@ -89,20 +96,31 @@ def _schedule(params: Any, p: Any) -> Sequence[float]:
     steps = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if hires else p.steps
     if getattr(params.denoiser, "init_latent", None) is not None:
         steps, _ = setup_img2img_steps(p, steps if hires else None)
-    if _counts_timesteps(params):
+    return schedule_of(sampler, p, steps, counts_timesteps(params.denoiser))
+
+
+def schedule_of(sampler: Any, p: Any, steps: int, by_timesteps: bool) -> list[float]:
+    """Sigmas or timesteps of a whole schedule, falling; without the last zero."""
+    if by_timesteps:
         return [float(t) for t in reversed(sampler.get_timesteps(p, steps)[1:])]
     return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
 
 
-def _counts_timesteps(params: Any) -> bool:
-    return type(params.denoiser).__name__ == "CFGDenoiserTimesteps"
+def counts_timesteps(denoiser: Any) -> bool:
+    """Whether a sampler's denoiser is handed timesteps rather than sigmas."""
+    return type(denoiser).__name__ == "CFGDenoiserTimesteps"
 
 
 def _level_of(params: Any, p: Any) -> Callable[[float], float | None]:
     """From what the sampler hands over to a sigma."""
-    if not _counts_timesteps(params):
+    return sigma_of(getattr(p, "sd_model", None) or shared.sd_model, counts_timesteps(params.denoiser))
+
+
+def sigma_of(model: Any, by_timesteps: bool) -> Callable[[float], float | None]:
+    """From a sigma, or from one of a model's timesteps, to a sigma; None for what is out of range."""
+    if not by_timesteps:
         return lambda value: value if 0 < value < math.inf else None
-    alphas = getattr(getattr(p, "sd_model", None) or shared.sd_model, "alphas_cumprod", None)
+    alphas = getattr(model, "alphas_cumprod", None)
 
     def of_timestep(value: float) -> float | None:
         if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:
