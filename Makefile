@@ -12,7 +12,7 @@ py := .venv/bin/python
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup demo test bench evidence replay soak lint clean distclean
+.PHONY: help setup screenshots demo test bench evidence replay soak lint clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=, PORT=)"
@@ -22,6 +22,7 @@ help:
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
 	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
+	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
 	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
@@ -49,6 +50,9 @@ soak: setup
 
 train: setup
 	$(py) -m train $(ARGS)
+
+screenshots: setup
+	$(py) -m demo.screenshots $(ARGS)
 
 lint: setup
 	$(py) -m ruff check .

@@ -147,7 +147,7 @@ FIELDS: tuple[Field, ...] = (
         choices=STRATEGIES,
     ),
     Field(
-        "speed_up", "Speed-up", 2.0,
+        "speed_up", "Speed-up", PRESETS["Quality"]["speed_up"],
         "Weighted: how many times faster the UNet should run through its evaluations. Higher changes the picture more.",
         minimum=1.0, maximum=5.0,
     ),
@@ -190,7 +190,7 @@ class Settings:
     hires_cache_interval: int = AS_FIRST_PASS_INTERVAL
     hires_cache_branch_id: int = AS_FIRST_PASS_BRANCH
     strategy: str = "uniform"
-    speed_up: float = 2.0
+    speed_up: float = 1.6
     hires_speed_up: float = AS_FIRST_PASS_SPEED_UP
     full_evaluations: str = ""
     center: float = 0.3
@@ -290,6 +290,31 @@ def _from_mapping(given: Mapping[Any, Any]) -> Settings:
     if any(merged[name] != value for name, value in given_by_preset.items()):
         merged["preset"] = CUSTOM
     return _checked(Settings(**merged))
+
+
+def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """`settings` with what `changes` name in their place, read as a mapping of `parse` is: an interval means uniform, a
+    preset brings all it sets. Whoever changes anything means it to be active, unless `enabled` itself is among it.
+    Raises `SettingsError`.
+    """
+    if not changes:
+        return settings
+    for name, value in changes.items():
+        if name not in FIELD:
+            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+    values = {name: FIELD[name].parse(value) for name, value in changes.items()}
+    values.setdefault("enabled", True)
+    if "strategy" not in values:
+        meant = [strategy for name, strategy in MEANS.items() if values.get(name)]
+        values.update({"strategy": meant[-1]} if meant and settings.strategy not in KEEPS.get(meant[-1], ()) else {})
+    merged = {**asdict(settings), **PRESETS.get(values.get("preset", ""), {}), **values}
+    if any(merged[name] != value for name, value in PRESETS.get(merged["preset"], {}).items()):
+        merged["preset"] = CUSTOM
+    return _checked(Settings(**merged))
+
+
+KEEPS = {"uniform": ("non-uniform",)}
+"""Strategies that obey what means another: an interval is the non-uniform one's too."""
 
 
 def _checked(settings: Settings) -> Settings:

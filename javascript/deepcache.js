@@ -1,1 +1,50 @@
-// The accordion needs no script of ours: presets are applied by the page's own events.
+// Plan and table are made by the server: this only tells it when something changed. It presses the accordion's
+// Refresh button once the controls have come to rest, when the page is there, and when a generation has ended.
+
+(function() {
+    const REST = 120; // milliseconds
+    const timers = {};
+    const seen = {};
+
+    function button(tab) {
+        return gradioApp().querySelector(`#script_${tab}_deepcache_refresh`);
+    }
+
+    function changed(tab) {
+        clearTimeout(timers[tab]);
+        timers[tab] = setTimeout(() => button(tab)?.click(), REST);
+    }
+
+    // A run's end shows in its tab's pictures and texts.
+    function result(tab) {
+        const picture = gradioApp().querySelector(`#${tab}_gallery img`);
+        const texts = ["html_info_", "html_log_"].map((id) => gradioApp().querySelector(`#${id}${tab}`)?.textContent);
+        return JSON.stringify([picture?.src, ...texts]);
+    }
+
+    // Where Gradio's accordions are no buttons, ours shall open by keyboard all the same.
+    function reachable(accordion) {
+        const head = accordion.querySelector(".label-wrap");
+        if (!head || head.tagName === "BUTTON" || head.tabIndex >= 0) return;
+        head.tabIndex = 0;
+        head.setAttribute("role", "button");
+        head.addEventListener("keydown", (event) => {
+            if (event.target !== head || (event.key !== "Enter" && event.key !== " ")) return;
+            event.preventDefault();
+            head.click();
+        });
+    }
+
+    window.deepcacheChanged = changed;
+    onAfterUiUpdate(function() {
+        gradioApp().querySelectorAll(".deepcache-inner").forEach(reachable);
+        for (const tab of ["txt2img", "img2img"]) {
+            if (!button(tab)) continue;
+            const now = result(tab);
+            if (seen[tab] === now) continue;
+            seen[tab] = now;
+            changed("txt2img"); // the last run is the same in both tabs
+            changed("img2img");
+        }
+    });
+})();

@@ -2,11 +2,12 @@
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.webui import adapter, allow_in_control_tab
-from deepcache_ext.interface import console, infotext, ui
+from deepcache_ext.hosts.a1111_foresight import branches
+from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee
+from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
 
-console.set_up(getattr(shared.cmd_opts, "deepcache_log_level", "WARNING"))
-host = adapter(disabled=getattr(shared.cmd_opts, "deepcache_disable", False))
+host = adapter()
+joined = page.Page(foresee, lambda: host.last_run)
 allow_in_control_tab(scripts, ui.TITLE)
 
 
@@ -18,10 +19,11 @@ class DeepCacheScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        components = ui.build(self.elem_id, host.disabled)
-        self.infotext_fields = infotext.paste_fields(components)
-        self.paste_field_names = [key for _, key in self.infotext_fields if isinstance(key, str)]
-        return list(components.values())
+        accordion = ui.build(self.elem_id, host.disabled)
+        joined.add("img2img" if is_img2img else "txt2img", accordion)
+        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice)
+        self.paste_field_names = infotext.paste_names(self.infotext_fields)
+        return list(accordion.components.values())
 
     def before_process(self, p, *args):
         host.before_process(p, args)
@@ -46,6 +48,21 @@ class DeepCacheScript(scripts.Script):
         host.after_process(p)
 
 
+def obey_options():
+    """At the start, and whenever one of ours is set on the settings page."""
+    host.disabled = options.switched_off(shared)
+    console.set_up(options.log_level(shared))
+
+
+def on_app_started(_blocks, app):
+    api.mount(app, foresee, lambda: host.last_run, getattr(shared.cmd_opts, "api_auth", None))
+
+
+obey_options()
+script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
+script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, branches))
+script_callbacks.on_app_started(on_app_started)
+script_callbacks.on_after_component(joined.component_made)
 if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not
     script_callbacks.on_after_process(host.after_process)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)

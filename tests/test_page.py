@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import pytest
 from playwright.sync_api import expect
 
 from demo.webui.boot import boot
 
-PICTURES = Path(__file__).resolve().parents[1] / "demo" / "out"
+expect.set_options(timeout=20_000)  # plans come from the server, and the machine may be busy
+
+OBEYED = {
+    "weighted": {"speed_up", "hires_speed_up"},
+    "uniform": {"cache_interval", "hires_cache_interval"},
+    "non-uniform": {"cache_interval", "center", "power", "hires_cache_interval"},
+    "custom": {"full_evaluations"},
+}
+ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache_branch_id"}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +32,23 @@ def opened(page, url, page_errors):
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.goto(url, wait_until="domcontentloaded")
     expect(page.locator("#txt2img_generate")).to_be_visible(timeout=60_000)
+    # The first plan has come: from here on everything follows what is done here.
+    expect(cells(page, "txt2img")).to_have_count(20)
     yield page
     assert page_errors == []
 
 
 def ours(page, tab, name):
-    return page.locator(f"#script_{tab}_deepcache_{name}")
+    return page.locator(f"#script_{tab}_deepcache_{name}").first
+
+
+def shown(page, tab, name):
+    """What Gradio shows as HTML."""
+    return page.locator(f"div.prose#script_{tab}_deepcache_{name}")
+
+
+def cells(page, tab, kind=""):
+    return shown(page, tab, "strip").locator(f".deepcache-cells i{kind}")
 
 
 def open_tab(page, tab):
@@ -43,87 +62,229 @@ def enable(page, tab):
     expect(ours(page, tab, "preset")).to_be_visible()
 
 
+def open_inner(page, tab, *names):
+    for name in names or ("advanced", "hires"):
+        ours(page, tab, name).locator(".label-wrap").click()
+
+
 def number(page, tab, name):
     return ours(page, tab, name).locator("input[type=number]")
+
+
+def type_number(page, place, value):
+    place.fill(str(value))
+    place.press("Tab")
+
+
+def choose(page, tab, name, choice):
+    ours(page, tab, name).get_by_text(choice, exact=True).click()
 
 
 def chosen(page, tab, name):
     return ours(page, tab, name).locator("input[type=radio]:checked").get_attribute("value")
 
 
+def generate(page, tab="txt2img", **steps):
+    """A small picture: the plan does not depend on its size."""
+    for name, value in {"width": 64, "height": 64, **steps}.items():
+        type_number(page, page.locator(f"#{tab}_{name} input[type=number]"), value)
+    page.locator(f"#{tab}_generate").click()
+
+
+def paste(page, text, tab="txt2img"):
+    page.locator(f"#{tab}_prompt textarea").fill(text)
+    page.locator(f"#{tab}_paste").click()
+
+
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
-def test_the_accordion_is_there(opened, tab):
+def test_only_what_the_strategy_obeys_is_there(opened, tab):
     open_tab(opened, tab)
     expect(ours(opened, tab, "preset")).to_be_hidden()
     enable(opened, tab)
-    for name in ("cache_interval", "cache_branch_id", "estimator", "start", "end", "passes",
-                 "hires_cache_interval", "hires_cache_branch_id"):
-        expect(ours(opened, tab, name)).to_be_visible()
+    assert chosen(opened, tab, "preset") == "Quality"
     assert "they change a little" in ours(opened, tab, "enabled").inner_text()
-    PICTURES.mkdir(exist_ok=True)
-    ours(opened, tab, "enabled").screenshot(path=PICTURES / f"accordion_{tab}.png")
+    expect(ours(opened, tab, "cache_branch_id")).to_be_hidden()
+    open_inner(opened, tab)
+    for strategy in ("uniform", "custom", "non-uniform", "weighted"):
+        choose(opened, tab, "strategy", strategy)
+        for name in ALWAYS | OBEYED[strategy]:
+            expect(ours(opened, tab, name)).to_be_visible()
+        for name in set().union(*OBEYED.values()) - OBEYED[strategy]:
+            expect(ours(opened, tab, name)).to_be_hidden()
 
 
 def test_presets_set_the_controls_and_turn_to_custom(opened):
     enable(opened, "txt2img")
-    assert chosen(opened, "txt2img", "preset") == "Balanced"
-    ours(opened, "txt2img", "preset").get_by_text("Fast").click()
-    expect(number(opened, "txt2img", "cache_interval")).to_have_value("5")
-    number(opened, "txt2img", "cache_interval").fill("7")
-    number(opened, "txt2img", "cache_interval").press("Tab")
-    custom = ours(opened, "txt2img", "preset").locator("input[value=Custom]")
-    expect(custom).to_be_checked()
-    expect(number(opened, "txt2img", "cache_interval")).to_have_value("7")
-    ours(opened, "txt2img", "preset").get_by_text("Quality").click()
-    expect(number(opened, "txt2img", "cache_interval")).to_have_value("2")
+    speed_up = number(opened, "txt2img", "speed_up")
+    expect(speed_up).to_have_value("1.6")
+    choose(opened, "txt2img", "preset", "Fast")
+    expect(speed_up).to_have_value("2.8")
+    type_number(opened, speed_up, 3.5)
+    expect(ours(opened, "txt2img", "preset").locator("input[value=Custom]")).to_be_checked()
+    expect(speed_up).to_have_value("3.5")
+    choose(opened, "txt2img", "strategy", "uniform")
+    expect(ours(opened, "txt2img", "cache_interval")).to_be_visible()
+    choose(opened, "txt2img", "preset", "Quality")
+    expect(speed_up).to_be_visible()
+    expect(speed_up).to_have_value("1.6")
+    assert chosen(opened, "txt2img", "strategy") == "weighted"
+    expect(ours(opened, "txt2img", "cache_interval")).to_be_hidden()
 
 
-def test_generate_with_it_on(opened):
+def test_the_plan_follows_our_controls_and_the_hosts(opened):
+    head = shown(opened, "txt2img", "header")
+    expect(head).to_have_text("")
     enable(opened, "txt2img")
-    opened.locator("#txt2img_steps input[type=number]").fill("9")
-    opened.locator("#txt2img_generate").click()
+    expect(head).to_have_text("1.7x, 11 of 20 full")
+    expect(cells(opened, "txt2img", ".full")).to_have_count(11)
+    choose(opened, "txt2img", "strategy", "uniform")
+    type_number(opened, number(opened, "txt2img", "cache_interval"), 5)
+    expect(cells(opened, "txt2img", ".full")).to_have_count(4)
+    expect(cells(opened, "txt2img").nth(5)).to_have_class("full")
+    type_number(opened, opened.locator("#txt2img_steps input[type=number]"), 40)
+    expect(head).to_have_text("3.8x, 8 of 40 full")
+    # Two evaluations a step, the last with one.
+    opened.locator("#txt2img_sampling input").click()
+    opened.locator("ul.options li[aria-label='Heun']").click()
+    expect(cells(opened, "txt2img")).to_have_count(79)
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("Hires pass")
+    expect(cells(opened, "txt2img")).to_have_count(79 + 79)
+    open_inner(opened, "txt2img", "hires")
+    choose(opened, "txt2img", "passes", "first only")
+    expect(shown(opened, "txt2img", "strip").locator(".deepcache-pass").nth(1)).to_contain_text("79 of 79 full")
+    # The head tells it where the accordion is closed too, and is empty when it is off.
+    expect(head).to_be_visible()
+    ours(opened, "txt2img", "enabled-visible-checkbox").uncheck()
+    expect(ours(opened, "txt2img", "preset")).to_be_hidden()
+    expect(head).to_have_text("")
+
+
+def test_the_plan_of_img2img_counts_its_part_of_the_steps(opened):
+    open_tab(opened, "img2img")
+    enable(opened, "img2img")
+    expect(cells(opened, "img2img")).to_have_count(16)
+    type_number(opened, opened.locator("#img2img_denoising_strength input[type=number]"), 0.2)
+    expect(cells(opened, "img2img")).to_have_count(5)
+    expect(shown(opened, "img2img", "strip")).to_contain_text("nothing is skipped in so short a run")
+
+
+def test_generate_tells_what_it_did(opened):
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img", "last_run")
+    generate(opened, steps=14)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=120_000)
-    expect(opened.locator("div.prose#html_info_txt2img")).to_contain_text("DeepCache: 3 of 9 full", timeout=30_000)
-    PICTURES.mkdir(exist_ok=True)
-    opened.screenshot(path=PICTURES / "page.png")
+    expect(opened.locator("div.prose#html_info_txt2img")).to_contain_text("DeepCache: 8 of 14 full", timeout=30_000)
+    heads = shown(opened, "txt2img", "last_run_table").locator("thead th")
+    expect(heads).to_have_text(["txt2img", "first pass"])
+    figures = shown(opened, "txt2img", "last_run_table").locator("tbody td:nth-child(2)")
+    expect(figures).to_have_text(["14", "8", "6", "1.65x", re.compile(r"^\d+\.\d\dx$")])
+    assert shown(opened, "txt2img", "header").inner_text() == "1.7x, 8 of 14 full"
+    # It is the same in the other tab; and the next one takes its place.
+    expect(shown(opened, "img2img", "last_run_table").locator("thead th")).to_have_count(2)
+    choose(opened, "txt2img", "preset", "Fast")
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    generate(opened, steps=14)
+    expect(heads).to_have_text(["txt2img", "first pass", "hires pass"], timeout=120_000)
 
 
 def test_a_generation_without_it_does_not_mention_it(opened):
-    opened.locator("#txt2img_steps input[type=number]").fill("4")
-    opened.locator("#txt2img_generate").click()
+    generate(opened, steps=4)
     expect(opened.locator("div.prose#html_info_txt2img")).to_contain_text("Steps: 4", timeout=120_000)
     expect(opened.locator("div.prose#html_info_txt2img")).not_to_contain_text("DeepCache")
+    expect(shown(opened, "txt2img", "last_run_table")).to_contain_text("DeepCache was off")
 
 
-def test_what_cannot_be_used_is_said_under_the_picture(opened):
-    """Start after end is the one thing that the controls allow and the settings do not."""
+def test_what_cannot_be_used_is_said_before_and_after(opened):
+    """Start after end, and what is typed for full evaluations, are what the controls allow and the settings do not."""
     enable(opened, "txt2img")
-    number(opened, "txt2img", "start").fill("0.9")
-    number(opened, "txt2img", "start").press("Tab")
-    number(opened, "txt2img", "end").fill("0.2")
-    number(opened, "txt2img", "end").press("Tab")
-    opened.locator("#txt2img_steps input[type=number]").fill("4")
-    opened.locator("#txt2img_generate").click()
-    expect(opened.locator("div.prose#html_log_txt2img")).to_contain_text(
-        "start = 0.9 is not allowed: a number from 0 to end (0.2)", timeout=120_000
-    )
+    choose(opened, "txt2img", "strategy", "custom")
+    ours(opened, "txt2img", "full_evaluations").locator("input, textarea").first.fill("0-3, <b>x</b>")
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("full_evaluations = '0-3, <b>x</b>' is not allowed")
+    choose(opened, "txt2img", "strategy", "weighted")
+    open_inner(opened, "txt2img", "advanced", "last_run")
+    type_number(opened, number(opened, "txt2img", "start"), 0.9)
+    type_number(opened, number(opened, "txt2img", "end"), 0.2)
+    problem = "start = 0.9 is not allowed: a number from 0 to end (0.2)"
+    expect(shown(opened, "txt2img", "strip")).to_contain_text(problem)
+    generate(opened, steps=4)
+    expect(opened.locator("div.prose#html_log_txt2img")).to_contain_text(problem, timeout=120_000)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible()
+    expect(shown(opened, "txt2img", "last_run_table")).to_contain_text(problem)
 
 
-def test_paste_switches_on_and_off(opened):
-    infotext = (
-        "a cat\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64, DeepCache version: 1, DeepCache preset: Custom, "
-        "DeepCache interval: 4, DeepCache branch: 2, DeepCache estimator: copy, DeepCache start: 0.25, "
-        "DeepCache end: 1.0, DeepCache passes: first only, DeepCache hires interval: 0, DeepCache hires branch: -1"
-    )
-    opened.locator("#txt2img_prompt textarea").fill(infotext)
-    opened.locator("#txt2img_paste").click()
+INFOTEXT = (
+    "a cat\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64, DeepCache version: 2, DeepCache preset: Custom, "
+    "DeepCache interval: 4, DeepCache branch: 2, DeepCache estimator: copy, DeepCache start: 0.25, "
+    "DeepCache end: 1.0, DeepCache passes: first only, DeepCache hires interval: 0, DeepCache hires branch: -1, "
+    'DeepCache strategy: custom, DeepCache full evaluations: "0-2, 5"'
+)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_paste_switches_on_and_off(opened, tab):
+    open_tab(opened, tab)
+    paste(opened, INFOTEXT, tab)
+    expect(ours(opened, tab, "preset")).to_be_visible()
+    open_inner(opened, tab)
+    expect(number(opened, tab, "cache_branch_id")).to_have_value("2")
+    expect(number(opened, tab, "start")).to_have_value("0.25")
+    expect(ours(opened, tab, "full_evaluations").locator("input, textarea").first).to_have_value("0-2, 5")
+    radios = [chosen(opened, tab, name) for name in ("preset", "strategy", "passes")]
+    assert radios == ["Custom", "custom", "first only"]
+    paste(opened, "a dog\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64", tab)
+    expect(ours(opened, tab, "preset")).to_be_hidden()
+
+
+def test_a_pasted_text_of_a_newer_version_or_with_wrong_values_is_noted(opened):
+    paste(opened, INFOTEXT.replace("version: 2", "version: 99").replace("interval: 4", "interval: many"))
+    notice = shown(opened, "txt2img", "notice")
+    expect(notice).to_contain_text("written by a newer version (99)")
+    expect(notice).to_contain_text("cache_interval = 'many' is not allowed")
+    paste(opened, INFOTEXT)
+    expect(notice).to_have_text("")
+
+
+def test_keyboard(opened):
+    """Enable, another preset and the inner accordions without a mouse."""
+    ours(opened, "txt2img", "enabled-visible-checkbox").focus()
+    opened.keyboard.press("Space")
     expect(ours(opened, "txt2img", "preset")).to_be_visible()
-    expect(number(opened, "txt2img", "cache_interval")).to_have_value("4")
-    expect(number(opened, "txt2img", "cache_branch_id")).to_have_value("2")
-    expect(number(opened, "txt2img", "start")).to_have_value("0.25")
-    assert chosen(opened, "txt2img", "preset") == "Custom"
-    assert chosen(opened, "txt2img", "passes") == "first only"
-    opened.locator("#txt2img_prompt textarea").fill("a dog\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64")
-    opened.locator("#txt2img_paste").click()
-    expect(ours(opened, "txt2img", "preset")).to_be_hidden()
+    ours(opened, "txt2img", "preset").locator("input[value=Quality]").focus()
+    opened.keyboard.press("ArrowRight")
+    expect(number(opened, "txt2img", "speed_up")).to_have_value("2")
+    expect(shown(opened, "txt2img", "header")).to_contain_text("2.0x")
+    ours(opened, "txt2img", "advanced").locator(".label-wrap").focus()
+    opened.keyboard.press("Enter")
+    expect(ours(opened, "txt2img", "start")).to_be_visible()
+
+
+def test_two_pages_at_once(opened, url):
+    """Each has its own plan; both learn of a run when they ask."""
+    other = opened.context.new_page()
+    other.goto(url, wait_until="domcontentloaded")
+    expect(cells(other, "txt2img")).to_have_count(20, timeout=60_000)
+    enable(opened, "txt2img")
+    choose(opened, "txt2img", "preset", "Fast")
+    enable(other, "txt2img")
+    expect(shown(opened, "txt2img", "header")).to_have_text(re.compile(r"^2\.8x|^2\.9x|^3\.\dx"))
+    expect(shown(other, "txt2img", "header")).to_have_text("1.7x, 11 of 20 full")
+    generate(opened, steps=13)
+    expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=60_000)
+    open_inner(other, "txt2img", "last_run")
+    ours(other, "txt2img", "refresh").click()
+    expect(shown(other, "txt2img", "last_run_table").locator("tbody td").nth(1)).to_have_text("13")
+    other.close()
+
+
+def test_no_clipping_in_a_narrow_window(opened):
+    opened.set_viewport_size({"width": 420, "height": 1400})
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img", "advanced", "hires", "last_run")
+    for name in ("enabled", "strip", "advanced", "hires", "last_run"):
+        box = ours(opened, "txt2img", name).bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 420
+    assert opened.evaluate(
+        "[...document.querySelectorAll('#script_txt2img_deepcache_enabled *')].filter(e => e.offsetParent)"
+        ".filter(e => e.getBoundingClientRect().right > 421).map(e => e.className + ' ' + e.id)"
+    ) == []

@@ -16,11 +16,12 @@ from typing import Any
 from modules import shared
 
 from ..control_ladder import ControlledLadder
+from ..foresight import PassAhead, planned
 from ..ladder import AnyLadder, UnknownLayout
+from ..outcome import RunOutcome
 from ..report import Reason
 from ..session import Session
-from ..settings import Settings, SettingsError, overruled, parse
-from ..strategies import estimator_for, plan_for
+from ..settings import Settings, SettingsError, overridden, overruled, parse
 from .a1111_controlnet import control_units
 from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
@@ -35,6 +36,7 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(method)
     def safe(self: A1111, *args: Any) -> None:
         if self.disabled:
+            self._generations.end_all()  # switched off on the settings page while one was under way
             return
         try:
             method(self, *args)
@@ -49,11 +51,13 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
 class A1111:
     """Takes the script's hooks and the host's callbacks. One instance serves both tabs.
 
-    `disabled`: the kill switch; every hook then does nothing.
+    `disabled`: the kill switch; every hook then does nothing. It may be thrown at any time. `last_run`: what the
+    latest generation that came to its end did, in whichever tab or through the API; None before the first.
     """
 
     def __init__(self, disabled: bool = False) -> None:
         self.disabled = disabled
+        self.last_run: RunOutcome | None = None
         self._generations = Generations()
         self._last_params: Callable[[], Any] = lambda: None
         self._said: set[str] = set()
@@ -98,6 +102,7 @@ class A1111:
                 self._end_pass(p, generation)
             finally:
                 self._generations.end(generation)
+                self.last_run = generation.outcome  # of nested generations the outer one is the last to end
 
     # Host callbacks -----------------------------------------------------------------------------------------
 
@@ -150,15 +155,17 @@ class A1111:
     # Inner workings -----------------------------------------------------------------------------------------
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
+        wrong = ""
         try:
-            settings = parse(args)
+            settings = settings_of(p, args)
             for note in overruled(args, settings):
                 self._say(p, note)
         except SettingsError as error:
-            settings = Settings(enabled=False)
+            settings, wrong = Settings(enabled=False), str(error)
             self._say(p, f"{error}; this picture was made without caching")
-            p.extra_generation_params["DeepCache error"] = str(error)
+            p.extra_generation_params["DeepCache error"] = wrong
         generation = self._generations.begin(p, getattr(shared.state, "time_start", None), settings)
+        generation.outcome = RunOutcome("img2img" if hasattr(p, "init_images") else "txt2img", settings, wrong)
         if settings.enabled:
             p.extra_generation_params.update(generation.infotext())
         return generation
@@ -167,16 +174,15 @@ class A1111:
         """Now the host knows how many evaluations it expects."""
         generation.ready = False
         hires = _is_hires(p)
-        settings = generation.settings.for_pass(hires)
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
         blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
-        plan, remark = plan_for(settings, total, sigmas, depth=len(blocks or ()), fresh_noise=adds_noise(p))
-        estimator = estimator_for(settings, plan, total)
-        generation.estimators.add(estimator.name)
-        generation.session = Session(plan, estimator, hires=hires, ladder=self.ladder_of)
-        if remark:
-            self._say(p, remark)
+        ahead = PassAhead(hires, total, None if sigmas is None else tuple(sigmas), len(blocks or ()), adds_noise(p))
+        generation.planned = found = planned(generation.settings, ahead)
+        generation.estimators.add(found.estimator.name)
+        generation.session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
+        if found.remark:
+            self._say(p, found.remark)
 
     def _attach(self, p: Any, session: Session, params: Any) -> None:
         if not session.plan.caches or session.is_off:
@@ -211,6 +217,11 @@ class A1111:
         comment = getattr(p, "comment", None)
         if comment is not None:
             comment(f"DeepCache: {message}")
+
+
+def settings_of(p: Any, args: Sequence[Any]) -> Settings:
+    """The script's own values, and on top of them what `p.deepcache_overrides` names (the axes of an XYZ grid)."""
+    return overridden(parse(args), getattr(p, "deepcache_overrides", None) or {})
 
 
 def _is_hires(p: Any) -> bool:

@@ -55,11 +55,18 @@ def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
     start = int(np.argmin(np.abs(logs - math.log(first))))
     if abs(math.log(first) - logs[start]) > MATCH:
         return None
+    return spread(logs, start, total)
+
+
+def spread(logs: np.ndarray, start: int, total: int) -> list[float] | None:
+    """Sigmas of the evaluations of a pass that runs a schedule (logarithms of its sigmas) from `start` on; None where
+    `total`, the announced number, fits neither one evaluation a step nor two.
+    """
     steps = len(logs) - start
     for count in (steps, 2 * steps - 1):
-        if abs(count - total) <= 2:  # DDIM in img2img makes two fewer than announced
-            spread = np.interp(np.linspace(start, len(logs) - 1, count), np.arange(len(logs)), logs)
-            return [float(value) for value in np.exp(spread)]
+        if count > 0 and abs(count - total) <= 2:  # DDIM in img2img makes two fewer than announced
+            between = np.interp(np.linspace(start, len(logs) - 1, count), np.arange(len(logs)), logs)
+            return [float(value) for value in np.exp(between)]
     return None
 
 
@@ -86,33 +93,49 @@ def _schedule(params: Any, p: Any) -> Sequence[float]:
     """Sigmas or timesteps of the whole schedule that this pass runs, or runs the end of; without the last zero."""
     sampler, hires = p.sampler, bool(getattr(p, "is_hr_pass", False))
     steps = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if hires else p.steps
-    run = None
+    last = None
     if getattr(params.denoiser, "init_latent", None) is not None:
-        steps, run = setup_img2img_steps(p, steps if hires else None)
-    if _counts_timesteps(params):
-        timesteps = [float(t) for t in sampler.get_timesteps(p, steps)]
-        if getattr(sampler.func, "__name__", "") == "unipc":
-            return _unipc(timesteps[:run], img2img=run is not None)
-        return timesteps[:0:-1]
-    return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
+        steps, last = setup_img2img_steps(p, steps if hires else None)
+    return schedule_of(sampler, p, steps, last, counts_timesteps(params.denoiser))
 
 
-def _unipc(timesteps: Sequence[float], img2img: bool) -> list[float]:
-    """UniPC takes no more from the host's timesteps than their number, and in img2img where it begins."""
+def schedule_of(sampler: Any, p: Any, steps: int, last: int | None, by_timesteps: bool) -> list[float]:
+    """Sigmas or timesteps of a whole schedule, falling; without the last zero. `last`: how many of its steps a pass
+    runs that begins with a picture. UniPC's are those of that pass alone.
+    """
+    if not by_timesteps:
+        return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
+    timesteps = [float(t) for t in sampler.get_timesteps(p, steps)]
+    return _unipc(timesteps, last) if is_unipc(sampler) else timesteps[:0:-1]
+
+
+def is_unipc(sampler: Any) -> bool:
+    return getattr(getattr(sampler, "func", None), "__name__", "") == "unipc"
+
+
+def _unipc(timesteps: Sequence[float], last: int | None) -> list[float]:
+    """UniPC takes no more from the host's timesteps than their number and, with a picture, where it begins."""
     power = UNIPC_POWERS[getattr(shared.opts, "uni_pc_skip_type", "time_uniform")]
-    begin, end = (timesteps[-1] + 1 if img2img else 1000.0) ** (1 / power), 1.0
-    return [float(root**power) - 1 for root in np.linspace(begin, end, len(timesteps) + 1)[:-1]]
+    run = timesteps[:last]
+    begin, end = (1000.0 if last is None else run[-1] + 1) ** (1 / power), 1.0
+    return [float(root**power) - 1 for root in np.linspace(begin, end, len(run) + 1)[:-1]]
 
 
-def _counts_timesteps(params: Any) -> bool:
-    return type(params.denoiser).__name__ == "CFGDenoiserTimesteps"
+def counts_timesteps(denoiser: Any) -> bool:
+    """Whether a sampler's denoiser is handed timesteps rather than sigmas."""
+    return type(denoiser).__name__ == "CFGDenoiserTimesteps"
 
 
 def _level_of(params: Any, p: Any) -> Callable[[float], float | None]:
     """From what the sampler hands over to a sigma."""
-    if not _counts_timesteps(params):
+    return sigma_of(getattr(p, "sd_model", None) or shared.sd_model, counts_timesteps(params.denoiser))
+
+
+def sigma_of(model: Any, by_timesteps: bool) -> Callable[[float], float | None]:
+    """From a sigma, or from one of a model's timesteps, to a sigma; None for what is out of range."""
+    if not by_timesteps:
         return lambda value: value if 0 < value < math.inf else None
-    alphas = getattr(getattr(p, "sd_model", None) or shared.sd_model, "alphas_cumprod", None)
+    alphas = getattr(model, "alphas_cumprod", None)
 
     def of_timestep(value: float) -> float | None:
         if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:

@@ -7,6 +7,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..foresight import PlannedPass
+from ..outcome import PassOutcome, RunOutcome
 from ..report import PassReport, summary
 from ..session import Session
 from ..settings import Settings
@@ -19,7 +21,8 @@ class Generation:
     """One run of the host's `process_images`.
 
     `p`: the host's processing object, weakly held; `job`: what tells one job of the host's queue from the next.
-    `ready`: a pass may begin at the next evaluation. `reports`: the passes of the batch at hand.
+    `ready`: a pass may begin at the next evaluation. `reports`: the passes of the batch at hand. `planned`: the pass
+    at hand; `outcome`: all passes so far.
     """
 
     p: weakref.ref[Any]
@@ -29,6 +32,8 @@ class Generation:
     ready: bool = False
     reports: list[PassReport] = field(default_factory=list)
     estimators: set[str] = field(default_factory=set)
+    planned: PlannedPass | None = None
+    outcome: RunOutcome | None = None
 
     def end_pass(self) -> PassReport | None:
         """Close the session, if there is one, and file its report."""
@@ -39,6 +44,8 @@ class Generation:
         report = session.close()
         if report.evaluations:
             self.reports.append(report)
+            if self.outcome is not None and self.planned is not None:
+                self.outcome.passes.append(PassOutcome(self.planned, report))
             for line in report.lines():
                 log.info("%s", line)
         return report

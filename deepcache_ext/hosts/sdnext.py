@@ -18,10 +18,10 @@ from modules import sd_models_compile, shared
 from torch import nn
 
 from ..diffusers_ladder import DiffusersLadder
+from ..foresight import PassAhead, planned
 from ..ladder import AnyLadder, Arguments, UnknownLayout
 from ..report import Reason
 from ..session import Session, register_after
-from ..strategies import estimator_for, plan_for
 from .a1111 import A1111, guarded
 from .diffusers import Beat, Clock, adds_noise, noise_level
 from .generations import Generation
@@ -177,17 +177,18 @@ class SDNext(A1111):
 
     def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
         hires, total = _is_hires(p), self._clock.remaining
-        settings = generation.settings.for_pass(hires)
+        settings = generation.settings
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
-        plan, remark = plan_for(
-            settings, total or 0, self._sigmas(scheduler), depth=_depth(unet), fresh_noise=adds_noise(scheduler)
+        sigmas = self._sigmas(scheduler)
+        ahead = PassAhead(
+            hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), adds_noise(scheduler)
         )
-        if remark and total is not None:
-            self._say(p, remark)
-        estimator = estimator_for(settings, plan, total or 0)
-        generation.estimators.add(estimator.name)
-        session = Session(plan, estimator, hires=hires, ladder=self.ladder_of)
+        generation.planned = found = planned(settings, ahead)
+        if found.remark and total is not None:
+            self._say(p, found.remark)
+        generation.estimators.add(found.estimator.name)
+        session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
+from ..foresight import PassAhead
+from . import a1111_foresight
 from .a1111 import A1111
 from .forge import Forge
 
@@ -19,6 +22,11 @@ def adapter(disabled: bool = False) -> A1111:
     if SDNext is not None:
         return SDNext(disabled=disabled)
     return (Forge if _has("modules_forge") else A1111)(disabled=disabled)
+
+
+def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
+    """The passes that a page's controls or a request ask for; none where the host does not tell before a run."""
+    return [] if SDNext is not None else a1111_foresight.foresee(values)
 
 
 def allow_in_control_tab(scripts: Any, title: str) -> None:

@@ -1,8 +1,10 @@
-"""The accordion. One control for each of `settings.FIELDS`, in that order."""
+"""The accordion. One control for each of `settings.FIELDS`, in that order, and what is shown but not set."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -18,73 +20,117 @@ TITLE = "DeepCache"
 SHOWN_BRANCHES = 11
 """The slider's end: the last branch of SD1.x and SD2.x; SDXL has 8. Other models' are reached through the API."""
 
-NOTE = (
-    "Faster pictures, and they change a little: the deep part of the UNet runs at every Nth evaluation only. "
-    "Balanced aims at twice the speed; Quality changes less, Fast more."
-)
-OFF_NOTE = "DeepCache is switched off by --deepcache-disable."
+NOTE = "Faster pictures, and they change a little: between whole evaluations of the UNet only a small part of it runs."
+OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page."
+
+OBEYED = {
+    "weighted": ("speed_up", "hires_speed_up"),
+    "uniform": ("cache_interval", "hires_cache_interval"),
+    "non-uniform": ("cache_interval", "center", "power", "hires_cache_interval"),
+    "custom": ("full_evaluations",),
+}
+"""What each strategy obeys besides what all do; only these controls are shown."""
+
+STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
 
 
-def build(elem_id: Callable[[str], str], disabled: bool = False) -> dict[str, Any]:
-    """Draw the accordion; returns the components by name, in the order of the script's arguments."""
+@dataclass
+class Accordion:
+    """What was drawn: `components` are the script's arguments, in their order; the others only show something.
+
+    `header`: in the accordion's head; `strip`: the plan; `notice`: about a pasted infotext; `last_run`: the table;
+    `refresh`: a button that brings all of them up to date, pressed by the page's script too.
+    """
+
+    header: Any
+    notice: Any = None
+    strip: Any = None
+    last_run: Any = None
+    refresh: Any = None
+    components: dict[str, Any] = field(default_factory=dict)
+
+
+def build(elem_id: Callable[[str], str], disabled: bool = False) -> Accordion:
+    """Draw the accordion into the Blocks that is open."""
     enabled_id = elem_id("enabled")
     if InputAccordion is not None:
         with InputAccordion(False, label=TITLE, elem_id=enabled_id) as enabled:
-            components = _controls(elem_id, disabled)
+            # In the accordion's head where the host has a place for it.
+            with enabled.extra() if hasattr(enabled, "extra") else contextlib.nullcontext():
+                accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
+            made = _controls(elem_id, accordion, disabled)
     else:
         with gr.Accordion(TITLE, open=False, elem_id=f"{enabled_id}_accordion"):
             enabled = gr.Checkbox(False, label="Enable DeepCache", elem_id=enabled_id)
-            components = _controls(elem_id, disabled)
-    _connect(components)
-    return {"enabled": enabled, **components}
+            accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
+            made = _controls(elem_id, accordion, disabled)
+    made["enabled"] = enabled
+    accordion.components = {one.name: made[one.name] for one in FIELDS}
+    _connect(accordion.components)
+    return accordion
 
 
-def _controls(elem_id: Callable[[str], str], disabled: bool) -> dict[str, Any]:
+def shown_for(strategy: str) -> list[Any]:
+    """For each of `STRATEGYS_OWN` an update: shown or not."""
+    return [gr.update(visible=name in OBEYED.get(strategy, STRATEGYS_OWN)) for name in STRATEGYS_OWN]
+
+
+def _html(elem_id: str, css_class: str) -> Any:
+    return gr.HTML("", elem_id=elem_id, elem_classes=[css_class])
+
+
+def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: bool) -> dict[str, Any]:
     made: dict[str, Any] = {}
+    at_first = OBEYED[FIELD["strategy"].default]
+
+    def common(name: str) -> dict[str, Any]:
+        one, visible = FIELD[name], name not in STRATEGYS_OWN or name in at_first
+        return {"label": one.label, "info": one.info, "elem_id": elem_id(name), "visible": visible}
 
     def slider(name: str, maximum: float | None = None, step: float = 1) -> None:
-        field = FIELD[name]
-        made[name] = gr.Slider(
-            field.minimum, maximum or field.maximum, field.default,
-            step=step, label=field.label, info=field.info, elem_id=elem_id(name),
-        )
+        one = FIELD[name]
+        made[name] = gr.Slider(one.minimum, maximum or one.maximum, one.default, step=step, **common(name))
 
     def radio(name: str) -> None:
-        field = FIELD[name]
-        made[name] = gr.Radio(
-            list(field.choices), value=field.default, label=field.label, info=field.info, elem_id=elem_id(name)
-        )
+        made[name] = gr.Radio(list(FIELD[name].choices), value=FIELD[name].default, **common(name))
 
     gr.HTML(f"<p class='deepcache-note'>{OFF_NOTE if disabled else NOTE}</p>")
+    accordion.notice = _html(elem_id("notice"), "deepcache-notice")
     radio("preset")
-    with gr.Row():
-        radio("strategy")
-        slider("speed_up", step=0.1)
-    with gr.Row():
-        slider("cache_interval")
-        slider("cache_branch_id", SHOWN_BRANCHES)
-    radio("estimator")
-    field = FIELD["full_evaluations"]
-    made[field.name] = gr.Textbox(
-        field.default, label=field.label, info=field.info, elem_id=elem_id(field.name), max_lines=1,
-    )
+    slider("speed_up", step=0.1)
+    radio("strategy")
+    slider("cache_interval")
     with gr.Row():
         slider("center", step=0.01)
         slider("power", step=0.05)
-    with gr.Row():
-        slider("start", step=0.01)
-        slider("end", step=0.01)
-    radio("passes")
-    with gr.Row():
-        slider("hires_cache_interval")
-        slider("hires_cache_branch_id", SHOWN_BRANCHES)
-        slider("hires_speed_up", step=0.1)
-    return {field.name: made[field.name] for field in FIELDS if field.name != "enabled"}
+    made["full_evaluations"] = gr.Textbox(
+        FIELD["full_evaluations"].default, max_lines=1, placeholder="0-3, 6, 9, 12-29:3", **common("full_evaluations")
+    )
+    accordion.strip = _html(elem_id("strip"), "deepcache-plan")
+    with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced"), elem_classes=["deepcache-inner"]):
+        with gr.Row():
+            slider("cache_branch_id", SHOWN_BRANCHES)
+            radio("estimator")
+        with gr.Row():
+            slider("start", step=0.01)
+            slider("end", step=0.01)
+    with gr.Accordion("Hires pass", open=False, elem_id=elem_id("hires"), elem_classes=["deepcache-inner"]):
+        radio("passes")
+        with gr.Row():
+            slider("hires_speed_up", step=0.1)
+            slider("hires_cache_interval")
+            slider("hires_cache_branch_id", SHOWN_BRANCHES)
+    with gr.Accordion("Last run", open=False, elem_id=elem_id("last_run"), elem_classes=["deepcache-inner"]):
+        accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
+        accordion.refresh = gr.Button(
+            "Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-refresh"]
+        )
+    return made
 
 
 def _connect(components: dict[str, Any]) -> None:
-    """A preset sets its controls; whoever changes one of them is on Custom."""
-    preset = components["preset"]
+    """A preset sets its controls; whoever changes one of them is on Custom; a strategy shows what it obeys."""
+    preset, strategy = components["preset"], components["strategy"]
     governed = [components[name] for name in PRESETS["Balanced"]]
 
     def apply(name: str) -> list[Any]:
@@ -94,3 +140,5 @@ def _connect(components: dict[str, Any]) -> None:
     preset.input(apply, inputs=[preset], outputs=governed, show_progress=False, queue=False)
     for control in governed:
         control.input(lambda: CUSTOM, inputs=[], outputs=[preset], show_progress=False, queue=False)
+    own = [components[name] for name in STRATEGYS_OWN]
+    strategy.change(shown_for, inputs=[strategy], outputs=own, show_progress=False, queue=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import extensions, paths
+from modules import extensions, paths, script_callbacks
 
 _ELSEWHERE = re.compile(r"""<script[^>]+src="https?://[^>]*>\s*</script>|<link[^>]+href="https?://[^>]*>""")
 _template_response = gr.routes.templates.TemplateResponse
@@ -43,4 +43,19 @@ def install() -> None:
     gr.routes.templates.TemplateResponse = with_head
 
 
+def announce_components(on: bool = True) -> None:
+    """Tell the extensions of each component that is made, by `on_before_component` and `on_after_component`."""
+    def announcing(plain: Any) -> Any:
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            script_callbacks.call("before_component", self, **kwargs)
+            plain(self, *args, **kwargs)
+            script_callbacks.call("after_component", self, **kwargs)
+
+        return init
+
+    for kind, plain in _component_inits.items():
+        kind.__init__ = announcing(plain) if on else plain
+
+
+_component_inits = {kind: kind.__init__ for kind in (gr.components.IOComponent, gr.blocks.BlockContext)}
 _template_response = getattr(_template_response, "original", _template_response)

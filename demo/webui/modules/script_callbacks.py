@@ -89,11 +89,11 @@ for _kind in A1111.callbacks:
     globals()[f"on_{_kind}"] = _register(_kind)
 
 
-def call(kind: str, *args: Any) -> None:
+def call(kind: str, *args: Any, **kwargs: Any) -> None:
     """Call all callbacks of a kind, as in `call("cfg_denoiser", params)`."""
     for entry in list(callback_map[kind]):
         try:
-            entry.callback(*args)
+            entry.callback(*args, **kwargs)
         except Exception:
             errors.report(f"error executing callback {entry.callback} for {entry.script}", exc_info=True)
 

@@ -19,12 +19,14 @@ UPSCALERS = [*shared.latent_upscale_modes, *shared.picture_upscalers]
 def create_ui() -> gr.Blocks:
     """The whole page. The scripts of both tabs get their places in the argument list here."""
     page.install()
+    page.announce_components()
     # Fonts of the system: the page must not ask anything outside this machine.
     theme = gr.themes.Default(font=["Source Sans Pro", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme=theme, title="Embedded WebUI", analytics_enabled=False) as demo, gr.Tabs(elem_id="tabs"):
         for tab in KINDS:
             with gr.TabItem(tab, id=tab, elem_id=f"tab_{tab}"):
                 _create_tab(tab)
+    page.announce_components(False)
     return demo
 
 

@@ -1,0 +1,97 @@
+"""What a run will do, before it is run: the page's strip, the API's answer and the run itself take it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import predict
+from .estimators import Estimator
+from .plan import Plan, UniformPlan
+from .settings import Settings
+from .strategies import estimator_for, plan_for
+
+
+@dataclass(frozen=True)
+class PassAhead:
+    """A pass that is to come, as its host announces it.
+
+    `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
+    (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
+    model is loaded. `fresh_noise`: its sampler adds noise in the course of the pass.
+    """
+
+    hires: bool
+    total: int
+    sigmas: tuple[float, ...] | None = None
+    depth: int = 0
+    fresh_noise: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.sigmas) if self.sigmas else self.total
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass with its plan. `estimator` is new for each; `remark`: what the user should know, or ""."""
+
+    ahead: PassAhead
+    plan: Plan
+    estimator: Estimator
+    remark: str
+
+    @property
+    def hires(self) -> bool:
+        return self.ahead.hires
+
+    @property
+    def cells(self) -> list[bool]:
+        """For each evaluation whether the whole UNet runs."""
+        return [self.plan.is_full(k) for k in range(self.ahead.evaluations)]
+
+    @property
+    def fraction(self) -> str:
+        """As `report.PassReport.fraction`."""
+        return f"{sum(self.cells)} of {len(self.cells)} full"
+
+    def speed_up(self) -> float | None:
+        """Of the UNet's time, by arithmetic; None where the UNet is not known."""
+        if not self.ahead.depth:
+            return None
+        cells = self.cells
+        return predict.speed_up(len(cells), sum(cells), predict.share(self.plan.branch, self.ahead.depth))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        speed_up = self.speed_up()
+        return {
+            "pass": "hires" if self.hires else "first",
+            "evaluations": self.ahead.evaluations,
+            "full": [k for k, full in enumerate(self.cells) if full],
+            "cache_branch_id": self.plan.branch,
+            "estimator": self.estimator.name,
+            "speed_up": None if speed_up is None else round(speed_up, 3),
+            "remark": self.remark,
+        }
+
+
+def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
+    """The plan that `settings` give for a pass. Raises `SettingsError` for full evaluations that cannot be read."""
+    own, sigmas = settings.for_pass(ahead.hires), None if ahead.sigmas is None else list(ahead.sigmas)
+    if settings.covers(ahead.hires):
+        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.fresh_noise)
+    else:
+        plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
+    return PlannedPass(ahead, plan, estimator_for(own, plan, ahead.total), remark)
+
+
+def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:
+    """Of all passes together, every evaluation weighing the same (a hires one costs more); None where unknown."""
+    gains = [one.speed_up() for one in passes]
+    if not passes or None in gains:
+        return None
+    evaluations = sum(one.ahead.evaluations for one in passes)
+    cost = sum(one.ahead.evaluations / gain for one, gain in zip(passes, gains, strict=True) if gain)
+    return evaluations / cost if cost else None

@@ -1,0 +1,47 @@
+"""The plan of a run as HTML: one cell for each evaluation, and the same in a few words for the accordion's head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from ..foresight import PlannedPass, speed_up_of
+
+UNKNOWN = "This host does not tell the number of steps before the run; the plan is made when it begins."
+
+
+def strip(passes: Sequence[PlannedPass], problem: str = "") -> str:
+    """A row of cells for each pass, dark for a full evaluation, light for a cached one, and what it should gain.
+
+    `problem`: why there is no plan, in words; shown in its place.
+    """
+    if problem or not passes:
+        return f"<p class='deepcache-problem' role='status'>{escape(problem or UNKNOWN)}</p>"
+    names = ["Hires pass" if one.hires else "First pass" if len(passes) > 1 else "Plan" for one in passes]
+    return f"<div class='deepcache-strip'>{''.join(map(_pass, names, passes))}</div>"
+
+
+def header(passes: Sequence[PlannedPass]) -> str:
+    """For instance `2.0x, 13 of 30 full`, with a hires pass counted in; "" without a plan."""
+    if not passes:
+        return ""
+    gain = speed_up_of(passes)
+    full, total = (sum(sum(one.cells) for one in passes), sum(len(one.cells) for one in passes))
+    return f"{'' if gain is None else f'{gain:.1f}x, '}{full} of {total} full"
+
+
+def _pass(name: str, one: PlannedPass) -> str:
+    cells, gain, branch = one.cells, one.speed_up(), one.plan.branch
+    words = one.fraction + ("" if gain is None else f", UNet about {gain:.1f}x as fast")
+    if not all(cells):
+        words += f", branch {branch}, {one.estimator.name}"
+    boxes = "".join(
+        f"<i class='{'full' if full else 'cached'}' title='{k}: {'full' if full else f'cached, branch {branch}'}'></i>"
+        for k, full in enumerate(cells)
+    )
+    remark = f"<p class='deepcache-remark'>{escape(one.remark)}</p>" if one.remark else ""
+    return (
+        f"<div class='deepcache-pass' data-full='{sum(cells)}' data-total='{len(cells)}'>"
+        f"<p><b>{name}</b> <span>{escape(words)}</span></p>"
+        f"<div class='deepcache-cells' role='img' aria-label='{name}: {escape(words)}'>{boxes}</div>{remark}</div>"
+    )

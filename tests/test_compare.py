@@ -1,0 +1,93 @@
+"""What the compare script shows, on pictures drawn by hand."""
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcache_ext.interface import compare
+from deepcache_ext.interface.compare import Shot
+from deepcache_ext.settings import SettingsError, parse
+
+
+def flat(value, size=(60, 40)):
+    return Image.new("RGB", size, (value,) * 3)
+
+
+SHOTS = (
+    Shot("without DeepCache", flat(100), 10.0), Shot("Balanced", flat(110), 5.0, "15 of 30 full"),
+    Shot("cache_interval=3 <b>", flat(100), 4.0, "10 of 30 full"),
+)
+
+
+def test_psnr_is_that_of_the_definition():
+    assert compare.psnr(flat(110), flat(100)) == pytest.approx(20 * math.log10(255 / 10))
+    assert compare.psnr(flat(100), flat(100)) == math.inf
+    assert math.isnan(compare.psnr(flat(100), flat(100, (8, 8))))
+
+
+def test_rows_are_held_against_the_first():
+    first, second, third = compare.rows(SHOTS)
+    assert (first["speed-up"], first["PSNR, dB"]) == ("1.00x", "")
+    assert (second["seconds"], second["speed-up"], second["PSNR, dB"]) == ("5.00", "2.00x", "28.1")
+    assert (third["speed-up"], third["PSNR, dB"]) == ("2.50x", "equal")
+
+
+def test_the_difference_is_amplified_and_clipped():
+    assert set(np.asarray(compare.difference(flat(110), flat(100), 8)).ravel()) == {80}
+    assert set(np.asarray(compare.difference(flat(200), flat(100), 8)).ravel()) == {255}
+    assert not np.asarray(compare.difference(flat(100, (8, 8)), flat(100), 8)).any()
+
+
+@pytest.mark.parametrize("gain", [0, 8])
+def test_the_sheet_holds_every_picture_and_difference(gain):
+    made = np.asarray(compare.sheet(SHOTS, gain))
+    width, step = SHOTS[0].image.width, SHOTS[0].image.width + compare.MARGIN
+    for k, shot in enumerate(SHOTS):
+        left = compare.MARGIN + k * step
+        place = made[compare.MARGIN : compare.MARGIN + 40, left : left + width]
+        assert (place == np.asarray(shot.image)).all()
+    bottom = made[-compare.MARGIN - 20, compare.MARGIN + step + width // 2]
+    assert tuple(bottom) == ((80, 80, 80) if gain else tuple(bottom))
+    assert made.shape[1] == 3 * step + compare.MARGIN
+    assert made.shape[0] > (80 if gain else 40)
+
+
+def test_words_that_are_too_long_are_cut_not_run_into_the_next_picture():
+    shots = [Shot("a very long name of a setting " * 9, flat(100), 1.0), Shot("b", flat(100), 1.0)]
+    made = np.asarray(compare.sheet(shots, 0))
+    gap = made[:, compare.MARGIN + 60 : compare.MARGIN + 60 + compare.MARGIN]
+    assert (gap == 255).all()
+
+
+def test_csv_and_html_say_the_same_and_escape():
+    read = list(csv.DictReader(io.StringIO(compare.as_csv(SHOTS))))
+    assert read == compare.rows(SHOTS)
+    page = compare.as_html(SHOTS, 'a"b.png', "<script>")
+    assert "<script>" not in page and "&lt;b&gt;" in page and "a&quot;b.png" in page
+    for row in read:
+        assert f"<td>{row['seconds']}</td>" in page
+
+
+def test_wishes():
+    typed = "cache_interval=3, estimator=copy\n\nfull_evaluations=0-3, 6, 9; strategy=custom\nspeed_up = 2.5"
+    names, settings = zip(*compare.wishes(["Fast", "Quality"], typed), strict=True)
+    assert names[:2] == ("Quality", "Fast")
+    assert settings[1] == {"enabled": True, "preset": "Fast"}
+    assert settings[2] == {"enabled": True, "cache_interval": 3, "estimator": "copy"}
+    assert settings[3] == {"enabled": True, "full_evaluations": "0-3, 6, 9", "strategy": "custom"}
+    parsed = parse([settings[4]])
+    assert (parsed.strategy, parsed.speed_up, parsed.preset) == ("weighted", 2.5, "Custom")
+    assert compare.wishes([], "") == []
+
+
+@pytest.mark.parametrize(("typed", "named"), [
+    ("interval=3", "interval=3"), ("cache_interval", "cache_interval"), ("cache_interval=0", "from 1 to 50"),
+    ("cache_interval=x", "'x'"), ("estimator=magic", "magic"),
+])
+def test_a_wish_that_cannot_be_met_says_why(typed, named):
+    with pytest.raises(SettingsError, match=named):
+        compare.wishes([], typed)

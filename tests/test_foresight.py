@@ -1,0 +1,100 @@
+"""The plan that the page shows before a run is the plan of the run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from deepcache_ext.foresight import PassAhead, planned, speed_up_of
+from deepcache_ext.settings import Settings, SettingsError
+from demo.webui.boot import boot
+from tests.test_a1111 import HIRES, host_object, make, script_module
+
+PRESET = [True, "Balanced"]
+SAMPLERS = [
+    "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "LMS", "UniPC", "PLMS", "DDIM", "LCM", "Heun",
+    "DPM++ SDE", "DPM2", "Restart", "DPM fast",
+]
+FEW = ["Euler", "DPM++ 2M", "UniPC", "PLMS", "DDIM", "Heun"]
+
+
+@pytest.fixture(scope="module")
+def host():
+    with boot(model="tinyA") as running:
+        yield running
+
+
+def compared(host, **request):
+    """For each pass: what was foreseen of its request, and what the run then planned."""
+    module = script_module(host)
+    kind = request.pop("kind", "txt2img")
+    asked = {key: value for key, value in request.items() if key not in ("init_images", "hr_scale", "hr_upscaler")}
+    wanted = module.foresight.Request(**{"steps": 14, **asked}, img2img=kind == "img2img")
+    settings = module.a1111.settings_of(None, PRESET)
+    foreseen = [planned(settings, ahead) for ahead in module.foresight.passes_ahead(wanted)]
+    make(host, *PRESET, kind=kind, **{"steps": 14, **request})
+    ran = [outcome.planned for outcome in host_object(host).last_run.passes]
+    return foreseen, ran
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_plan_shown_is_the_plan_run(host, sampler):
+    foreseen, ran = compared(host, sampler_name=sampler, **HIRES, hr_second_pass_steps=13)
+    assert [one.hires for one in ran] == [False, True]
+    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert [one.as_json() for one in foreseen] == [one.as_json() for one in ran]
+    assert not all(foreseen[0].cells)
+
+
+@pytest.mark.parametrize("sampler", FEW)
+def test_the_plan_of_img2img(host, sampler):
+    picture = Image.new("RGB", (64, 64), (90, 140, 200))
+    foreseen, ran = compared(
+        host, kind="img2img", sampler_name=sampler, steps=20, init_images=[picture], denoising_strength=0.7
+    )
+    assert [one.as_json() for one in foreseen] == [one.as_json() for one in ran]
+
+
+@pytest.mark.parametrize("scheduler", ["Karras", "Exponential", "Uniform"])
+def test_the_plan_follows_the_schedule(host, scheduler):
+    foreseen, ran = compared(host, sampler_name="DPM++ 2M", scheduler=scheduler, steps=30)
+    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+
+
+def test_a_sampler_by_its_older_name(host):
+    foreseen, ran = compared(host, sampler_name="DPM++ 2M Exponential", steps=30)
+    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert foreseen != compared(host, sampler_name="DPM++ 2M Karras", steps=30)[0]
+
+
+def test_what_no_host_has(host):
+    module = script_module(host)
+    with pytest.raises(ValueError, match="no sampler 'Nonsense'"):
+        module.foresight.passes_ahead(module.foresight.Request(20, "Nonsense"))
+
+
+def test_without_a_model_only_the_number_is_known(host, monkeypatch):
+    module = script_module(host)
+    monkeypatch.setattr(module.foresight, "loaded_model", lambda: None)
+    ahead, = module.foresight.passes_ahead(module.foresight.Request(20, "Heun"))
+    assert (ahead.total, ahead.sigmas, ahead.depth) == (40, None, 0)
+    ahead = PassAhead(False, 40)
+    found = planned(Settings(enabled=True, cache_interval=4), ahead)
+    assert sum(found.cells) == 10 and found.speed_up() is None and speed_up_of([found]) is None
+
+
+def test_a_pass_that_is_not_covered_is_whole():
+    found = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(False, 20, None, 12))
+    assert all(found.cells) and found.fraction == "20 of 20 full" and found.speed_up() == 1.0
+    hires = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(True, 20, None, 12))
+    assert hires.fraction == "5 of 20 full"
+    both = speed_up_of([found, hires])
+    assert 1 < both < hires.speed_up()
+    json.dumps([found.as_json(), hires.as_json()])
+
+
+def test_full_evaluations_that_cannot_be_read():
+    with pytest.raises(SettingsError):
+        planned(Settings(enabled=True, strategy="custom", full_evaluations="x"), PassAhead(False, 20))
