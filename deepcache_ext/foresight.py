@@ -19,7 +19,8 @@ class PassAhead:
 
     `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
     (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
-    model is loaded. `fresh_noise`: its sampler adds noise in the course of the pass.
+    model is loaded. `fresh_noise`: its sampler adds noise in the course of the pass. `early`: more will be known when
+    the pass begins, so that a plan that goes by noise levels is not to be made yet.
     """
 
     hires: bool
@@ -27,6 +28,7 @@ class PassAhead:
     sigmas: tuple[float, ...] | None = None
     depth: int = 0
     fresh_noise: bool = False
+    early: bool = False
 
     @property
     def evaluations(self) -> int:

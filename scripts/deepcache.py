@@ -55,7 +55,7 @@ def obey_options():
 
 
 def on_app_started(_blocks, app):
-    api.mount(app, foresee, lambda: host.last_run, getattr(shared.cmd_opts, "api_auth", None))
+    api.mount(app, foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts))
 
 
 obey_options()

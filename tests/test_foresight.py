@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
 
 from deepcache_ext.foresight import PassAhead, planned, speed_up_of
-from deepcache_ext.settings import Settings, SettingsError
+from deepcache_ext.interface.plans import passes_of
+from deepcache_ext.settings import Settings, SettingsError, parse
 from demo.webui.boot import boot
-from tests.test_a1111 import HIRES, host_object, make, script_module
+from tests.test_a1111 import HIRES, host_object, make
 
 PRESET = [True, "Balanced"]
 SAMPLERS = [
@@ -26,14 +28,20 @@ def host():
         yield running
 
 
+def foresight_of(host):
+    """The module as the running host has loaded it."""
+    assert host.unet is not None
+    return sys.modules["deepcache_ext.hosts.a1111_foresight"]
+
+
 def compared(host, **request):
     """For each pass: what was foreseen of its request, and what the run then planned."""
-    module = script_module(host)
+    module = foresight_of(host)
     kind = request.pop("kind", "txt2img")
     asked = {key: value for key, value in request.items() if key not in ("init_images", "hr_scale", "hr_upscaler")}
-    wanted = module.foresight.Request(**{"steps": 14, **asked}, img2img=kind == "img2img")
-    settings = module.a1111.settings_of(None, PRESET)
-    foreseen = [planned(settings, ahead) for ahead in module.foresight.passes_ahead(wanted)]
+    wanted = module.Request(**{"steps": 14, **asked}, img2img=kind == "img2img")
+    settings = parse(PRESET)
+    foreseen = [planned(settings, ahead) for ahead in module.passes_ahead(wanted)]
     make(host, *PRESET, kind=kind, **{"steps": 14, **request})
     ran = [outcome.planned for outcome in host_object(host).last_run.passes]
     return foreseen, ran
@@ -70,16 +78,19 @@ def test_a_sampler_by_its_older_name(host):
 
 
 def test_what_no_host_has(host):
-    module = script_module(host)
+    module = foresight_of(host)
     with pytest.raises(ValueError, match="no sampler 'Nonsense'"):
-        module.foresight.passes_ahead(module.foresight.Request(20, "Nonsense"))
+        module.passes_ahead(module.Request(20, "Nonsense"))
 
 
 def test_without_a_model_only_the_number_is_known(host, monkeypatch):
-    module = script_module(host)
-    monkeypatch.setattr(module.foresight, "loaded_model", lambda: None)
-    ahead, = module.foresight.passes_ahead(module.foresight.Request(20, "Heun"))
-    assert (ahead.total, ahead.sigmas, ahead.depth) == (40, None, 0)
+    module = foresight_of(host)
+    monkeypatch.setattr(module, "loaded_model", lambda: None)
+    ahead, = module.passes_ahead(module.Request(20, "Heun"))
+    assert (ahead.total, ahead.sigmas, ahead.depth, ahead.early) == (40, None, 0, True)
+    early = PassAhead(False, 40, early=True)
+    assert passes_of(Settings(strategy="weighted"), {}, lambda _: [early]) == []
+    assert len(passes_of(Settings(strategy="uniform"), {}, lambda _: [early])) == 1
     ahead = PassAhead(False, 40)
     found = planned(Settings(enabled=True, cache_interval=4), ahead)
     assert sum(found.cells) == 10 and found.speed_up() is None and speed_up_of([found]) is None

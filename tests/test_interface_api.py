@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import requests
 
@@ -115,6 +117,17 @@ def test_they_are_on_the_openapi_page(url):
     assert paths["/deepcache/v1/report"]["get"]["tags"] == ["DeepCache"]
     body = paths["/deepcache/v1/plan"]["post"]["requestBody"]["content"]["application/json"]
     assert requests.post(f"{url}/deepcache/v1/plan", json=body["example"], timeout=30).status_code == 200
+
+
+def test_whose_users_may_ask(tmp_path):
+    from deepcache_ext.interface.api import auth_of
+
+    listed = tmp_path / "users"
+    listed.write_text("bob:two\ncy:three,di:four\n\n", encoding="utf-8")
+    assert auth_of(SimpleNamespace(api_auth=None)) is None
+    assert auth_of(SimpleNamespace(api_auth="ann:one")) == "ann:one"
+    assert auth_of(SimpleNamespace(auth=None, auth_file=None)) is None
+    assert auth_of(SimpleNamespace(auth="ann:one", auth_file=str(listed))) == "ann:one,bob:two,cy:three,di:four"
 
 
 def test_api_auth_guards_them():

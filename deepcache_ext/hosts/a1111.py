@@ -158,8 +158,9 @@ class A1111:
         wrong = ""
         try:
             settings = settings_of(p, args)
-            for note in overruled(args, settings):
-                self._say(p, note)
+            if not getattr(p, "deepcache_overrides", None):
+                for note in overruled(args, settings):
+                    self._say(p, note)
         except SettingsError as error:
             settings, wrong = Settings(enabled=False), str(error)
             self._say(p, f"{error}; this picture was made without caching")

@@ -12,16 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from modules import sd_samplers, shared
+from modules import shared
 
 from ..foresight import PassAhead
 from ..settings import SettingsError
 from .a1111_schedule import adds_noise, counts_timesteps, is_unipc, schedule_of, sigma_of, spread
 
 try:
+    from modules import sd_samplers
     from modules.sd_samplers_common import setup_img2img_steps
-except ImportError:
-    setup_img2img_steps = None
+except ImportError:  # a host that makes its samplers in another way: nothing is foreseen
+    sd_samplers = setup_img2img_steps = None
 try:
     from modules.sd_models import model_data
 except ImportError:  # an older host: its model is a plain attribute
@@ -52,6 +53,8 @@ def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
 
     Raises `SettingsError` for a value that the host would not take either.
     """
+    if sd_samplers is None or setup_img2img_steps is None:
+        return []
     known = {one.name for one in fields(Request)}
     given = {name: value for name, value in values.items() if name in known and value is not None}
     for name, (low, high) in LIMITS.items():
@@ -131,14 +134,14 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
     total = config.total_steps(steps if last is None else last + 1)
     blocks = _output_blocks(model)
     if blocks is None or steps < 1:
-        return PassAhead(hires, total)
+        return PassAhead(hires, total, early=True)
     try:
         p.sampler = sd_samplers.create_sampler(p.sampler_name, model)
         _as_configured(p.sampler)
         sigmas = _sigmas(p, model, steps, last, total)
         return PassAhead(hires, total, sigmas, len(blocks), adds_noise(p))
-    except Exception:  # a sampler of another extension: the run cannot tell its noise levels either
-        return PassAhead(hires, total, None, len(blocks))
+    except Exception:  # a sampler of another extension
+        return PassAhead(hires, total, None, len(blocks), early=True)
 
 
 def _sigmas(p: Any, model: Any, steps: int, last: int | None, total: int) -> tuple[float, ...] | None:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: FastAPI reads these annotations when a route is added.
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from secrets import compare_digest
 from typing import Any
 
@@ -55,6 +56,19 @@ def mount(app: FastAPI, foresee: Foresee, latest: Callable[[], RunOutcome | None
     app.add_api_route(
         "/deepcache/v1/plan", plan, methods=["POST"], dependencies=guards, tags=["DeepCache"], openapi_extra=example,
     )
+
+
+def auth_of(cmd_opts: Any) -> str | None:
+    """Who may use the host's API: `--api-auth`; on SD.Next, whose API asks for the page's own users, `--auth` and
+    `--auth-file`, the latter with one `user:password` a line or several between commas.
+    """
+    given = getattr(cmd_opts, "api_auth", None)
+    if given or not hasattr(cmd_opts, "auth_file"):
+        return given
+    pairs = [cmd_opts.auth] if getattr(cmd_opts, "auth", None) else []
+    if cmd_opts.auth_file:
+        pairs += Path(cmd_opts.auth_file).read_text(encoding="utf-8").split("\n")
+    return ",".join(pair.strip() for pair in ",".join(pairs).split(",") if pair.strip()) or None
 
 
 def settings_in(payload: Mapping[str, Any]) -> Settings:

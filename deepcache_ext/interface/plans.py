@@ -16,8 +16,11 @@ Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 
 
 def passes_of(settings: Settings, values: Mapping[str, Any], foresee: Foresee) -> list[PlannedPass]:
-    """The plan of each pass; as if enabled. Raises `SettingsError`."""
-    return [planned(replace(settings, enabled=True), ahead) for ahead in foresee(values)]
+    """The plan of each pass, as if enabled; none where it cannot be known before the run. Raises `SettingsError`."""
+    passes = foresee(values)
+    if settings.strategy == "weighted" and any(ahead.early for ahead in passes):
+        return []
+    return [planned(replace(settings, enabled=True), ahead) for ahead in passes]
 
 
 def of_page(args: Sequence[Any], values: Mapping[str, Any], foresee: Foresee) -> tuple[list[PlannedPass], str]:

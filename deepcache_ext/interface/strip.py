@@ -7,7 +7,7 @@ from html import escape
 
 from ..foresight import PlannedPass, speed_up_of
 
-UNKNOWN = "This host does not tell the number of steps before the run; the plan is made when it begins."
+UNKNOWN = "The plan is made when the run begins: before that, steps, sampler or checkpoint are not known here."
 
 
 def strip(passes: Sequence[PlannedPass], problem: str = "") -> str:
