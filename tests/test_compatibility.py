@@ -1,5 +1,5 @@
 """The extension beside others: whole pictures in the embedded A1111, each against the naive DeepCache under the same
-neighbour. `docs/compatibility-tests.md` says which test stands for which row of the matrix.
+neighbour. `docs/compatibility.md` says which test stands for which row of the matrix.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_controlnet_in_the_host(host):
     assert np.array_equal(pixels(make(host)), pixels(plain))
 
 
-# What a prompt costs: measured, and in docs/compatibility-tests.md ---------------------------------------------------
+# What a prompt costs: measured, and in docs/compatibility.md ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

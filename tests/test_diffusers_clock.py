@@ -89,6 +89,19 @@ def test_noise_levels(name):
         assert found == pytest.approx(float(((1 - alpha) / alpha).sqrt()), rel=2e-2)
 
 
+@pytest.mark.parametrize("name", ["IPNDMScheduler", "DDIMScheduler"])
+def test_evaluations_to_come(name):
+    """By the scheduler's own list, which may be a part of a longer one: IPNDM cuts its last timestep off."""
+    scheduler, clock = getattr(diffusers, name)(), Clock()
+    scheduler.set_timesteps(8)
+    given = scheduler.timesteps[3:]  # as img2img has it
+    for place, t in enumerate(given):
+        clock.look(torch.zeros(1), t, scheduler)
+        assert clock.remaining == len(given) - place
+    assert noise_level(scheduler, len(scheduler.timesteps)) is None
+    assert noise_level(scheduler, -1) is None
+
+
 def test_unknown_noise_levels():
     scheduler, clock = pipelines.scheduler(), Clock()
     scheduler.set_timesteps(4)
@@ -106,6 +119,8 @@ def test_unknown_noise_levels():
     (diffusers.DPMSolverMultistepScheduler(), False),
     (diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
     (diffusers.TCDScheduler(), True), (diffusers.UniPCMultistepScheduler(), False),
+    (type("UFOGenScheduler", (), {})(), True), (type("TDDScheduler", (), {})(), True),
+    (type("VDMScheduler", (), {})(), True), (type("LangevinDynamicsScheduler", (), {})(), True),
 ], ids=lambda value: type(value).__name__)
 def test_schedulers_that_add_noise(scheduler, adds):
     assert adds_noise(scheduler) is adds

@@ -15,7 +15,7 @@ SD = "StableDiffusion"
 SCHEDULERS = (
     "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler",
-    "UniPCMultistepScheduler", "LCMScheduler",
+    "UniPCMultistepScheduler", "LCMScheduler", "IPNDMScheduler",
 )
 REPEAT_TIMESTEPS = {"HeunDiscreteScheduler", "PNDMScheduler"}
 

@@ -16,7 +16,7 @@ from modules import shared
 
 from ..foresight import PassAhead
 from ..settings import SettingsError
-from .a1111_schedule import adds_noise, counts_timesteps, schedule_of, sigma_of, spread
+from .a1111_schedule import adds_noise, counts_timesteps, is_unipc, schedule_of, sigma_of, spread
 
 try:
     from modules import sd_samplers
@@ -147,11 +147,11 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
 def _sigmas(p: Any, model: Any, steps: int, last: int | None, total: int) -> tuple[float, ...] | None:
     by_timesteps = counts_timesteps(p.sampler.model_wrap_cfg)
     level = sigma_of(model, by_timesteps)
-    sigmas = [level(value) for value in schedule_of(p.sampler, p, steps, by_timesteps)]
+    sigmas = [level(value) for value in schedule_of(p.sampler, p, steps, last, by_timesteps)]
     if not sigmas or any(sigma is None for sigma in sigmas):
         return None
     start = 0
-    if last is not None:  # timestep samplers leave out the highest of the `last + 1`
+    if last is not None and not is_unipc(p.sampler):  # timestep samplers leave out the highest of the `last + 1`
         start = len(sigmas) - last + 1 if by_timesteps else len(sigmas) - last - 1
     if not 0 <= start < len(sigmas):
         return None

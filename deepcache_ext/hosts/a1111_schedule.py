@@ -27,8 +27,8 @@ NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
 MATCH = 2e-3
 """How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own."""
 
-ABOVE = 0.05
-"""So much above the schedule's first level a pass may begin, in the logarithm: UniPC begins at the last timestep."""
+UNIPC_POWERS = {"time_uniform": 1, "time_quadratic": 2}
+"""Of the host's option `uni_pc_skip_type`: the power of a timestep whose roots lie evenly."""
 
 
 def noise_level(params: Any, p: Any) -> float | None:
@@ -53,8 +53,7 @@ def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
         return None
     logs = np.log([sigma for sigma in sigmas if sigma is not None])
     start = int(np.argmin(np.abs(logs - math.log(first))))
-    apart = math.log(first) - logs[start]
-    if abs(apart) > MATCH and not (start == 0 and 0 < apart <= ABOVE):
+    if abs(math.log(first) - logs[start]) > MATCH:
         return None
     return spread(logs, start, total)
 
@@ -94,16 +93,32 @@ def _schedule(params: Any, p: Any) -> Sequence[float]:
     """Sigmas or timesteps of the whole schedule that this pass runs, or runs the end of; without the last zero."""
     sampler, hires = p.sampler, bool(getattr(p, "is_hr_pass", False))
     steps = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if hires else p.steps
+    last = None
     if getattr(params.denoiser, "init_latent", None) is not None:
-        steps, _ = setup_img2img_steps(p, steps if hires else None)
-    return schedule_of(sampler, p, steps, counts_timesteps(params.denoiser))
+        steps, last = setup_img2img_steps(p, steps if hires else None)
+    return schedule_of(sampler, p, steps, last, counts_timesteps(params.denoiser))
 
 
-def schedule_of(sampler: Any, p: Any, steps: int, by_timesteps: bool) -> list[float]:
-    """Sigmas or timesteps of a whole schedule, falling; without the last zero."""
-    if by_timesteps:
-        return [float(t) for t in reversed(sampler.get_timesteps(p, steps)[1:])]
-    return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
+def schedule_of(sampler: Any, p: Any, steps: int, last: int | None, by_timesteps: bool) -> list[float]:
+    """Sigmas or timesteps of a whole schedule, falling; without the last zero. `last`: how many of its steps a pass
+    runs that begins with a picture. UniPC's are those of that pass alone.
+    """
+    if not by_timesteps:
+        return [float(sigma) for sigma in sampler.get_sigmas(p, steps) if float(sigma) > 0]
+    timesteps = [float(t) for t in sampler.get_timesteps(p, steps)]
+    return _unipc(timesteps, last) if is_unipc(sampler) else timesteps[:0:-1]
+
+
+def is_unipc(sampler: Any) -> bool:
+    return getattr(getattr(sampler, "func", None), "__name__", "") == "unipc"
+
+
+def _unipc(timesteps: Sequence[float], last: int | None) -> list[float]:
+    """UniPC takes no more from the host's timesteps than their number and, with a picture, where it begins."""
+    power = UNIPC_POWERS[getattr(shared.opts, "uni_pc_skip_type", "time_uniform")]
+    run = timesteps[:last]
+    begin, end = (1000.0 if last is None else run[-1] + 1) ** (1 / power), 1.0
+    return [float(root**power) - 1 for root in np.linspace(begin, end, len(run) + 1)[:-1]]
 
 
 def counts_timesteps(denoiser: Any) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver")
-"""Names of schedulers that add fresh noise in the course of a run."""
+NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver|UFOGen|VDM|TDD|Langevin")
+"""Names of schedulers that add fresh noise in the course of a run; the last four are SD.Next's own."""
 
 
 class Beat(Enum):
@@ -86,7 +86,10 @@ class Clock:
         step, self._step = self._step, (getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None))
         if self._place is not None:
             self._value = self._x = None
-            self.remaining = self._place.length - self._place.index
+            listed: Any = getattr(scheduler, "timesteps", None)
+            index = self.index_in(listed)
+            # The list may itself be the beginning of a longer one.
+            self.remaining = self._place.length - self._place.index if index is None else len(listed) - index
             if before is None or not self._place.shares(before) or self._place.index < before.index:
                 return Beat.PASS
             return Beat.EVALUATION if self._place.index > before.index else Beat.CALL
@@ -131,7 +134,7 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
     """The sigma of the evaluation at `index` of a scheduler's list, as k-diffusion counts it
     (sqrt((1 - alpha_bar) / alpha_bar)); None where the scheduler does not tell.
     """
-    if index is None:
+    if index is None or not 0 <= index < len(scheduler.timesteps):
         return None
     timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(timesteps) <= len(sigmas) <= len(timesteps) + 1:

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
+
+
+def get_font(size: int) -> Any:
+    """For text in grids."""
+    return ImageFont.load_default(size)
+
+
+def save_image(
+    image: Image.Image, path: str, basename: str, seed: Any = None, prompt: Any = None, extension: str = "png",
+    info: Any = None, grid: bool = False, p: Any = None, **_: Any,
+) -> tuple[str, None]:
+    """Write under the next free number; the file's name and (the host's text file) None."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / f"{basename}-{len(list(folder.glob(f'{basename}-*.{extension}'))):04}.{extension}"
+    image.save(name)
+    return str(name), None
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class StableDiffusionProcessing:
     refiner_checkpoint: str | None = None
     refiner_switch_at: float | None = None
     disable_extra_networks: bool = False
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
+    outpath_grids: str = str(Path(__file__).parents[2] / "out" / "grids")
 
     def __post_init__(self) -> None:
         self.scripts_value: Any = None
@@ -217,6 +221,11 @@ def create_infotext(p: StableDiffusionProcessing, prompts: list, seeds: list, in
     return "\n".join([prompts[index], *([f"Negative prompt: {negative}"] if negative else []), listed]).strip()
 
 
+def fix_seed(p: StableDiffusionProcessing) -> None:
+    """A drawn seed where none is asked for."""
+    p.seed = int(p.seed) if p.seed is not None and int(p.seed) >= 0 else random.randrange(2**32)
+
+
 def process_images(p: StableDiffusionProcessing) -> Processed:
     """Make the pictures. The caller holds the queue's lock and has begun a job."""
     if p.scripts is not None:
@@ -242,7 +251,7 @@ def _process_images_inner(p: StableDiffusionProcessing) -> Processed:
         p.refiner_checkpoint_info = sd_models.get_closet_checkpoint_match(p.refiner_checkpoint)
         if p.refiner_checkpoint_info is None:
             raise ValueError(f"Could not find checkpoint with name {p.refiner_checkpoint}")
-    p.seed = int(p.seed) if p.seed is not None and int(p.seed) >= 0 else random.randrange(2**32)
+    fix_seed(p)
     p.setup_prompts()
     p.all_seeds = [p.seed + i for i in range(len(p.all_prompts))]
     p.all_subseeds = [max(p.subseed, 0) + i for i in range(len(p.all_prompts))]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from modules import errors, extensions, launch_utils, paths, script_callbacks
 
 from demo.webui.hosts import A1111
@@ -171,13 +172,35 @@ class ScriptRunner:
                 self.scripts.append(script)
 
     def setup_ui(self) -> list[Any]:
-        """Draw the always visible scripts into the Blocks that is open; returns all inputs."""
+        """Draw the scripts into the Blocks that is open; returns all inputs, the first of which is the choice of one
+        of the selectable scripts.
+        """
         self.inputs[:] = [None]
         self.infotext_fields.clear()
         self.paste_field_names.clear()
         for script in self.alwayson_scripts:
             self._create_script_ui(script)
+        self.titles[:] = [script.title() for script in self.selectable_scripts]
+        choice = gr.Dropdown(["None", *self.titles], value="None", label="Script", type="index", elem_id="script_list")
+        self.inputs[0] = choice
+        groups = []
+        for script in self.selectable_scripts:
+            with gr.Group(visible=False) as group:
+                self._create_script_ui(script)
+            groups.append(group)
+        if groups:
+            choice.change(
+                lambda index: [gr.update(visible=index == k) for k in range(1, len(groups) + 1)],
+                inputs=[choice], outputs=groups, show_progress=False,
+            )
         return self.inputs
+
+    def run(self, p: Any, *args: Any) -> Any:
+        """What the chosen selectable script makes, or None where none is chosen."""
+        if not args or not args[0]:
+            return None
+        script = self.selectable_scripts[args[0] - 1]
+        return script.run(p, *args[script.args_from : script.args_to])
 
     def _create_script_ui(self, script: Script) -> None:
         script.args_from = script.args_to = len(self.inputs)

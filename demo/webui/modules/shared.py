@@ -22,6 +22,8 @@ opts = Options({
     "sd_model_checkpoint": OptionInfo("", "Stable Diffusion checkpoint"),
     "batch_cond_uncond": OptionInfo(True, "Batch cond/uncond"),
     "pad_cond_uncond": OptionInfo(False, "Pad prompt/negative prompt", infotext="Pad conds"),
+    "grid_save": OptionInfo(True, "Always save all generated image grids"),
+    "grid_format": OptionInfo("png", "File format for grids"),
     "s_min_uncond": OptionInfo(0.0, "Negative Guidance minimum sigma"),
     "s_min_uncond_all": OptionInfo(False, "Negative Guidance minimum sigma all steps", infotext="NGMS all steps"),
     "skip_early_cond": OptionInfo(0.0, "Ignore negative prompt during early sampling"),

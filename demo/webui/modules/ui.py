@@ -1,4 +1,4 @@
-"""The page: txt2img and img2img, each with the always visible scripts."""
+"""The page: txt2img and img2img, each with the scripts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _create_tab(tab: str) -> None:
         with gr.Column(elem_id=f"{tab}_settings"):
             _settings(tab, fields)
             with gr.Group(elem_id=f"{tab}_script_container"):
-                inputs = runner.setup_ui()[1:]
+                inputs = runner.setup_ui()
         with gr.Column(elem_id=f"{tab}_results"):
             gallery = gr.Gallery(label="Output", show_label=False, elem_id=f"{tab}_gallery", columns=2, height=512)
             info = gr.HTML(elem_id=f"html_info_{tab}")
@@ -129,8 +129,8 @@ def _generate(tab: str, names: list[str]) -> Callable[..., tuple[list, str, str]
             try:
                 shared.state.begin(job=tab)
                 p.scripts = runner
-                p.script_args = (0, *values[len(names) :])
-                made = processing.process_images(p)
+                p.script_args = values[len(names) :]
+                made = runner.run(p, *p.script_args) or processing.process_images(p)
             except Exception as error:
                 traceback.print_exc()
                 return [], "", f"<p class='error'>{html.escape(f'{type(error).__name__}: {error}')}</p>"

@@ -58,6 +58,7 @@ class Api:
         """One generation, behind the queue. Unknown fields are ignored, as the host does."""
         runner = getattr(scripts, f"scripts_{kind}")
         script_args = self._script_args(kind, runner, request.get("alwayson_scripts") or {})
+        self._choose(runner, script_args, request.get("script_name") or "", request.get("script_args") or [])
         known = {field.name for field in dataclasses.fields(KINDS[kind])} - {"sd_model"}
         wishes = {key: value for key, value in request.items() if key in known}
         name = request.get("sampler_name") or request.get("sampler_index") or "Euler"
@@ -78,10 +79,22 @@ class Api:
                 p.scripts = runner
                 shared.state.begin(job=f"scripts_{kind}")
                 p.script_args = tuple(script_args)
-                return processing.process_images(p)
+                return runner.run(p, *p.script_args) or processing.process_images(p)
             finally:
                 p.close()
                 shared.state.end()
+
+    @staticmethod
+    def _choose(runner: Any, args: list[Any], title: str, values: list[Any]) -> None:
+        """A selectable script, which then makes the pictures."""
+        if not title:
+            return
+        names = [script.title().lower() for script in runner.selectable_scripts]
+        if title.lower() not in names:
+            raise HTTPException(status_code=422, detail=f"Script '{title}' not found")
+        args[0] = names.index(title.lower()) + 1
+        first = runner.selectable_scripts[args[0] - 1].args_from
+        args[first : first + len(values)] = values
 
     def _script_args(self, kind: str, runner: Any, wanted: dict[str, Any]) -> list[Any]:
         """Defaults of all scripts' controls, overwritten by position where the request says so."""
