@@ -154,5 +154,7 @@ class Forecast:
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
-FORECAST_UP_TO = 3
-"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/strategies.md)."""
+FORECAST_UP_TO = 3.5
+"""How far apart full evaluations may lie on average for `auto` to forecast: further apart a copy came nearer
+(docs/strategies.md).
+"""

@@ -17,7 +17,7 @@ FORMAT_VERSION = 2
 CUSTOM = "Custom"
 PRESETS: dict[str, dict[str, Any]] = {
     name: {"strategy": "weighted", "speed_up": speed_up, "cache_branch_id": 0, "estimator": "auto"}
-    for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.8))
+    for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.6))
 }
 """What each preset sets: points on the curve of the weighted strategy (docs/evidence.md)."""
 
@@ -123,7 +123,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "estimator", "Estimator", "auto",
         "What stands for the skipped part: a copy of the last one, or a forecast from the last three. "
-        "Auto: forecast, but copy where whole evaluations lie more than 3 apart.",
+        "Auto: forecast, but copy where whole evaluations lie more than 3.5 apart.",
         choices=("auto", "copy", "forecast"),
     ),
     Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
@@ -170,6 +170,18 @@ FIELDS: tuple[Field, ...] = (
 )
 FIELD = {field.name: field for field in FIELDS}
 
+OBEYED = {
+    "weighted": ("speed_up", "hires_speed_up"),
+    "uniform": ("cache_interval", "hires_cache_interval"),
+    "non-uniform": ("cache_interval", "center", "power", "hires_cache_interval"),
+    "custom": ("full_evaluations",),
+}
+"""What each strategy obeys besides what all do."""
+STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
+INFOTEXT_KEYS = ("DeepCache", "DeepCache version", "DeepCache error", *(field.infotext for field in FIELDS))
+SELDOM = ("start", "end", "passes", *(name for name in FIELD if name.startswith("hires_")))
+"""Written into an infotext only where they differ from their defaults."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -213,10 +225,15 @@ class Settings:
         )
 
     def infotext(self) -> dict[str, Any]:
-        """Every effective setting under its infotext key: enough to make the picture again."""
-        values = asdict(self)
-        written = {field.infotext: values[field.name] for field in FIELDS if field.name != "enabled"}
-        return {"DeepCache version": FORMAT_VERSION, **written}
+        """What has an effect, under its infotext key: enough to make the picture again. What the strategy does not
+        obey is left out, and of `SELDOM` what is at its default.
+        """
+        values, written = asdict(self), {"DeepCache version": FORMAT_VERSION}
+        for field in FIELDS:
+            obeyed = field.name not in STRATEGYS_OWN or field.name in OBEYED[self.strategy]
+            if field.name != "enabled" and obeyed and (field.name not in SELDOM or values[field.name] != field.default):
+                written[field.infotext] = values[field.name]
+        return written
 
 
 def parse(args: Sequence[Any]) -> Settings:

@@ -211,7 +211,7 @@ def test_an_infotext_makes_the_picture_again(host):
     done = make(host, settings, sampler_name="Euler a", **HIRES)
     written = read(host, done)
     assert written["DeepCache version"] == "2"
-    again = {field.name: type(field.default)(written[field.infotext]) for field in FIELDS[1:]}
+    again = {f.name: type(f.default)(written.get(f.infotext, f.default)) for f in FIELDS[1:]}
     assert same(make(host, {"enabled": True, **again}, sampler_name="Euler a", **HIRES), done)
     assert same(make(host, True, *again.values(), sampler_name="Euler a", **HIRES), done)
 

@@ -342,6 +342,20 @@ def test_one_p_for_several_pictures(host):
         assert told(host, done)["DeepCache"] == "3 of 7 full"
 
 
+def test_one_p_with_other_settings_each_time(host):
+    """As an X/Y/Z plot does, whose copies of p share their infotext's values."""
+    processing, texts = host.module("processing"), []
+    p = processing.StableDiffusionProcessingTxt2Img(sd_model=host.module("shared").sd_model, **REQUEST)
+    p.scripts = host.module("scripts").scripts_txt2img
+    p.script_args = host.api._script_args("txt2img", p.scripts, {})
+    for wanted in ({"enabled": True, "cache_interval": 3, "start": 0.2}, {"speed_up": 1.5}, {"enabled": False}):
+        p.deepcache_overrides = wanted
+        texts.append(processing.process_images(p).infotexts[0])
+    assert "DeepCache interval: 3" in texts[0] and "DeepCache start: 0.2" in texts[0]
+    assert "DeepCache speed-up: 1.5" in texts[1] and "interval" not in texts[1] and "start" not in texts[1]
+    assert "DeepCache" not in texts[2]
+
+
 def test_skip(host):
     """The button ends one picture of a batch; the next one is made as alone."""
     seen = []

@@ -397,7 +397,7 @@ def test_bad_settings(pipe, settings, words):
 
 
 def test_presets(pipe):
-    assert DeepCache(pipe, preset="Fast").settings.speed_up == 2.8
+    assert DeepCache(pipe, preset="Fast").settings.speed_up == 2.6
 
 
 def test_enabling_twice(pipe):

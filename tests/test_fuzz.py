@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepcache_ext.settings import CUSTOM, FIELD, FIELDS, PRESETS, Settings, SettingsError, parse
+from deepcache_ext.settings import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, Settings, SettingsError, parse
 from tests import unets
 from tests.replay import fakehost
 
@@ -124,19 +124,23 @@ def usable(draw: Any) -> Settings:
 def test_an_infotext_says_what_was_set(wanted: Settings) -> None:
     """From the settings to the text under a picture, as the host writes it, and back."""
     written = {key: str(value) for key, value in wanted.infotext().items()}
-    read = {f.name: type(f.default)(written[f.infotext]) for f in FIELDS if f.name != "enabled"}
-    assert parse([{"enabled": True, **read}]) == wanted
+    read = {f.name: type(f.default)(written[f.infotext]) for f in FIELDS if f.infotext in written}
+    again = parse([{"enabled": True, **read}])
+    assert again.infotext() == wanted.infotext()
+    assert all(getattr(again, name) == getattr(wanted, name) for name in OBEYED[wanted.strategy])
 
 
 @given(params=st.dictionaries(st.sampled_from([f.infotext for f in FIELDS] + ["DeepCache version", "Steps"]), ANY))
 def test_no_infotext_makes_pasting_raise(host: Any, params: dict[str, Any]) -> None:
-    """What a pasted text leaves in a control is the host's affair; ours is which keys mean that DeepCache was on."""
+    """A reader gives what its control can show, or None for what it had before."""
     from deepcache_ext.interface.infotext import paste_fields
 
-    fields = paste_fields({f.name: SimpleNamespace(name=f.name) for f in FIELDS})
-    assert [component.name for component, _ in fields] == [f.name for f in FIELDS]
-    for _, key in fields:
-        if callable(key):
-            assert key(params) is ("DeepCache version" in params)
+    logging.getLogger("deepcache").setLevel(logging.ERROR)
+    *fields, (notice, note) = paste_fields({f.name: f for f in FIELDS}, "notice")
+    assert notice == "notice" and isinstance(note(params), str)
+    for field, read in fields:
+        value = read(params)
+        if field.name == "enabled":
+            assert value is ("DeepCache version" in params)
         else:
-            assert key in {f.infotext for f in FIELDS}
+            assert value is None or field.parse(value) == value

@@ -17,7 +17,19 @@ from deepcache_ext.foresight import PassAhead, planned
 from deepcache_ext.interface import infotext, last_run, plans, strip, xyz
 from deepcache_ext.outcome import PassOutcome, RunOutcome, reached
 from deepcache_ext.report import PassReport, Reason
-from deepcache_ext.settings import CUSTOM, FIELD, FIELDS, PRESETS, Settings, SettingsError, overridden, parse
+from deepcache_ext.settings import (
+    CUSTOM,
+    FIELD,
+    FIELDS,
+    OBEYED,
+    PRESETS,
+    SELDOM,
+    STRATEGYS_OWN,
+    Settings,
+    SettingsError,
+    overridden,
+    parse,
+)
 from demo.webui.boot import boot
 
 SYMBOLS = json.loads((Path(__file__).parent / "data" / "host-traces" / "symbols.json").read_text(encoding="utf-8"))
@@ -109,7 +121,22 @@ def test_an_infotext_comes_back_whole(given_settings):
     written = {key: str(value) for key, value in given_settings.infotext().items()}
     back = pasted(written)
     assert back.pop("enabled") is True and infotext.note(written) == ""
-    assert all(getattr(given_settings, name) == value for name, value in back.items())
+    absent = {name for name, value in back.items() if value is None}
+    assert absent == set(STRATEGYS_OWN) - set(OBEYED[given_settings.strategy]) - set(SELDOM)
+    assert all(getattr(given_settings, name) == value for name, value in back.items() if name not in absent)
+
+
+def test_what_is_seldom_written_goes_back_to_its_default():
+    back = pasted({"DeepCache version": "2", "DeepCache preset": "Custom", "DeepCache strategy": "uniform"})
+    assert (back["start"], back["passes"], back["hires_cache_branch_id"]) == (0.0, "both", -1)
+    assert back["cache_interval"] is None is back["speed_up"]
+
+
+def test_a_preset_brings_what_it_sets_and_not_what_came_of_it():
+    params = {"DeepCache version": "2", "DeepCache preset": "Fast", "DeepCache estimator": "forecast"}
+    assert pasted(params)["estimator"] == "auto" and pasted(params)["speed_up"] == 2.6
+    assert pasted({**params, "DeepCache preset": "Custom"})["estimator"] == "forecast"
+    assert pasted({**params, "DeepCache preset": "?"})["estimator"] == "forecast"
 
 
 def test_an_infotext_without_it_switches_off_and_leaves_the_rest():

@@ -118,7 +118,7 @@ def test_presets_set_the_controls_and_turn_to_custom(opened):
     speed_up = number(opened, "txt2img", "speed_up")
     expect(speed_up).to_have_value("1.6")
     choose(opened, "txt2img", "preset", "Fast")
-    expect(speed_up).to_have_value("2.8")
+    expect(speed_up).to_have_value("2.6")
     type_number(opened, speed_up, 3.5)
     expect(ours(opened, "txt2img", "preset").locator("input[value=Custom]")).to_be_checked()
     expect(speed_up).to_have_value("3.5")

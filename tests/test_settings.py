@@ -1,12 +1,24 @@
 """Arguments in, settings or a clear message out."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.settings import CUSTOM, FIELD, FIELDS, PRESETS, Settings, SettingsError, overruled, parse
+from deepcache_ext.settings import (
+    CUSTOM,
+    FIELD,
+    FIELDS,
+    OBEYED,
+    PRESETS,
+    STRATEGYS_OWN,
+    Settings,
+    SettingsError,
+    overruled,
+    parse,
+)
 
 
 def test_the_order_of_the_arguments_is_frozen():
@@ -65,7 +77,7 @@ def test_a_preset_wins_in_a_list_and_says_so():
 
 def test_an_explicit_value_wins_in_a_mapping():
     settings = parse([{"enabled": True, "preset": "Fast", "cache_branch_id": 2}])
-    assert (settings.preset, settings.speed_up, settings.cache_branch_id) == (CUSTOM, 2.8, 2)
+    assert (settings.preset, settings.speed_up, settings.cache_branch_id) == (CUSTOM, 2.6, 2)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +154,17 @@ def test_an_infotext_is_enough_to_make_the_picture_again(values):
     settings = parse([values])
     written = settings.infotext()
     assert written["DeepCache version"] == 2
-    read = {field.name: field.parse(written[field.infotext]) for field in FIELDS if field.name != "enabled"}
-    assert Settings(enabled=True, **read) == settings
+    read = {field.name: field.parse(written.get(field.infotext, field.default)) for field in FIELDS[1:]}
+    without_effect = {name: getattr(settings, name) for name in STRATEGYS_OWN if name not in OBEYED[settings.strategy]}
+    assert replace(Settings(enabled=True, **read), **without_effect) == settings
     assert parse([values[field.name] for field in FIELDS]) == settings
+
+
+def test_an_infotext_is_short_where_nothing_special_was_set():
+    keys = {"version", "preset", "strategy", "branch", "estimator", "speed-up"}
+    assert set(parse([{"enabled": True}]).infotext()) == {f"DeepCache {key}" for key in keys}
+    typed = parse([{"enabled": True, "full_evaluations": "0, 5", "end": 0.5}]).infotext()
+    assert set(typed) == {f"DeepCache {key}" for key in keys - {"speed-up"} | {"full evaluations", "end"}}
 
 
 JSON = st.recursive(

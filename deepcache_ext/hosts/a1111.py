@@ -21,7 +21,7 @@ from ..ladder import AnyLadder, UnknownLayout
 from ..outcome import RunOutcome
 from ..report import Reason
 from ..session import Session
-from ..settings import Settings, SettingsError, overridden, overruled, parse
+from ..settings import INFOTEXT_KEYS, Settings, SettingsError, overridden, overruled, parse
 from .a1111_controlnet import control_units
 from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
@@ -156,6 +156,8 @@ class A1111:
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
         wrong = ""
+        for key in INFOTEXT_KEYS:  # scripts make one p, or copies that share this, again and again
+            p.extra_generation_params.pop(key, None)
         try:
             settings = settings_of(p, args)
             if not getattr(p, "deepcache_overrides", None):

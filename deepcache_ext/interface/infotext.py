@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from ..settings import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, Field, SettingsError
+from ..settings import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, PRESETS, SELDOM, Field, SettingsError
 
 log = logging.getLogger("deepcache")
 
@@ -26,7 +26,8 @@ Reader = Callable[[Mapping[str, Any]], Any]
 def paste_fields(components: Mapping[str, Any], notice: Any) -> list[tuple[Any, Reader]]:
     """Pairs of component and reader, as the host wants them in `Script.infotext_fields`.
 
-    An infotext without DeepCache switches it off; any other absent key leaves its control as it is. The readers are
+    An infotext without DeepCache switches it off. In one with it, what is only written where it differs from its
+    default (`settings.SELDOM`) is set to that; any other absent key leaves its control as it is. The readers are
     the same objects in both tabs: by them the host finds the pairs when a picture is sent from one to the other.
     """
     return [*((component, reader(name)) for name, component in components.items()), (notice, shown_note)]
@@ -48,10 +49,11 @@ def reader(name: str) -> Reader:
             return {"preset": CUSTOM, "strategy": "uniform"}[name]
         if name == "passes" and VERSION not in params:
             return OLDER_PASSES.get(_older(params))
-        try:
-            return _typed(FIELD[name], params.get(FIELD[name].infotext))
-        except SettingsError:
-            return None
+        by_preset = PRESETS.get(_usable("preset", params), {})
+        if name in by_preset:  # the estimator is written as it came out, not as the preset sets it
+            return by_preset[name]
+        found = _usable(name, params)
+        return FIELD[name].default if found is None and name in SELDOM and VERSION in params else found
 
     read.__name__ = f"read_{name}"
     return read
@@ -90,6 +92,13 @@ def _is_first_version(params: Mapping[str, Any]) -> bool:
 
 def _older(params: Mapping[str, Any]) -> str:
     return str(next((params[key] for key in OLDER_KEYS if key in params), "")).strip().lower()
+
+
+def _usable(name: str, params: Mapping[str, Any]) -> Any:
+    try:
+        return _typed(FIELD[name], params.get(FIELD[name].infotext))
+    except SettingsError:
+        return None
 
 
 def _typed(field: Field, text: Any) -> Any:

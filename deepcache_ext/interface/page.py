@@ -9,6 +9,7 @@ from typing import Any
 
 from ..foresight import PlannedPass
 from ..outcome import RunOutcome
+from ..settings import STRATEGYS_OWN
 from . import last_run, plans, strip, ui
 
 log = logging.getLogger("deepcache")
@@ -83,7 +84,7 @@ class Page:
                 last_run.table(self._latest()), *ui.shown_for(strategy),
             ]
 
-        own = [accordion.components[name] for name in ui.STRATEGYS_OWN]
+        own = [accordion.components[name] for name in STRATEGYS_OWN]
         accordion.refresh.click(
             show, inputs=[*accordion.components.values(), *controls.values()],
             outputs=[accordion.header, accordion.strip, accordion.last_run, *own], show_progress=False, queue=False,

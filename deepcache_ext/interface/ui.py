@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..settings import CUSTOM, FIELD, FIELDS, PRESETS
+from ..settings import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
 
 try:
     from modules.ui_components import InputAccordion
@@ -22,17 +22,6 @@ SHOWN_BRANCHES = 11
 
 NOTE = "Faster pictures, and they change a little: between whole evaluations of the UNet only a small part of it runs."
 OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page."
-
-OBEYED = {
-    "weighted": ("speed_up", "hires_speed_up"),
-    "uniform": ("cache_interval", "hires_cache_interval"),
-    "non-uniform": ("cache_interval", "center", "power", "hires_cache_interval"),
-    "custom": ("full_evaluations",),
-}
-"""What each strategy obeys besides what all do; only these controls are shown."""
-
-STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
-
 
 @dataclass
 class Accordion:
