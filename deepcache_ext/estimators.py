@@ -154,11 +154,7 @@ class Forecast:
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
-<<<<<<< HEAD
 FORECAST_UP_TO = 3.4
-=======
-FORECAST_UP_TO = 3.5
->>>>>>> a1111real
 """How far apart full evaluations may lie on average for `auto` to forecast: further apart a copy came nearer
 (docs/strategies.md).
 """
