@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -94,6 +95,10 @@ def generate(page, tab="txt2img", **steps):
 def paste(page, text, tab="txt2img"):
     page.locator(f"#{tab}_prompt textarea").fill(text)
     page.locator(f"#{tab}_paste").click()
+
+
+def test_it_is_the_gradio_that_is_meant(opened):
+    assert opened.evaluate("window.gradio_config.version") == os.environ.get("DEEPCACHE_GRADIO", "3.41.2")
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
