@@ -123,7 +123,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "estimator", "Estimator", "auto",
         "What stands for the skipped part: a copy of the last one, or a forecast from the last three. "
-        "Auto: forecast, but copy where whole evaluations lie more than 3.4 apart.",
+        "Auto: forecast, but copy where whole evaluations lie far apart.",
         choices=("auto", "copy", "forecast"),
     ),
     Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
