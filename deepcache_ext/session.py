@@ -41,6 +41,13 @@ class OpenCall:
     given: Arguments | None = None
     instead: Arguments | None = None
 
+    @property
+    def is_astray(self) -> bool:
+        """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
+        return self.cached and self.walks is not None and (
+            self.walks.astray or self.walks.supplied != self.expected_walks
+        )
+
 
 class Session:
     """Caches the calls of one UNet during one pass of a sampler.
@@ -77,6 +84,7 @@ class Session:
         self._was_full = False
         self._thread = 0
         self._open: list[OpenCall] = []
+        self._is_raising = False
         self._no_slot: Reason = Reason.FIRST_SEEN
         self._index = -1
 
@@ -102,6 +110,7 @@ class Session:
                     f"this UNet has the branches 0 to {ladder.depth - 1}"
                 )
             self._ladder, self._unet, self._weights = ladder, unet, WeightsWatch(unet)
+        self._remove_handles()
         self._attached = True
         if hooked:
             self._handles = [
@@ -112,10 +121,20 @@ class Session:
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
         self.pause()
+        self._attached = False
+        self._remove_handles()
+
+    def _remove_handles(self) -> None:
+        """Take the hooks off, unless torch is going through them for a forward that raised: a hook that goes away
+        there, with another extension's behind it, would replace the host's exception by torch's own. Those that stay
+        do nothing, and go when the session is next asked for anything.
+        """
+        if self._is_raising and self._handles and self._unet is not None:
+            if next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id:
+                return
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._attached = False
 
     def detach(self) -> None:
         """Leave the UNet as it was, and forget it."""
@@ -184,6 +203,8 @@ class Session:
         self._moment = None
         self._latent = None
         self._was_full = False
+        if not self._attached:
+            self._remove_handles()
 
     # What other extensions ask ------------------------------------------------------------------------------
 
@@ -275,48 +296,69 @@ class Session:
         if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
             return None
         done = self._open.pop()
-        again = False
+        if output is None:  # torch calls the hook in this way when the forward raised
+            self._raised(done)
+            return None
         try:
-            again = self._end_call(done, output)
+            self._end_call(done)
         except Exception:
             self._break()
-        if again and done.given is not None:
-            # What the cached call gave belongs to another walk. The host's arguments are still here: run it in full.
-            args, kwargs = done.given
-            return unet.forward(*args, **kwargs)
-        return None
+        return self._run_in_full(unet, done) if done.is_astray else None
 
-    def _end_call(self, done: OpenCall, output: Any) -> bool:
-        """Book a call; True when it was cached wrongly and must run again in full."""
+    def _raised(self, done: OpenCall) -> None:
+        """The forward raised: out of memory, most likely, or an interrupt. Free what can be freed, and leave the UNet
+        clean. A host that goes on all the same ticks again, and its adapter attaches again.
+        """
         assert self._ladder is not None
-        if done.nested:
-            self._ladder.put_back(dict(done.suspended or {}))
-            return False
-        self._ladder.take_down()
-        if output is None:  # torch calls the hook in this way when the forward raised
-            # Out of memory, most likely, or an interrupt: free what can be freed, and leave the UNet clean. A host
-            # that goes on all the same ticks again, and its adapter attaches again.
+        self._is_raising = True
+        try:
+            if done.nested:
+                self._ladder.put_back(dict(done.suspended or {}))
+                return
             self.drop(Reason.RAISED)
             self._was_full = True
             self.unhook()
-            return False
+        except Exception:
+            self._break()
+        finally:
+            self._is_raising = False
+
+    def _end_call(self, done: OpenCall) -> None:
+        """The forward returned: take the shadows down, and book the call."""
+        assert self._ladder is not None
+        if done.nested:
+            self._ladder.put_back(dict(done.suspended or {}))
+            return
+        self._ladder.take_down()
         if done.call is None:
-            return False
+            return
+        if done.is_astray:
+            self._watch.discard()
+            self._was_full = True
+            self.report.full_calls += 1
+            self.report.misses[Reason.WALKS] += 1
+            self.drop(Reason.WALKS)
+            return
         self._watch.stop(done.cached)
         if done.cached:
-            assert done.walks is not None
-            if done.walks.astray or done.walks.supplied != done.expected_walks:
-                self._was_full = True
-                self.report.full_calls += 1
-                self.report.misses[Reason.WALKS] += 1
-                self.drop(Reason.WALKS)
-                return True
             self.report.cached_calls += 1
-            return False
+            return
         self.report.full_calls += 1
         if done.walks is not None:
             self._keep(done, done.walks)
-        return False
+
+    def _run_in_full(self, unet: nn.Module, done: OpenCall) -> Any:
+        """What the cached call gave belongs to another walk. The host's arguments are still here: run it again."""
+        assert done.call is not None and done.given is not None
+        args, kwargs = done.given
+        self._watch.start(done.call.x)
+        try:
+            output = unet.forward(*args, **kwargs)
+        except BaseException:
+            self._raised(done)
+            raise
+        self._watch.stop(cached=False)
+        return output
 
     def _keep(self, done: OpenCall, walks: Walks) -> None:
         assert self._moment is not None and done.call is not None and done.key is not None

@@ -124,6 +124,31 @@ def test_another_number_of_walks_is_run_again_in_full(unet):
     report = cache.close()
     assert report.misses == {Reason.WALKS: 1}
     assert (report.full_calls, report.cached_calls, report.full_evaluations) == (2, 1, 2)
+    assert (len(report.full_seconds), len(report.cached_seconds)) == (2, 1)  # the other walk is in neither
+
+
+def test_an_error_when_it_is_run_again(unet):
+    """It is the host's own, and the UNet is clean as after any other."""
+    latent, other, cache, before = drifting(2), torch.randn(2, 4, 8, 8), session(4), len(unet._forward_hooks)
+    double, single = twice(unet, other), []
+
+    def forward(**kw):
+        if not single:
+            return double(**kw)
+        if single.pop():
+            single.append(False)  # the cached call has one walk; run again, it has no memory left
+            return type(unet).forward(unet, **kw)
+        raise ZeroDivisionError("out of memory")
+
+    unet.forward = forward
+    cache.attach(unet)
+    run(cache, unet, 2)
+    single.append(True)
+    with pytest.raises(ZeroDivisionError, match="out of memory"):
+        evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    del unet.forward
+    assert len(unet._forward_hooks) == before and not len(cache._slots)
+    assert cache.close().misses[Reason.WALKS] == 1
 
 
 def test_an_extension_that_comes_or_goes_in_mid_run(unet):
