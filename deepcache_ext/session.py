@@ -15,6 +15,7 @@ from . import for_extensions
 from .calls import Call
 from .estimators import Estimator, Moment
 from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
+from .parts import Parts, parts, same_parts
 from .plan import Plan
 from .report import PassReport, Reason
 from .slots import Key, Slots
@@ -79,6 +80,7 @@ class Session:
         self._attached = False
         self._weights: WeightsWatch | None = None
         self._version: Hashable = None
+        self._parts: Parts = ()
         self._moment: Moment | None = None
         self._latent: Callable[[], torch.Tensor | None] | None = None
         self._was_full = False
@@ -103,13 +105,7 @@ class Session:
             if self._unet is not None:
                 self.detach()
                 self.drop(Reason.WEIGHTS)
-            ladder = self._ladder_of(unet)
-            if self.plan.branch >= ladder.depth:
-                raise UnknownLayout(
-                    f"cache_branch_id = {self.plan.branch} is not allowed: "
-                    f"this UNet has the branches 0 to {ladder.depth - 1}"
-                )
-            self._ladder, self._unet, self._weights = ladder, unet, WeightsWatch(unet)
+            self._look_at(unet)
         self._remove_handles()
         self._attached = True
         if hooked:
@@ -117,6 +113,17 @@ class Session:
                 unet.register_forward_pre_hook(self.before, with_kwargs=True),
                 register_after(unet, self.after),
             ]
+
+    def _look_at(self, unet: nn.Module) -> None:
+        """Learn what the UNet is made of. Raises `UnknownLayout`."""
+        ladder = self._ladder_of(unet)
+        if self.plan.branch >= ladder.depth:
+            raise UnknownLayout(
+                f"cache_branch_id = {self.plan.branch} is not allowed: "
+                f"this UNet has the branches 0 to {ladder.depth - 1}"
+            )
+        self._ladder, self._unet = ladder, unet
+        self._weights, self._version, self._parts = WeightsWatch(unet), None, parts(unet)
 
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
@@ -129,9 +136,11 @@ class Session:
         there, with another extension's behind it, would replace the host's exception by torch's own. Those that stay
         do nothing, and go when the session is next asked for anything.
         """
-        if self._is_raising and self._handles and self._unet is not None:
-            if next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id:
-                return
+        if (
+            self._is_raising and self._handles and self._unet is not None
+            and next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id
+        ):
+            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -140,6 +149,7 @@ class Session:
         """Leave the UNet as it was, and forget it."""
         self.unhook()
         self._unet = self._ladder = self._weights = self._version = None
+        self._parts = ()
 
     @property
     def unet(self) -> nn.Module | None:
@@ -258,6 +268,9 @@ class Session:
         if self._latent is not None:
             self._slots.start_evaluation(self._latent())
             self._latent = None
+        if not same_parts(self._parts, parts(unet)):
+            self.drop(Reason.BLOCKS)
+            self._look_at(unet)
         if self._version is not None and self._weights is not None and self._weights.version() != self._version:
             self.drop(Reason.WEIGHTS)
         call = self._ladder.call(args, kwargs)
@@ -276,6 +289,7 @@ class Session:
                 features = self.estimator.estimate(slot.kept, moment)
                 instead = self._ladder.arguments(self.plan.branch, args, kwargs)
                 walks = self._ladder.up_cached(self.plan.branch, features, None if forward is None else slot.walks)
+                walks.expected_sizes = slot.walks.sizes
                 self._watch.start(call.x)
                 return OpenCall(
                     call, key, forward, walks, True, len(features), given=(args, kwargs), instead=instead
