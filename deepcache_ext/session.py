@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -278,7 +279,10 @@ class Session:
         if self._version is not None and self._weights is not None and self._weights.version() != self._version:
             self.drop(Reason.WEIGHTS)
         call = self._ladder.call(args, kwargs)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
+        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in chain((call.x, *call.conditioning), unet.parameters())
+        ):
             return self._plain(Reason.GRADIENT)
         planned_full = self.plan.is_full(moment.index)
         if call.whole:

@@ -403,6 +403,21 @@ def test_gradients_are_not_cut_off(unet):
     assert cache.close().misses == {Reason.GRADIENT: 1}
 
 
+def test_gradients_of_deep_parameters_are_not_lost(unet):
+    """A training loop asks for none of x: here all is frozen but one layer that a cached call would skip."""
+    cache, deep = session(2), unet.middle_block[0].in_layers[2].weight
+    unet.requires_grad_(False)
+    cache.attach(unet)
+    for asked in (True, False):
+        deep.requires_grad_(asked)
+        with torch.enable_grad():
+            for k in (0, 1):
+                (output,) = evaluate(cache, unet, k, drifting(2)(k), call(x=drifting(2)(k)))
+        assert output.requires_grad is asked
+    report = cache.close()
+    assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 2})
+
+
 def test_tracing_and_replicas_pass_through(unet):
     cache, latent = session(2), drifting(2)
     cache.attach(unet)
