@@ -71,7 +71,7 @@ class Copy:
 
 
 class Forecast:
-    """First order in log sigma from the last two full calls, trusted as far as it has just proved right:
+    """First order in log sigma: the direction from the last two full calls, trusted as far as the last three say:
     h + t r (h - h_before), where r is the distance from the last full call in units of the distance between the two.
     The evaluation's index stands in for log sigma where a sigma is missing.
 
