@@ -189,7 +189,7 @@ def scaled_down(unet):
 @pytest.mark.parametrize("branch", [0, 2, 3, 5])
 @pytest.mark.parametrize("come", [True, False])
 def test_blocks_exchanged_in_mid_run(unet, branch, come):
-    latent, cache = drifting(2), session(5, branch)
+    latent, cache, feature = drifting(2), session(5, branch), None
     cache.attach(unet)
     with contextlib.ExitStack() as first, contextlib.ExitStack() as then:
         for k in range(4):
@@ -200,7 +200,7 @@ def test_blocks_exchanged_in_mid_run(unet, branch, come):
                 ladder = cache._ladder
             (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
             if k >= 2:
-                kept = feature if k == 3 else None
+                kept = feature if k == 3 else None  # the third is full, though the plan caches it
                 expected, feature = unets.by_hand(unet, branch, kept, **call(x=scaled(latent(k), k)))
                 assert torch.equal(output, expected)
         assert cache._ladder is not ladder
