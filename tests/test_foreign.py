@@ -189,7 +189,7 @@ def scaled_down(unet):
 @pytest.mark.parametrize("branch", [0, 2, 3, 5])
 @pytest.mark.parametrize("come", [True, False])
 def test_blocks_exchanged_in_mid_run(unet, branch, come):
-    latent, cache = drifting(2), session(5, branch)
+    latent, cache, feature = drifting(2), session(5, branch), None
     cache.attach(unet)
     with contextlib.ExitStack() as first, contextlib.ExitStack() as then:
         for k in range(4):

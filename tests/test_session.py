@@ -409,7 +409,7 @@ def test_conditioning_that_changed_at_a_planned_full_call(unet, estimator):
     """What a slot goes by is renewed, and no forecast reaches back over the change."""
     cache, other = session(2, estimator=estimator), torch.randn(2, 77, 64)
     cache.attach(unet)
-    latent = drifting(2)
+    latent, feature = drifting(2), None
     for k in range(4):
         arguments = {"x": latent(k), **({"context": other} if k >= 2 else {})}
         (output,) = evaluate(cache, unet, k, latent(k), call(**arguments))
