@@ -38,6 +38,7 @@ class OpenCall:
     walks: Walks | None = None
     cached: bool = False
     expected_walks: int = 0
+    continues: bool = False
     suspended: Mapping[str, Any] | None = None
     nested: bool = False
     given: Arguments | None = None
@@ -307,9 +308,10 @@ class Session:
         if not self.plan.worth_keeping(moment.index, self.estimator.keeps):
             self._watch.start(call.x)
             return OpenCall(call)
+        continues = self._slots.continues(key, call, forward)
         walks = self._ladder.up_full(self.plan.branch, full_length=forward is not None)
         self._watch.start(call.x)
-        return OpenCall(call, key, forward, walks)
+        return OpenCall(call, key, forward, walks, continues=continues)
 
     def after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """A call of the UNet ends: its output if another is to be returned, or None. A forward hook, with kwargs;
@@ -389,7 +391,7 @@ class Session:
         if not walks.features:
             self.turn_off(Reason.NO_EFFECT.value)
             return
-        slot = self._slots.keep(done.key, done.call, done.forward, walks, self._moment)
+        slot = self._slots.keep(done.key, done.call, done.forward, walks, self._moment, done.continues)
         self.estimator.learn(slot.kept)
         self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
         if self._weights is not None:

@@ -99,19 +99,27 @@ class Slots:
             return None, Reason.CONDITIONING
         return slot, None
 
-    def keep(self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment) -> Slot:
-        """Remember a full call. The features before it stay for the estimator only where they are of the same making.
+    def continues(self, key: Key, call: Call, forward: object) -> bool:
+        """Whether a full call is of the same making as what its slot holds, which then stays for the estimator. To be
+        asked before the call: it may wait for the device, which is to have little to do then.
         """
-        slot = self._slots.get(key)
-        same_making = (
+        slot = self._slots.get(key) if self._keeps > 1 else None
+        return (
             slot is not None
+            and bool(slot.kept)
             and slot.forward is forward
             and slot.state == call.state
-            and bool(slot.kept)
-            and len(slot.kept[-1].features) == len(walks.features)
             and same_content(slot.conditioning, call.conditioning)
         )
-        if slot is None or not same_making:
+
+    def keep(
+        self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment, continues: bool = False
+    ) -> Slot:
+        """Remember a full call; the features before it stay only where it `continues` them. Never waits for the
+        device.
+        """
+        slot = self._slots.get(key)
+        if slot is None or not continues or len(slot.kept[-1].features) != len(walks.features):
             # Clones, since a host may fill the same buffers anew.
             conditioning = tuple(tensor.clone() for tensor in call.conditioning)
             slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, call.state, forward)

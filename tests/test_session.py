@@ -11,7 +11,9 @@ import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
 
-from deepcache_ext.estimators import Forecast, Kept, Moment
+from deepcache_ext import slots
+from deepcache_ext.calls import same_content
+from deepcache_ext.estimators import Copy, Forecast, Kept, Moment
 from deepcache_ext.ladder import UnknownLayout
 from deepcache_ext.plan import ListedPlan
 from deepcache_ext.report import Reason
@@ -386,6 +388,35 @@ def test_another_thread_passes_through(unet):
     thread.join()
     assert torch.equal(out[0], unets.by_hand(unet, 0, **call())[0])
     assert cache.close().misses == {Reason.OUTSIDE: 1}
+
+
+@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
+def test_nothing_waits_for_the_device_behind_a_call(unet, estimator, monkeypatch):
+    """Comparing contents waits on CUDA: that has its place before the UNet's work is queued, and only where needed."""
+    cache, order = session(2, estimator=estimator), []
+    monkeypatch.setattr(slots, "same_content", lambda *both: order.append("compares") or same_content(*both))
+    done = unet.out.register_forward_hook(lambda *_: order.append("runs"))
+    cache.attach(unet)
+    run(cache, unet, 4)
+    done.remove()
+    compares = ["compares"] if estimator.keeps > 1 else []
+    assert order == ["runs", "compares", "runs", *compares, "runs", "compares", "runs"]
+    cache.close()
+
+
+@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
+def test_conditioning_that_changed_at_a_planned_full_call(unet, estimator):
+    """What a slot goes by is renewed, and no forecast reaches back over the change."""
+    cache, other = session(2, estimator=estimator), torch.randn(2, 77, 64)
+    cache.attach(unet)
+    latent, feature = drifting(2), None
+    for k in range(4):
+        arguments = {"x": latent(k), **({"context": other} if k >= 2 else {})}
+        (output,) = evaluate(cache, unet, k, latent(k), call(**arguments))
+        now = call(**{**arguments, "x": scaled(latent(k), k)})
+        expected, feature = unets.by_hand(unet, 0, feature if k % 2 else None, **now)
+        assert torch.equal(output, expected)
+    assert cache.close().cached_calls == 2
 
 
 def test_gradients_are_not_cut_off(unet):
