@@ -56,7 +56,8 @@ class DeepCache:
     or the UNet. Settings: those of `SETTINGS`, as in the WebUI; a value that cannot be used raises `SettingsError`.
     A UNet that cannot be cached runs as ever, and `report()` says why.
 
-    Each run of a pipeline is a pass of its own; a loop by hand may say so itself (`new_run`). Runs of one UNet in several threads at a time are not supported.
+    Each run of a pipeline is a pass of its own; a loop by hand may say so itself (`new_run`). Runs of one UNet in
+    several threads at a time are not supported.
     """
 
     def __init__(self, target: Any, **settings: Any) -> None:
