@@ -118,13 +118,22 @@ class DiffusersLadder:
     # Arguments ----------------------------------------------------------------------------------------------
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Whether there are residuals of a control network is part of a call's kind; what they hold is not."""
+        """Whether there are residuals of a control network, and whether they are all zero (so a pipeline gives them
+        outside a ControlNet's guidance range), is part of a call; what else they hold is not. A strength that moves
+        between two values, and one control network of several that ends, are taken like any change of the picture in
+        mid-run: what is kept is never older than the plan's last full evaluation. The middle's residual stands for
+        all where there is one, else the first of the list.
+        """
         named = self._named(args, kwargs)
         x = named.pop("sample", None)
         named.pop("timestep", None)
-        for name in (CONTROL, MIDDLE, ADAPTER):
-            if named.pop(name, None) is not None:
-                named[name] = True
+        residuals = {name: named.pop(name, None) for name in (MIDDLE, CONTROL, ADAPTER)}
+        for name, given in residuals.items():
+            first = given[0] if isinstance(given, (list, tuple)) and given else given
+            if name == CONTROL and residuals[MIDDLE] is not None:
+                first = given is not None or None
+            # A tensor without dimensions: compared with the conditioning, so that a GPU is not waited for here.
+            named[name] = (first != 0).any() if isinstance(first, torch.Tensor) else None if first is None else True
         call = Call.of_named(x, sorted(named.items()))
         return replace(call, state=self._processors.state())
 

@@ -186,6 +186,33 @@ def test_arguments_by_position():
     assert trimmed[8:] == ((1, 2), 0) and trimmed[:3] == args
 
 
+@pytest.mark.parametrize("given", ["control", "control alone", "adapter"])
+@pytest.mark.parametrize("strengths", [(1, 0), (0, 1), (0, 0), (1, 1)])
+def test_control_that_starts_or_ends_in_mid_run(given, strengths):
+    """Outside of its guidance range a ControlNet's residuals are zeros, not None."""
+    unet, call = unets.shared_unet("sd1"), unets.inputs("sd1")
+    shapes = skips_of(unet, call)
+    timesteps = torch.arange(1000, 0, -100)
+
+    def controlled(place, strength):
+        residuals = [strength * tensor for tensor in noise(shapes, 2)]
+        names = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": residuals[-1]}
+        if given != "control":
+            del names["mid_block_additional_residual"]
+        if given == "adapter":
+            names = {"down_intrablock_additional_residuals": [residuals[2], residuals[5], residuals[8]]}
+        else:  # for "control alone": with a list for adapters, the first is taken for a ControlNet's
+            names |= {"down_intrablock_additional_residuals": []} if given == "control alone" else {}
+        return unet(**{**call, "timestep": timesteps[place], **names}).sample
+
+    with DeepCache(unet, cache_interval=3, estimator="copy") as cache:
+        controlled(0, strengths[0])
+        output = controlled(1, strengths[1])
+    changes = strengths[0] != strengths[1]
+    assert torch.equal(output, controlled(1, strengths[1])) is changes
+    assert cache.report().passes[0].misses == ({Reason.CONDITIONING: 1} if changes else {})
+
+
 # Sizes, FreeU, hooks ----------------------------------------------------------------------------------------
 
 
