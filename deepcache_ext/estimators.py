@@ -71,7 +71,7 @@ class Copy:
 
 
 class Forecast:
-    """First order in log sigma from the last two full calls, trusted as far as it has just proved right:
+    """First order in log sigma: the direction from the last two full calls, trusted as far as the last three say:
     h + t r (h - h_before), where r is the distance from the last full call in units of the distance between the two.
     The evaluation's index stands in for log sigma where a sigma is missing.
 
@@ -154,5 +154,9 @@ class Forecast:
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
-FORECAST_UP_TO = 3
-"""The widest interval over which `auto` forecasts: over wider ones a copy came nearer (docs/strategies.md)."""
+FORECAST_UP_TO = 0.75
+"""How far apart in log sigma full evaluations may lie on average for `auto` to forecast: further apart a copy came
+nearer, at 14 to 60 steps alike (docs/strategies.md).
+"""
+FORECAST_UP_TO_STEPS = 3.4
+"""The same in evaluations, for where the noise levels are not known: right at about 30 steps."""

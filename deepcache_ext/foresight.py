@@ -86,7 +86,7 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
         plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.fresh_noise)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
-    return PlannedPass(ahead, plan, estimator_for(own, plan, ahead.total), remark)
+    return PlannedPass(ahead, plan, estimator_for(own, plan, ahead.total, sigmas), remark)
 
 
 def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Arguments, Ladder, Supplied, Walks, own_forward
+from .ladder import Arguments, Ladder, Noted, Walks, own_forward
 
 PARAMETERS = ("x", "timesteps", "context", "y", "control", "transformer_options")
 """Of the forwards, in their order; whatever else is named goes through."""
@@ -74,14 +74,7 @@ class ForgeLadder(Ladder):
             return walks
         # Astray, until the forward is seen to count in the options that it was given.
         walks.strayed, options.walks = True, walks
-        stand_in = self._unet.__dict__["middle_block"]
-
-        def supply() -> torch.Tensor:
-            options.pass_by()
-            feature: torch.Tensor = stand_in()
-            return feature
-
-        self._put(None, Supplied(self._real("middle_block"), supply), None)
+        self._put(None, Noted(self._unet.__dict__["middle_block"], lambda _: options.pass_by()), None)
         return walks
 
     def _skipped_transformers(self, branch: int) -> int:

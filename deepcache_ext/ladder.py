@@ -106,6 +106,27 @@ class Supplied(Stand):
         yield self
 
 
+class Noted(Stand):
+    """Hands a look at what the block is given to `see`, then runs the block."""
+
+    def __init__(self, real: Any, see: Callable[[Any], None]) -> None:
+        super().__init__(real)
+        self._see = see
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._see(args[0] if args else None)
+        output: torch.Tensor = self._real(*args, **kwargs)
+        return output
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._passing
+        yield from self._real
+
+    def _passing(self, h: torch.Tensor) -> torch.Tensor:
+        self._see(h)
+        return h
+
+
 class Blocks(Shadow, list[Any]):
     """The blocks of one call, in place of a ModuleList."""
 
@@ -133,6 +154,8 @@ class Walks:
     `features`: clones of the boundary's output, one for each walk (full calls). `shapes`: for each skipped
     position, the output shapes in order of the walks (full calls under a forward that is not the class's own).
     `supplied`: how often a cached call asked for its feature; `strayed`: it ran a block that the full call did not.
+    `sizes`: (height, width) of what came out of the live input blocks, one for each walk; `expected_sizes`: what it was
+    at the full call, set on a cached one. Where they differ, the kept feature has no place (see `fitting`).
     `ran`: which other networks ran in the call, in order; `expected`: which ones should have, if that is known;
     `controls`: notes of what they did (see `control_ladder`).
     """
@@ -141,6 +164,8 @@ class Walks:
     shapes: dict[str, list[Shape]] = field(default_factory=dict)
     supplied: int = 0
     strayed: bool = False
+    sizes: list[torch.Size | None] = field(default_factory=list)
+    expected_sizes: list[torch.Size | None] | None = None
     ran: list[Any] = field(default_factory=list)
     expected: list[Any] | None = None
     controls: list[Any] = field(default_factory=list)
@@ -149,7 +174,25 @@ class Walks:
     @property
     def astray(self) -> bool:
         """Whether a cached call did something else than the full call that it goes back to."""
-        return self.strayed or (self.expected is not None and self.ran != self.expected)
+        return (
+            self.strayed
+            or (self.expected is not None and self.ran != self.expected)
+            or (self.expected_sizes is not None and self.sizes != self.expected_sizes)
+        )
+
+    def meet(self, h: Any) -> None:
+        """`h`, (rows, channels, height, width), came out of the live input blocks."""
+        self.sizes.append(h.shape[2:] if isinstance(h, torch.Tensor) else None)
+
+    def fitting(self, feature: torch.Tensor) -> torch.Tensor:
+        """The kept feature; or where another size was met than at the full call, zeros that the forward can go on
+        with, since the call will run again in full.
+        """
+        walk = len(self.sizes) - 1
+        if walk < 0 or self.expected_sizes is None or self.expected_sizes[walk : walk + 1] == self.sizes[-1:]:
+            return feature
+        size = self.sizes[-1]
+        return feature if size is None else feature.new_zeros((*feature.shape[:2], *size))
 
     def keep(self, feature: torch.Tensor) -> None:
         # A clone, since FreeU and its like go on to write into the tensor.
@@ -264,12 +307,11 @@ class Ladder:
                 block if i > boundary else Observed(block, keep_and_note(f"output {i}"))
                 for i, block in enumerate(outputs)
             ]
-            self._put(inputs, middle, outputs)
         elif boundary < 0:
-            self._put(None, Observed(middle, walks.keep), None)
+            middle = Observed(middle, walks.keep)
         else:
             outputs[boundary] = Observed(outputs[boundary], walks.keep)
-            self._put(None, None, outputs)
+        self._put(*_noted(branch, inputs, middle, walks.meet), outputs)
         return walks
 
     def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
@@ -284,10 +326,11 @@ class Ladder:
 
         def feature() -> torch.Tensor:
             walks.supplied += 1
-            return features[min(walks.supplied, len(features)) - 1]
+            return walks.fitting(features[min(walks.supplied, len(features)) - 1])
 
         if full is None:
-            self._put(inputs[: branch + 1], Supplied(middle, feature), outputs[boundary + 1 :])
+            live, stand_in = _noted(branch, inputs[: branch + 1], Supplied(middle, feature), walks.meet)
+            self._put(live, stand_in, outputs[boundary + 1 :])
             return walks
 
         def zeros(position: str) -> Callable[[], torch.Tensor]:
@@ -303,14 +346,13 @@ class Ladder:
 
             return supply
 
-        self._put(
-            [b if i <= branch else Supplied(b, zeros(f"input {i}")) for i, b in enumerate(inputs)],
-            Supplied(middle, feature if boundary < 0 else zeros("middle")),
-            [
-                b if i > boundary else Supplied(b, feature if i == boundary else zeros(f"output {i}"))
-                for i, b in enumerate(outputs)
-            ],
-        )
+        inputs = [b if i <= branch else Supplied(b, zeros(f"input {i}")) for i, b in enumerate(inputs)]
+        middle = Supplied(middle, feature if boundary < 0 else zeros("middle"))
+        outputs = [
+            b if i > boundary else Supplied(b, feature if i == boundary else zeros(f"output {i}"))
+            for i, b in enumerate(outputs)
+        ]
+        self._put(*_noted(branch, inputs, middle, walks.meet), outputs)
         return walks
 
     def take_down(self) -> dict[str, Any]:
@@ -336,10 +378,20 @@ class Ladder:
         shadows = self._unet.__dict__
         if inputs is not None:
             shadows["input_blocks"] = Blocks(inputs, self._real("input_blocks"))
-        if middle is not None:
+        if isinstance(middle, Shadow):  # the real one stays where it is
             shadows["middle_block"] = middle
         if outputs is not None:
             shadows["output_blocks"] = Blocks(outputs, self._real("output_blocks"))
+
+
+def _noted(branch: int, inputs: list[Any], middle: Any, see: Callable[[Any], None]) -> tuple[list[Any], Any]:
+    """The input blocks and the middle block of a call, with a look at what comes out of the first branch + 1. What the
+    next one is given is looked at, since hosts' patches act between the blocks.
+    """
+    after = branch + 1
+    if after >= len(inputs):
+        return inputs, Noted(middle, see)
+    return [*inputs[:after], Noted(inputs[after], see), *inputs[after + 1 :]], middle
 
 
 def check_layout(unet: Any) -> None:

@@ -33,7 +33,11 @@ def speed_up(evaluations: int, full: int, cached_share: float) -> float:
     return evaluations / cost if cost > 0 else 1.0
 
 
+NEARLY = 0.99
+"""So much of a wanted speed-up is enough: for 2.6x of 30 evaluations 10 full ones (2.59x), not 9 (2.82x)."""
+
+
 def full_for(evaluations: int, wanted: float, cached_share: float) -> int:
-    """How many evaluations may be full for a speed-up of at least `wanted`; at least one."""
-    budget = evaluations / wanted - evaluations * cached_share
+    """How many evaluations may be full for `NEARLY` the `wanted` speed-up; at least one."""
+    budget = evaluations / (NEARLY * wanted) - evaluations * cached_share
     return min(max(int(budget / (1 - cached_share) + 1e-9), 1), evaluations)

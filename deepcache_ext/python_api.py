@@ -187,13 +187,14 @@ class DeepCache:
         settings, total = self.settings, self._clock.remaining
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
+        sigmas = self._sigmas(scheduler)
         plan, remark = plan_for(
-            settings, total or 0, self._sigmas(scheduler), depth=DiffusersLadder(self._unet).depth,
+            settings, total or 0, sigmas, depth=DiffusersLadder(self._unet).depth,
             fresh_noise=adds_noise(scheduler),
         )
         if remark and total is not None:
             log.warning("%s", remark)
-        session = Session(plan, estimator_for(settings, plan, total or 0), ladder=DiffusersLadder)
+        session = Session(plan, estimator_for(settings, plan, total or 0, sigmas), ladder=DiffusersLadder)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session

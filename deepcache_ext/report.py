@@ -20,6 +20,7 @@ class Reason(str, Enum):
     STATE = "a control unit, a LoRA or a hypernetwork changed"
     PATCHED = "a patch of another extension may need the blocks that a cached call skips"
     WEIGHTS = "the model's weights changed"
+    BLOCKS = "blocks of the UNet were exchanged"
     ASKED = "another extension asked for a full call"
     RAISED = "the UNet raised an error"
     WALKS = "the UNet's blocks were run another number of times than at the full call"

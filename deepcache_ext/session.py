@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from . import for_extensions
 from .calls import Call
 from .estimators import Estimator, Moment
 from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
+from .parts import Parts, parts, same_parts
 from .plan import Plan
 from .report import PassReport, Reason
 from .slots import Key, Slots
@@ -40,6 +42,13 @@ class OpenCall:
     nested: bool = False
     given: Arguments | None = None
     instead: Arguments | None = None
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
+        return self.cached and self.walks is not None and (
+            self.walks.astray or self.walks.supplied != self.expected_walks
+        )
 
 
 class Session:
@@ -72,13 +81,19 @@ class Session:
         self._attached = False
         self._weights: WeightsWatch | None = None
         self._version: Hashable = None
+        self._parts: Parts = ()
         self._moment: Moment | None = None
         self._latent: Callable[[], torch.Tensor | None] | None = None
         self._was_full = False
         self._thread = 0
         self._open: list[OpenCall] = []
+        self._is_raising = False
         self._no_slot: Reason = Reason.FIRST_SEEN
         self._index = -1
+
+    def __deepcopy__(self, _memo: Any) -> Session:
+        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
+        return self
 
     # The UNet -----------------------------------------------------------------------------------------------
 
@@ -95,13 +110,8 @@ class Session:
             if self._unet is not None:
                 self.detach()
                 self.drop(Reason.WEIGHTS)
-            ladder = self._ladder_of(unet)
-            if self.plan.branch >= ladder.depth:
-                raise UnknownLayout(
-                    f"cache_branch_id = {self.plan.branch} is not allowed: "
-                    f"this UNet has the branches 0 to {ladder.depth - 1}"
-                )
-            self._ladder, self._unet, self._weights = ladder, unet, WeightsWatch(unet)
+            self._look_at(unet)
+        self._remove_handles()
         self._attached = True
         if hooked:
             self._handles = [
@@ -109,18 +119,42 @@ class Session:
                 register_after(unet, self.after),
             ]
 
+    def _look_at(self, unet: nn.Module) -> None:
+        """Learn what the UNet is made of. Raises `UnknownLayout`."""
+        ladder = self._ladder_of(unet)
+        if self.plan.branch >= ladder.depth:
+            raise UnknownLayout(
+                f"cache_branch_id = {self.plan.branch} is not allowed: "
+                f"this UNet has the branches 0 to {ladder.depth - 1}"
+            )
+        self._ladder, self._unet = ladder, unet
+        self._weights, self._version, self._parts = WeightsWatch(unet), None, parts(unet)
+
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
         self.pause()
+        self._attached = False
+        self._remove_handles()
+
+    def _remove_handles(self) -> None:
+        """Take the hooks off, unless torch is going through them for a forward that raised: a hook that goes away
+        there, with another extension's behind it, would replace the host's exception by torch's own. Those that stay
+        do nothing, and go when the session is next asked for anything.
+        """
+        if (
+            self._is_raising and self._handles and self._unet is not None
+            and next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id
+        ):
+            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._attached = False
 
     def detach(self) -> None:
         """Leave the UNet as it was, and forget it."""
         self.unhook()
         self._unet = self._ladder = self._weights = self._version = None
+        self._parts = ()
 
     @property
     def unet(self) -> nn.Module | None:
@@ -184,6 +218,8 @@ class Session:
         self._moment = None
         self._latent = None
         self._was_full = False
+        if not self._attached:
+            self._remove_handles()
 
     # What other extensions ask ------------------------------------------------------------------------------
 
@@ -237,10 +273,16 @@ class Session:
         if self._latent is not None:
             self._slots.start_evaluation(self._latent())
             self._latent = None
+        if not same_parts(self._parts, parts(unet)):
+            self.drop(Reason.BLOCKS)
+            self._look_at(unet)
         if self._version is not None and self._weights is not None and self._weights.version() != self._version:
             self.drop(Reason.WEIGHTS)
         call = self._ladder.call(args, kwargs)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (call.x, *call.conditioning)):
+        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in chain((call.x, *call.conditioning), unet.parameters())
+        ):
             return self._plain(Reason.GRADIENT)
         planned_full = self.plan.is_full(moment.index)
         if call.whole:
@@ -255,6 +297,7 @@ class Session:
                 features = self.estimator.estimate(slot.kept, moment)
                 instead = self._ladder.arguments(self.plan.branch, args, kwargs)
                 walks = self._ladder.up_cached(self.plan.branch, features, None if forward is None else slot.walks)
+                walks.expected_sizes = slot.walks.sizes
                 self._watch.start(call.x)
                 return OpenCall(
                     call, key, forward, walks, True, len(features), given=(args, kwargs), instead=instead
@@ -275,48 +318,69 @@ class Session:
         if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
             return None
         done = self._open.pop()
-        again = False
+        if output is None:  # torch calls the hook in this way when the forward raised
+            self._raised(done)
+            return None
         try:
-            again = self._end_call(done, output)
+            self._end_call(done)
         except Exception:
             self._break()
-        if again and done.given is not None:
-            # What the cached call gave belongs to another walk. The host's arguments are still here: run it in full.
-            args, kwargs = done.given
-            return unet.forward(*args, **kwargs)
-        return None
+        return self._run_in_full(unet, done) if done.is_astray else None
 
-    def _end_call(self, done: OpenCall, output: Any) -> bool:
-        """Book a call; True when it was cached wrongly and must run again in full."""
+    def _raised(self, done: OpenCall) -> None:
+        """The forward raised: out of memory, most likely, or an interrupt. Free what can be freed, and leave the UNet
+        clean. A host that goes on all the same ticks again, and its adapter attaches again.
+        """
         assert self._ladder is not None
-        if done.nested:
-            self._ladder.put_back(dict(done.suspended or {}))
-            return False
-        self._ladder.take_down()
-        if output is None:  # torch calls the hook in this way when the forward raised
-            # Out of memory, most likely, or an interrupt: free what can be freed, and leave the UNet clean. A host
-            # that goes on all the same ticks again, and its adapter attaches again.
+        self._is_raising = True
+        try:
+            if done.nested:
+                self._ladder.put_back(dict(done.suspended or {}))
+                return
             self.drop(Reason.RAISED)
             self._was_full = True
             self.unhook()
-            return False
+        except Exception:
+            self._break()
+        finally:
+            self._is_raising = False
+
+    def _end_call(self, done: OpenCall) -> None:
+        """The forward returned: take the shadows down, and book the call."""
+        assert self._ladder is not None
+        if done.nested:
+            self._ladder.put_back(dict(done.suspended or {}))
+            return
+        self._ladder.take_down()
         if done.call is None:
-            return False
+            return
+        if done.is_astray:
+            self._watch.discard()
+            self._was_full = True
+            self.report.full_calls += 1
+            self.report.misses[Reason.WALKS] += 1
+            self.drop(Reason.WALKS)
+            return
         self._watch.stop(done.cached)
         if done.cached:
-            assert done.walks is not None
-            if done.walks.astray or done.walks.supplied != done.expected_walks:
-                self._was_full = True
-                self.report.full_calls += 1
-                self.report.misses[Reason.WALKS] += 1
-                self.drop(Reason.WALKS)
-                return True
             self.report.cached_calls += 1
-            return False
+            return
         self.report.full_calls += 1
         if done.walks is not None:
             self._keep(done, done.walks)
-        return False
+
+    def _run_in_full(self, unet: nn.Module, done: OpenCall) -> Any:
+        """What the cached call gave belongs to another walk. The host's arguments are still here: run it again."""
+        assert done.call is not None and done.given is not None
+        args, kwargs = done.given
+        self._watch.start(done.call.x)
+        try:
+            output = unet.forward(*args, **kwargs)
+        except BaseException:
+            self._raised(done)
+            raise
+        self._watch.stop(cached=False)
+        return output
 
     def _keep(self, done: OpenCall, walks: Walks) -> None:
         assert self._moment is not None and done.call is not None and done.key is not None

@@ -38,6 +38,10 @@ class Stopwatch:
         else:
             self._events.append((cached, started, _event()))
 
+    def discard(self) -> None:
+        """What was started is no call of either kind."""
+        self._started = None
+
     def finish(self) -> None:
         """Read the events; waits for the device once."""
         for cached, start, stop in self._events:

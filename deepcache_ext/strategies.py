@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import predict
-from .estimators import ESTIMATORS, FORECAST_UP_TO, Estimator
+from .estimators import ESTIMATORS, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
 from .plan import ListedPlan, Plan, UniformPlan
 from .settings import Settings, ranges
 
@@ -51,14 +51,19 @@ def plan_for(
     return ListedPlan(weighted(sigmas, full, outside, fresh_noise), branch, total, *window), ""
 
 
-def estimator_for(settings: Settings, plan: Plan, total: int) -> Estimator:
+def estimator_for(
+    settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None
+) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where full evaluations lie close enough. `total`: the
     number of evaluations, or 0 where it is not known.
     """
     name = settings.estimator
     if name == "auto":
-        seen = range(total or 120)
-        name = "forecast" if len(seen) <= FORECAST_UP_TO * sum(map(plan.is_full, seen)) else "copy"
+        if sigmas and all(0 < s < math.inf for s in sigmas):
+            far, full = math.log(max(sigmas) / min(sigmas)) / FORECAST_UP_TO, sum(map(plan.is_full, range(len(sigmas))))
+        else:
+            far, full = (total or 120) / FORECAST_UP_TO_STEPS, sum(map(plan.is_full, range(total or 120)))
+        name = "forecast" if far <= full else "copy"
     return ESTIMATORS[name]()
 
 

@@ -31,8 +31,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--host", choices=sorted(HOSTS), default="a1111", help="which WebUI to embed")
     parser.add_argument("--model", choices=sorted(MODELS), default="sd1", help="layout of the U-Net")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--interval", type=int, default=3, help="DeepCache's cache_interval")
-    parser.add_argument("--branch", type=int, default=0, help="DeepCache's cache_branch_id")
+    parser.add_argument("--preset", default="Balanced", help="DeepCache's preset")
+    parser.add_argument("--interval", type=int, help="instead of a preset: DeepCache's cache_interval")
+    parser.add_argument("--branch", type=int, default=0, help="... and its cache_branch_id")
     parser.add_argument("--no-comparison", action="store_true", help="serve at once")
     return parser.parse_known_args()
 
@@ -48,10 +49,11 @@ def main() -> int:
             }
             weights = "trained" if available()[MODELS[options.model]].weights else "random"
             print(f'{options.model}, "{PROMPT}", {options.steps} steps, Euler, {SIZE}x{SIZE}, {weights} weights')
+            settings = {"preset": options.preset}
+            if options.interval is not None:
+                settings = {"cache_interval": options.interval, "cache_branch_id": options.branch}
             try:
-                outcome = compare(
-                    url, request, {"cache_interval": options.interval, "cache_branch_id": options.branch}
-                )
+                outcome = compare(url, request, settings)
             except NotActive as error:
                 print(f"DeepCache did not run: {error}", file=sys.stderr)
                 return 1

@@ -57,7 +57,7 @@ def test_good_input(url, args, full):
 
 @pytest.mark.parametrize(
     ("args", "full"),
-    # For at least 1.6, 2.0 and 2.8 times the speed: 14 / (n + (14 - n) 0.0787)
+    # For about 1.6, 2.0 and 2.6 times the speed: 14 / (n + (14 - n) 0.0787)
     [([True], 8), ([{"enabled": True}], 8), ([True, "Balanced"], 6), ([{"enabled": True, "preset": "Fast"}], 4)],
 )
 def test_presets(url, args, full):

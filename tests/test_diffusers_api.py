@@ -270,17 +270,17 @@ def test_forecast(pipe, name):
 
 
 @pytest.mark.parametrize(("name", "only_unet", "interval", "estimator"), [
-    ("DDIMScheduler", False, 3, "forecast"), ("DDIMScheduler", False, 4, "copy"),
-    ("EulerAncestralDiscreteScheduler", False, 3, "forecast"), ("LCMScheduler", False, 4, "copy"),
+    ("DDIMScheduler", False, 2, "forecast"), ("DDIMScheduler", False, 4, "copy"),
+    ("EulerAncestralDiscreteScheduler", False, 2, "forecast"), ("LCMScheduler", False, 4, "copy"),
     ("DDIMScheduler", True, 4, "copy"),
 ])
 def test_auto(pipe, name, only_unet, interval, estimator):
     """It forecasts where full evaluations lie close."""
     with_scheduler(pipe, name)
     with DeepCache(pipe.unet if only_unet else pipe, cache_interval=interval):
-        automatic = run(pipe, SD)
+        automatic = run(pipe, SD, steps=20)
     with DeepCache(pipe, cache_interval=interval, estimator=estimator):
-        assert torch.equal(automatic, run(pipe, SD))
+        assert torch.equal(automatic, run(pipe, SD, steps=20))
 
 
 def test_window(pipe):
@@ -429,7 +429,7 @@ def test_bad_settings(pipe, settings, words):
 
 
 def test_presets(pipe):
-    assert DeepCache(pipe, preset="Fast").settings.speed_up == 2.8
+    assert DeepCache(pipe, preset="Fast").settings.speed_up == 2.6
 
 
 def test_enabling_twice(pipe):

@@ -108,3 +108,44 @@ def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
     report = cache.close()
     assert report.off == Reason.ERROR.value and report.fraction == "3 of 3 full"
     assert [record.exc_info[0] for record in logged] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
+    """torch goes through the hooks themselves when a forward raises, and does not bear one that goes away."""
+    latent, cache, before = drifting(2), session(3), unets.traces(unet)
+    cache.attach(unet)
+    others = unet.register_forward_hook(lambda *_: None)
+    for k in range(at):
+        evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    fail_once(unet.output_blocks[-1], ZeroDivisionError("out of memory"))
+    with pytest.raises(ZeroDivisionError, match="out of memory"):
+        evaluate(cache, unet, at, latent(at), call(x=latent(at)))
+    assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
+    assert not len(cache._slots)
+    plain = unets.by_hand(unet, 0, **call())[0]
+    assert torch.equal(unet(**call()), plain)  # ours may still be there, and do nothing
+    cache.attach(unet)
+    (output,) = evaluate(cache, unet, at, latent(at), call(x=latent(at)))
+    assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(at), at)))[0])
+    assert len(unet._forward_hooks) == 2 and len(unet._forward_pre_hooks) == before[0] + 1
+    fail_once(unet.output_blocks[-1], ZeroDivisionError("out of memory"))
+    with pytest.raises(ZeroDivisionError, match="out of memory"):
+        evaluate(cache, unet, at + 1, latent(at + 1), call(x=latent(at + 1)))
+    cache.close()
+    others.remove()
+    assert unets.traces(unet) == before
+
+
+def test_our_own_error_over_the_hosts_exception(unet, monkeypatch):
+    cache = session(3)
+    cache.attach(unet)
+    others = unet.register_forward_hook(lambda *_: None)
+    run(cache, unet, 1)
+    monkeypatch.setattr(logging.getLogger("deepcache"), "handle", lambda _: None)
+    monkeypatch.setattr(cache, "unhook", lambda real=cache.unhook: (real(), monkeypatch.undo(), 1 / 0))
+    fail_once(unet.output_blocks[-1], KeyError("the host's"))
+    with pytest.raises(KeyError, match="the host's"):
+        evaluate(cache, unet, 1, drifting(2)(1), call())
+    others.remove()
+    assert cache.close().off == Reason.ERROR.value

@@ -1,7 +1,11 @@
 """Forwards that another extension put on the UNet: by position, twice, or without running a block."""
 
+import contextlib
+
 import pytest
 import torch
+from ldm.modules.diffusionmodules import openaimodel
+from torch import nn
 
 from deepcache_ext.report import Reason
 from tests import unets
@@ -124,6 +128,31 @@ def test_another_number_of_walks_is_run_again_in_full(unet):
     report = cache.close()
     assert report.misses == {Reason.WALKS: 1}
     assert (report.full_calls, report.cached_calls, report.full_evaluations) == (2, 1, 2)
+    assert (len(report.full_seconds), len(report.cached_seconds)) == (2, 1)  # the other walk is in neither
+
+
+def test_an_error_when_it_is_run_again(unet):
+    """It is the host's own, and the UNet is clean as after any other."""
+    latent, other, cache, before = drifting(2), torch.randn(2, 4, 8, 8), session(4), len(unet._forward_hooks)
+    double, single = twice(unet, other), []
+
+    def forward(**kw):
+        if not single:
+            return double(**kw)
+        if single.pop():
+            single.append(False)  # the cached call has one walk; run again, it has no memory left
+            return type(unet).forward(unet, **kw)
+        raise ZeroDivisionError("out of memory")
+
+    unet.forward = forward
+    cache.attach(unet)
+    run(cache, unet, 2)
+    single.append(True)
+    with pytest.raises(ZeroDivisionError, match="out of memory"):
+        evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    del unet.forward
+    assert len(unet._forward_hooks) == before and not len(cache._slots)
+    assert cache.close().misses[Reason.WALKS] == 1
 
 
 def test_an_extension_that_comes_or_goes_in_mid_run(unet):
@@ -136,3 +165,98 @@ def test_an_extension_that_comes_or_goes_in_mid_run(unet):
     del unet.forward
     report = cache.close()
     assert report.misses == {Reason.FORWARD: 1} and report.cached_calls == 2
+
+
+class Scaler(nn.Module):
+    """Runs a block on a smaller or larger input, as the tricks do that draw large pictures in two sizes."""
+
+    def __init__(self, scale, block):
+        super().__init__()
+        self.scale, self.block = scale, block
+
+    def forward(self, x, *others):
+        return self.block(nn.functional.interpolate(x, scale_factor=self.scale, mode="nearest"), *others)
+
+
+@contextlib.contextmanager
+def scaled_down(unet):
+    below, above = unet.input_blocks[2], unet.output_blocks[-3]
+    unet.input_blocks[2], unet.output_blocks[-3] = pair = Scaler(0.5, below), Scaler(2.0, above)
+    yield pair
+    unet.input_blocks[2], unet.output_blocks[-3] = below, above
+
+
+@pytest.mark.parametrize("branch", [0, 2, 3, 5])
+@pytest.mark.parametrize("come", [True, False])
+def test_blocks_exchanged_in_mid_run(unet, branch, come):
+    latent, cache, feature = drifting(2), session(5, branch), None
+    cache.attach(unet)
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as then:
+        for k in range(4):
+            if k == 0 and not come:
+                first.enter_context(scaled_down(unet))
+            if k == 2:
+                then.enter_context(scaled_down(unet)) if come else first.close()
+                ladder = cache._ladder
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            if k >= 2:
+                kept = feature if k == 3 else None  # the third is full, though the plan caches it
+                expected, feature = unets.by_hand(unet, branch, kept, **call(x=scaled(latent(k), k)))
+                assert torch.equal(output, expected)
+        assert cache._ladder is not ladder
+    report = cache.close()
+    assert report.misses == {Reason.BLOCKS: 1} and report.cached_calls == 2
+
+
+def test_a_block_exchanged_and_put_back(unet):
+    """What was kept on the other blocks is gone; nothing is held on to."""
+    latent, cache = drifting(2), session(9)
+    cache.attach(unet)
+    for k in range(6):
+        with scaled_down(unet) if k == 2 else contextlib.nullcontext():
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    assert Reason.BLOCKS in cache.report.misses
+    assert (cache.report.full_calls, cache.report.cached_calls) == (3, 3)
+    _, feature = unets.by_hand(unet, 0, **call(x=scaled(latent(3), 3)))
+    assert torch.equal(output, unets.by_hand(unet, 0, feature, **call(x=scaled(latent(5), 5)))[0])
+    assert cache.close().misses == {Reason.BLOCKS: 2}
+    assert not cache._parts
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("branch", [2, 3, 5])
+def test_a_block_that_changes_its_size_in_mid_run(unet, branch, foreign):
+    """The same blocks, another scale: the kept feature has no place, and the host's forward must not fail on it."""
+    latent, cache = drifting(2), session(5, branch)
+    if foreign:
+        unet.forward = lambda **kw: type(unet).forward(unet, **kw)
+    with scaled_down(unet) as pair:
+        cache.attach(unet)
+        for k in range(4):
+            if k == 2:
+                pair[0].scale = pair[1].scale = 1.0
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            if k == 2:
+                assert torch.equal(output, unets.by_hand(unet, branch, **call(x=scaled(latent(k), k)))[0])
+        unet.__dict__.pop("forward", None)
+    report = cache.close()
+    assert report.misses == {Reason.WALKS: 2} and report.cached_calls == 1
+
+
+def test_a_latent_of_an_odd_size_keeps_its_feature(unet, monkeypatch):
+    """A1111's UNet stretches what comes up to the size of the skip connection; that is no change of size."""
+    def cat(tensors, dim):
+        h, skip = tensors
+        return torch.cat([nn.functional.interpolate(h, skip.shape[-2:]), skip], dim)
+
+    class Stretching:
+        def __getattr__(self, name):
+            return cat if name == "cat" else getattr(torch, name)
+
+    monkeypatch.setattr(openaimodel, "th", Stretching())
+    for branch in range(6):
+        latent, cache = drifting(2, size=(9, 15)), session(3, branch)
+        cache.attach(unet)
+        for k in range(3):
+            evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        assert cache.close().cached_calls == 2

@@ -121,7 +121,8 @@ def test_layers_can_be_iterated_as_reforge_does():
     assert layers[-1](h) is h
     assert torch.equal(walks.features[0], h)
     ladder.up_cached(0, [h], None)
-    (layer,) = list(unet.middle_block)
+    passing, layer = list(unet.middle_block)
+    assert passing(h) is h
     assert layer(None) is h
     ladder.take_down()
 

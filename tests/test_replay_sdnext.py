@@ -119,3 +119,32 @@ def test_passes(passes: str, full: int) -> None:
 
 def test_the_script_without_arguments_is_off() -> None:
     assert full_calls(looked("txt2img", args=())) == 8
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_the_kill_switch_in_mid_call_leaves_nothing_on_the_unet(at: int) -> None:
+    """Thrown on the settings page, from a full or a cached call on; and reloading then takes off what is there."""
+    seen: list[Any] = []
+
+    def prepare(_host: Any, models: Any) -> None:
+        unet, calls = models.unet, []
+
+        def throw(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == at:
+                ours = [getattr(hook, "__self__", None) for hook in unet._forward_pre_hooks.values()]
+                (adapter,) = [one for one in ours if hasattr(one, "disabled")]
+                adapter.disabled = True
+                seen.append(adapter)
+
+        seen.append(unet)
+        unet.conv_in.register_forward_pre_hook(throw)
+
+    looker = looked("txt2img", prepare)
+    unet, adapter = seen
+    assert full_calls(looker) == 8 - (at - 1)
+    assert not unet._forward_pre_hooks and not unet._forward_hooks
+    assert not {"down_blocks", "mid_block", "up_blocks"} & set(vars(unet))
+    adapter._watch(unet)
+    adapter.on_script_unloaded()
+    assert not unet._forward_pre_hooks and not unet._forward_hooks and not adapter._watched

@@ -1,5 +1,6 @@
 """A session on a real UNet: what is cached, what is refused and why, and what is left behind."""
 
+import copy
 import gc
 import threading
 import warnings
@@ -402,6 +403,21 @@ def test_gradients_are_not_cut_off(unet):
     assert cache.close().misses == {Reason.GRADIENT: 1}
 
 
+def test_gradients_of_deep_parameters_are_not_lost(unet):
+    """A training loop asks for none of x: here all is frozen but one layer that a cached call would skip."""
+    cache, deep = session(2), unet.middle_block[0].in_layers[2].weight
+    unet.requires_grad_(False)
+    cache.attach(unet)
+    for asked in (True, False):
+        deep.requires_grad_(asked)
+        with torch.enable_grad():
+            for k in (0, 1):
+                (output,) = evaluate(cache, unet, k, drifting(2)(k), call(x=drifting(2)(k)))
+        assert output.requires_grad is asked
+    report = cache.close()
+    assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 2})
+
+
 def test_tracing_and_replicas_pass_through(unet):
     cache, latent = session(2), drifting(2)
     cache.attach(unet)
@@ -416,6 +432,22 @@ def test_tracing_and_replicas_pass_through(unet):
     report = cache.close()
     assert report.cached_calls == 0
     assert report.misses[Reason.REPLICA] == 1 and report.misses[Reason.TRACED] == 1
+
+
+def test_a_copy_of_the_unet_made_in_mid_pass_is_left_alone(unet):
+    latent, cache = drifting(2), session(3)
+    cache.attach(unet)
+    evaluate(cache, unet, 0, latent(0), call(x=latent(0)))
+    cache.tick(lambda: latent(1), sigma(1))
+    twin = copy.deepcopy(unet)
+    assert {hook.__self__ for hook in (*twin._forward_pre_hooks.values(), *twin._forward_hooks.values())} == {cache}
+    now = call(x=scaled(latent(1), 1))
+    _, feature = unets.by_hand(unet, 0, **call(x=scaled(latent(0), 0)))
+    assert torch.equal(twin(**now), unets.by_hand(unet, 0, **now)[0])
+    assert torch.equal(unet(**now), unets.by_hand(unet, 0, feature, **now)[0])
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls, report.misses) == (1, 1, {Reason.REPLICA: 1})
+    assert torch.equal(twin(**now), unets.by_hand(unet, 0, **now)[0])
 
 
 def test_a_branch_that_the_model_has_not(unet):

@@ -77,7 +77,7 @@ def test_a_preset_wins_in_a_list_and_says_so():
 
 def test_an_explicit_value_wins_in_a_mapping():
     settings = parse([{"enabled": True, "preset": "Fast", "cache_branch_id": 2}])
-    assert (settings.preset, settings.speed_up, settings.cache_branch_id) == (CUSTOM, 2.8, 2)
+    assert (settings.preset, settings.speed_up, settings.cache_branch_id) == (CUSTOM, 2.6, 2)
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,14 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
     assert isinstance(estimator_for(settings, UniformPlan(3, 0, 30), 30), Forecast)
     assert isinstance(estimator_for(settings, UniformPlan(4, 0, 30), 30), Copy)
     assert isinstance(estimator_for(Settings(estimator="copy"), UniformPlan(2, 0, 30), 30), Copy)
+
+
+@pytest.mark.parametrize(("steps", "interval", "expected"), [
+    (30, 3, Forecast), (30, 4, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 7, Copy),
+])
+def test_auto_counts_in_log_sigma_where_the_levels_are_known(steps, interval, expected):
+    sigmas = [14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps)]
+    plan = UniformPlan(interval, 0, steps)
+    assert isinstance(estimator_for(Settings(enabled=True), plan, steps, sigmas), expected)
+    again = [*sigmas, *sigmas]  # twice the evaluations over the same way
+    assert isinstance(estimator_for(Settings(enabled=True), UniformPlan(interval, 0, 2 * steps), 0, again), Forecast)

@@ -45,9 +45,13 @@ def build(wanted: str) -> None:
     print(f"Setting up .venv with Python {version} (once; takes minutes and 2 GB or more) ...", flush=True)
     STAMP.unlink(missing_ok=True)
     venv.create(VENV, clear=True, with_pip=True)
-    lists = sorted(p for p in REQUIREMENTS.glob("*.txt") if p.name not in ("constraints.txt", "no-deps.txt"))
+    apart = sorted(REQUIREMENTS.glob("gradio-*.txt"))
+    special = [*apart, REQUIREMENTS / "constraints.txt", REQUIREMENTS / "no-deps.txt"]
+    lists = sorted(p for p in REQUIREMENTS.glob("*.txt") if p not in special)
     pip_install("-c", str(REQUIREMENTS / "constraints.txt"), *(a for p in lists for a in ("-r", str(p))))
     pip_install("--no-deps", "-r", str(REQUIREMENTS / "no-deps.txt"))
+    for path in apart:  # other hosts' Gradio, for a process that has this folder first on its path
+        pip_install("--no-deps", "--target", str(VENV / path.stem), "-r", str(path))
     # Written aside and renamed, so that the stamp is whole or not there.
     partial = STAMP.with_suffix(".partial")
     partial.write_text(wanted)

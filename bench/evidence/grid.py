@@ -113,7 +113,8 @@ def full_grid() -> list[Task]:
     tasks = []
     for sampler in SAMPLERS:
         for steps in (STEPS, *OTHER_STEPS) if sampler.thorough else (STEPS,):
-            settings = (every if sampler.thorough else some) if steps == STEPS else PLAIN[1:3]
+            at_30 = every if sampler.thorough else some
+            settings = at_30 if steps == STEPS else (*PLAIN[1:], weighted(SPEED_UPS[-1]))
             tasks.append(Task(sampler, steps, (*presets, *settings, *rivals(sampler, FEWER[steps]))))
     few = (*presets, *PLAIN[1:3])
     for sampler in SAMPLERS:

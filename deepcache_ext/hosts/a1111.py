@@ -36,7 +36,10 @@ def guarded(method: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(method)
     def safe(self: A1111, *args: Any) -> None:
         if self.disabled:
-            self._generations.end_all()  # switched off on the settings page while one was under way
+            try:
+                self.stop()  # switched off on the settings page while a generation was under way
+            except Exception:
+                log.exception("error inside DeepCache, which is switched off")
             return
         try:
             method(self, *args)
@@ -137,6 +140,10 @@ class A1111:
 
     @guarded
     def on_script_unloaded(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End whatever is under way, and leave every UNet as it was."""
         self._generations.end_all()
 
     # The model ----------------------------------------------------------------------------------------------

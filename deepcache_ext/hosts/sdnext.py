@@ -79,9 +79,8 @@ class SDNext(A1111):
         super().after_process(p)
         self._release()
 
-    @guarded
-    def on_script_unloaded(self) -> None:
-        super().on_script_unloaded()
+    def stop(self) -> None:
+        super().stop()
         self._release()
 
     # The model ----------------------------------------------------------------------------------------------
@@ -135,8 +134,13 @@ class SDNext(A1111):
         return instead
 
     def _ours(self, unet: nn.Module) -> Generation | None:
-        """The generation that this call belongs to; None for copies, other threads and what runs between batches."""
+        """The generation that this call belongs to; None for copies, other threads and what runs between batches, and
+        once the kill switch is thrown, but for the end of a call that has begun.
+        """
         generation = self._generations.active
+        session = generation.session if generation is not None else None
+        if self.disabled and (session is None or not session.is_in_call):
+            return None
         if id(unet) not in self._watched or self._thread != threading.get_ident():
             return None
         return generation if generation is not None and generation.ready else None

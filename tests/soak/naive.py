@@ -41,7 +41,8 @@ class Kept:
 
 @dataclass
 class Naive:
-    """The rule for one generation. `settings`: the script's named values, none left out. `control`: units that act."""
+    """The rule for one generation. `settings`: the script's named values, none before `strategy` left out.
+    `control`: units that act."""
 
     settings: dict[str, Any]
     control: Hook | None = None
@@ -80,7 +81,7 @@ class Naive:
         start, end = self.settings["start"] * self._total, self.settings["end"] * self._total
         first = math.ceil(round(start, 6))
         inside = k >= first and (self.settings["end"] == 1.0 or k < math.ceil(round(end, 6)))
-        if self.settings["strategy"] == "custom":
+        if self.settings.get("strategy") == "custom":
             typed = {0} | {int(one) for one in self.settings["full_evaluations"].split(",")}
             return not inside or (k in typed if k < self._total else self._is_full_beyond(k, typed))
         return not inside or (k - first) % self._interval == 0
@@ -97,7 +98,7 @@ class Naive:
         """In place of a UNet class's forward."""
         control = self._residuals(x, timesteps, context, y)
         arguments = (unet, x, timesteps, context, y)
-        never = self.settings["strategy"] == "uniform" and self._interval == 1
+        never = self.settings.get("strategy", "uniform") == "uniform" and self._interval == 1
         if not self._inside or not self._covered or never:
             return walk(*arguments, control=control).output
         key = (self._nth, x.shape, context.shape)

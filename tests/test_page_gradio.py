@@ -1,0 +1,25 @@
+"""The page's tests once more, on the Gradio of another host."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHERS = ("3.43.2",)
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_page_there(version: str, browser: object) -> None:
+    """`browser` only skips, or fails, where there is none."""
+    folder = Path(sys.prefix) / f"gradio-{version}"
+    assert folder.is_dir(), "make setup installs it"
+    env = {**os.environ, "PYTHONPATH": str(folder), "DEEPCACHE_GRADIO": version}
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_page.py"],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500,
+    )
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+    assert "skipped" not in ran.stdout
