@@ -10,14 +10,14 @@ b // (L + 1), layer b % (L + 1), for L layers per block (it writes 3 for L + 1, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from .calls import Call
+from .calls import Call, Same
 from .ladder import Arguments, Blocks, Observed, Shadow, Stand, Supplied, UnknownLayout, Walks, own_forward
 
 LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
@@ -57,6 +57,38 @@ class Span:
     above: int
 
 
+class Processors:
+    """The attention processors of a UNet and their scales, which a pipeline or a callback may change in mid-run.
+
+    Which attentions there are is looked up once; an attention that is exchanged counts as changed weights.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        # `set_attn_processor` puts a plain object into the instance's dict, a module (IP-Adapter's) among its modules.
+        self._owners = [
+            (module.__dict__, module._modules)
+            for module in unet.modules()
+            if "processor" in module.__dict__ or "processor" in module._modules
+        ]
+        self._now: tuple[Any, ...] = ()
+        self._scaled: list[dict[str, Any]] = []
+
+    def state(self) -> Hashable:
+        """Equal where the same processors act with the same scales; reads no tensor."""
+        now = tuple([plain.get("processor") or modules.get("processor") for plain, modules in self._owners])
+        if now != self._now:
+            self._now = now
+            self._scaled = [vars(processor) for processor in now if "scale" in getattr(processor, "__dict__", ())]
+        return (now, tuple([_scale(held.get("scale")) for held in self._scaled]))
+
+
+def _scale(value: Any) -> Hashable:
+    """A scale, or a list of scales (of IP-Adapters, of their images), as it is now."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_scale, value))
+    return value if value is None or isinstance(value, (bool, int, float)) else Same(value)
+
+
 class DiffusersLadder:
     """The ladder of diffusers' UNet2DModel, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel and
     UNetSpatioTemporalConditionModel. Raises `UnknownLayout` for a UNet that has no such ladder.
@@ -68,6 +100,7 @@ class DiffusersLadder:
     def __init__(self, unet: nn.Module) -> None:
         check_layout(unet)
         self._unet = unet
+        self._processors = Processors(unet)
         self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
         self._shadows: list[tuple[nn.Module, str, Any]] = []
         layers = sum(len(block.resnets) for block in self._blocks("up_blocks"))
@@ -85,14 +118,24 @@ class DiffusersLadder:
     # Arguments ----------------------------------------------------------------------------------------------
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Whether there are residuals of a control network is part of a call's kind; what they hold is not."""
+        """Whether there are residuals of a control network, and whether they are all zero (so a pipeline gives them
+        outside a ControlNet's guidance range), is part of a call; what else they hold is not. A strength that moves
+        between two values, and one control network of several that ends, are taken like any change of the picture in
+        mid-run: what is kept is never older than the plan's last full evaluation. The middle's residual stands for
+        all where there is one, else the first of the list.
+        """
         named = self._named(args, kwargs)
         x = named.pop("sample", None)
         named.pop("timestep", None)
-        for name in (CONTROL, MIDDLE, ADAPTER):
-            if named.pop(name, None) is not None:
-                named[name] = True
-        return Call.of_named(x, sorted(named.items()))
+        residuals = {name: named.pop(name, None) for name in (MIDDLE, CONTROL, ADAPTER)}
+        for name, given in residuals.items():
+            first = given[0] if isinstance(given, (list, tuple)) and given else given
+            if name == CONTROL and residuals[MIDDLE] is not None:
+                first = given is not None or None
+            # A tensor without dimensions: compared with the conditioning, so that a GPU is not waited for here.
+            named[name] = (first != 0).any() if isinstance(first, torch.Tensor) else None if first is None else True
+        call = Call.of_named(x, sorted(named.items()))
+        return replace(call, state=self._processors.state())
 
     def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Without the residuals that belong to skipped blocks. The kept feature already holds the middle's, so that

@@ -56,7 +56,8 @@ class DeepCache:
     or the UNet. Settings: those of `SETTINGS`, as in the WebUI; a value that cannot be used raises `SettingsError`.
     A UNet that cannot be cached runs as ever, and `report()` says why.
 
-    Each run of a pipeline is a pass of its own. Runs of one UNet in several threads at a time are not supported.
+    Each run of a pipeline is a pass of its own; a loop by hand may say so itself (`new_run`). Runs of one UNet in
+    several threads at a time are not supported.
     """
 
     def __init__(self, target: Any, **settings: Any) -> None:
@@ -119,6 +120,13 @@ class DeepCache:
 
     def __exit__(self, *_: Any) -> None:
         self.disable()
+
+    def new_run(self) -> None:
+        """Say that the next call of the UNet belongs to another picture. A pipeline's run, and a loop over a list of
+        timesteps, shows by itself; for loops that call the UNet with timesteps of their own making.
+        """
+        self._end_pass()
+        self._clock.forget()
 
     def report(self) -> Report:
         """What happened since this object was made, in the last `PASSES_REPORTED` passes."""

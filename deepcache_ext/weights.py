@@ -1,47 +1,87 @@
-"""Noticing that a model's weights were changed in place: another checkpoint in the same object, a merged LoRA."""
+"""Noticing that weights changed in mid-run: another checkpoint in the same object, a LoRA merged or injected."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-SAMPLED = 64
-COUNTER, WEIGHT = attrgetter("_version"), itemgetter("weight")
+EACH = 3
+"""How many modules of each name are watched (`to_q`, `conv1`, `middle_block`): a LoRA is injected by names."""
+
+COUNTER = attrgetter("_version")
 
 
 class WeightsWatch:
-    """Adds up the version counters of weights spread over the UNet.
+    """Watches a sample of a UNet's modules and weights, of every name some.
 
-    In-place writes (`copy_`, `load_state_dict`, `+=`) raise a counter; moving a module between devices does not.
-    A checkpoint swap writes to all weights, so a sample sees it. Cost: about 5 microseconds a look. Layers of peft
-    (LoRA and its kin) are watched too: switching, scaling or merging an adapter there changes no counter.
+    In-place writes (`copy_`, `load_state_dict`, `+=`) raise a weight's counter; a layer that is wrapped, unwrapped or
+    exchanged (an injected LoRA) is another object, and so is a new `nn.Parameter`. Layers of peft are watched too:
+    switching, scaling or merging an adapter there changes no counter.
+
+    Moving a module between devices is no change, so an assignment to `.data`, which is how modules are moved, stays
+    unseen. So does what is done to single layers outside the sample.
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        leaves = [m for m in unet.modules() if isinstance(m._parameters.get("weight"), torch.Tensor)]
-        self._owners = [module._parameters for module in _sample(leaves)]
-        self._adapted = [m.__dict__ for m in _sample([m for m in unet.modules() if "merged_adapters" in m.__dict__])]
+        self._unet = unet
+        self._renewals = 0
+        self._take_sample()
 
-    def version(self) -> tuple[int, Hashable]:
-        """Grows when a sampled weight is written to (inference tensors have no counter), and differs when an adapter
-        acts in another way.
+    def _take_sample(self) -> None:
+        by_name: dict[str, list[tuple[dict[str, Any], nn.Module]]] = {}
+        weighted: dict[str, list[dict[str, Any]]] = {}
+        adapted = []
+        for parent in self._unet.modules():
+            for name, child in parent._modules.items():
+                if child is None:
+                    continue
+                by_name.setdefault(name, []).append((parent._modules, child))
+                if isinstance(child._parameters.get("weight"), torch.Tensor):
+                    weighted.setdefault(name, []).append(child._parameters)
+            if "merged_adapters" in parent.__dict__:
+                adapted.append(parent.__dict__)
+        self._links = [
+            (children, name, child) for name, group in by_name.items() for children, child in _spread(group)
+        ]
+        self._owners = [owner for group in weighted.values() for owner in _spread(group)]
+        self._weights = [owner["weight"] for owner in self._owners]
+        self._adapted = adapted[:: max(1, len(adapted) // 64)]
+
+    def version(self) -> tuple[int, int, Hashable]:
+        """Another one when a sampled weight was written to (inference tensors have no counter), when a sampled module
+        or weight is another object, and when an adapter acts in another way.
         """
-        return self._count(), tuple(map(_adapters, self._adapted))
+        if not self._is_same():
+            self._take_sample()
+            self._renewals += 1
+        return self._count(), self._renewals, tuple(map(_adapters, self._adapted))
+
+    def _is_same(self) -> bool:
+        for children, name, child in self._links:
+            if children.get(name) is not child:
+                return False
+        now = [owner.get("weight") for owner in self._owners]
+        for before, weight in zip(self._weights, now, strict=True):
+            # accelerate's offloading leaves a new empty parameter behind after each call.
+            if weight is not before and not (weight is not None and weight.is_meta and before.is_meta):
+                return False
+        self._weights = now
+        return True
 
     def _count(self) -> int:
         try:
-            return sum(map(COUNTER, map(WEIGHT, self._owners)))
-        except (RuntimeError, KeyError, AttributeError):  # an inference tensor, or a weight that is no longer there
-            weights = [owner.get("weight") for owner in self._owners]
-            return sum(w._version for w in weights if w is not None and not w.is_inference())
+            return sum(map(COUNTER, self._weights))
+        except RuntimeError:  # an inference tensor
+            return sum(weight._version for weight in self._weights if not weight.is_inference())
 
 
-def _sample(modules: list[nn.Module]) -> list[nn.Module]:
-    return modules[:: max(1, len(modules) // SAMPLED)]
+def _spread(group: list[Any]) -> list[Any]:
+    """At most `EACH` of a list, with the first."""
+    return group[:: -(-len(group) // EACH)]
 
 
 def _adapters(layer: dict[str, Any]) -> Hashable:

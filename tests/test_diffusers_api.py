@@ -160,6 +160,38 @@ def test_numbers_that_repeat_are_not_trusted(pipe):
     assert torch.equal(guided_by_hand(pipe, as_number=True), plain)
 
 
+@pytest.mark.parametrize("as_value", [float, lambda t: torch.full((2,), t)], ids=["numbers", "tensors"])
+def test_a_lower_value_may_be_another_pictures(pipe, as_value):
+    """Without a scheduler: picture 1 is broken off, picture 2 (same prompt, other noise) begins further down."""
+    given = unets.inputs("sd1")
+    x = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+
+    def call(picture, timestep):
+        return pipe.unet(**{**given, "sample": x[picture], "timestep": as_value(timestep)}).sample
+
+    plain = call(1, 801)
+    with DeepCache(pipe.unet, cache_interval=3, estimator="copy") as cache:
+        call(0, 981)
+        assert torch.equal(call(1, 801), plain)
+    assert len(cache.report().passes) == 2
+
+
+def test_saying_that_a_run_begins(pipe):
+    """Two pictures from one image at low noise are alike; their program says where the second begins."""
+    given = unets.inputs("sd1")
+
+    def call(timestep, more):
+        return pipe.unet(**{**given, "sample": given["sample"] + more, "timestep": timestep}).sample
+
+    plain = call(101, 0.1)
+    for told in (False, True):
+        with DeepCache(pipe.unet, cache_interval=3, estimator="copy") as cache:
+            call(201, 0.0)
+            if told:
+                cache.new_run()
+            assert torch.equal(call(101, 0.1), plain) is told
+
+
 def test_perturbed_attention_guidance():
     pipe = diffusers.StableDiffusionPAGPipeline(
         **pipelines._sd(unets.make("sd1")), requires_safety_checker=False, pag_applied_layers="mid"

@@ -10,9 +10,18 @@ from tests import diffusers_pipelines as pipelines
 PASS, EVALUATION, CALL = Beat.PASS, Beat.EVALUATION, Beat.CALL
 
 
+def drifting(count, seed=0, keep=0.9):
+    """x of one picture, evaluation after evaluation; with `keep` = 0 each has noise of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(1, 4, 8, 8, generator=generator)]
+    while len(xs) < count:
+        xs.append(keep * xs[-1] + (1 - keep**2) ** 0.5 * torch.randn(1, 4, 8, 8, generator=generator))
+    return xs
+
+
 def beats(timesteps, xs=None, scheduler=None, clock=None):
     clock = clock or Clock()
-    xs = xs or [torch.full((1, 4, 2, 2), float(k)) for k in range(len(timesteps))]
+    xs = xs or drifting(len(timesteps))
     return [clock.look(x, t, scheduler) for x, t in zip(xs, timesteps, strict=True)]
 
 
@@ -59,6 +68,7 @@ def test_numbers_that_repeat():
     scheduler = diffusers.HeunDiscreteScheduler()
     scheduler.set_timesteps(3)
     clock = Clock()
+    scheduler._step_index = 0
     assert clock.look(x, 5.0, scheduler) is PASS
     scheduler._step_index = 1
     assert clock.look(x, 4.0, scheduler) is EVALUATION
@@ -67,6 +77,39 @@ def test_numbers_that_repeat():
     assert clock.look(x, 4.0, scheduler) is EVALUATION
     scheduler.set_timesteps(3)
     assert clock.look(x, 3.0, scheduler) is PASS
+
+
+AS_VALUES = pytest.mark.parametrize("as_value", [float, lambda t: torch.full((2,), t)], ids=["numbers", "tensors"])
+
+
+@AS_VALUES
+def test_values_that_fall_over_other_pictures(as_value):
+    """Another picture after one that was broken off, and a test at random timesteps; all with one scheduler, or none.
+    """
+    falling = [as_value(t) for t in (900, 700, 300)]
+    scheduler = diffusers.EulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    for known in (None, scheduler):
+        assert beats(falling, drifting(3), known) == [PASS, EVALUATION, EVALUATION]
+        assert beats(falling, drifting(3, keep=0), known) == [PASS, PASS, PASS]
+        rows = [torch.cat(pair) for pair in zip(drifting(3), drifting(3, seed=1, keep=0), strict=True)]
+        assert beats(falling, rows, known) == [PASS, PASS, PASS]  # one row of two goes on
+    image = torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(9))
+    assert beats(falling, [torch.cat([x, image], 1) for x in drifting(3, keep=0)]) == [PASS, PASS, PASS]
+    assert beats(falling, [torch.cat([x, image], 1) for x in drifting(3)]) == [PASS, EVALUATION, EVALUATION]
+
+
+def test_values_that_fall_as_the_scheduler_steps():
+    """However far x moves: few steps change it much, fresh noise too."""
+    scheduler, clock = diffusers.EulerDiscreteScheduler(), Clock()
+    scheduler.set_timesteps(3)
+    found = []
+    for k, x in enumerate(drifting(3, keep=0)):
+        scheduler._step_index = k
+        found.append(clock.look(x, 900.0 - k, scheduler))
+    assert found == [PASS, EVALUATION, EVALUATION]
+    scheduler._step_index = 0  # begun anew
+    assert clock.look(drifting(1, seed=1)[0], 1.0, scheduler) is PASS
 
 
 def test_rows_with_timesteps_of_their_own():

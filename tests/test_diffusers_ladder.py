@@ -8,11 +8,14 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook, remove_hook_from_module
 from DeepCache import DeepCacheSDHelper as PublishedHelper
+from diffusers.loaders import IPAdapterMixin
 from torch import nn
 
+from deepcache_ext import DeepCache
 from deepcache_ext.diffusers_ladder import DiffusersLadder
 from deepcache_ext.ladder import Blocks, UnknownLayout, own_forward
 from deepcache_ext.python_api import helpers_branch
+from deepcache_ext.report import Reason
 from tests import diffusers_unets as unets
 
 
@@ -183,6 +186,33 @@ def test_arguments_by_position():
     assert trimmed[8:] == ((1, 2), 0) and trimmed[:3] == args
 
 
+@pytest.mark.parametrize("given", ["control", "control alone", "adapter"])
+@pytest.mark.parametrize("strengths", [(1, 0), (0, 1), (0, 0), (1, 1)])
+def test_control_that_starts_or_ends_in_mid_run(given, strengths):
+    """Outside of its guidance range a ControlNet's residuals are zeros, not None."""
+    unet, call = unets.shared_unet("sd1"), unets.inputs("sd1")
+    shapes = skips_of(unet, call)
+    timesteps = torch.arange(1000, 0, -100)
+
+    def controlled(place, strength):
+        residuals = [strength * tensor for tensor in noise(shapes, 2)]
+        names = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": residuals[-1]}
+        if given != "control":
+            del names["mid_block_additional_residual"]
+        if given == "adapter":
+            names = {"down_intrablock_additional_residuals": [residuals[2], residuals[5], residuals[8]]}
+        else:  # for "control alone": with a list for adapters, the first is taken for a ControlNet's
+            names |= {"down_intrablock_additional_residuals": []} if given == "control alone" else {}
+        return unet(**{**call, "timestep": timesteps[place], **names}).sample
+
+    with DeepCache(unet, cache_interval=3, estimator="copy") as cache:
+        controlled(0, strengths[0])
+        output = controlled(1, strengths[1])
+    changes = strengths[0] != strengths[1]
+    assert torch.equal(output, controlled(1, strengths[1])) is changes
+    assert cache.report().passes[0].misses == ({Reason.CONDITIONING: 1} if changes else {})
+
+
 # Sizes, FreeU, hooks ----------------------------------------------------------------------------------------
 
 
@@ -214,7 +244,8 @@ def test_freeu():
         assert torch.equal(cached_call(ladder, unet, branch, [feature.clone()], later)[0], expected_cached)
 
 
-def test_ip_adapter():
+def with_ip_adapter():
+    """A UNet with an IP-Adapter, and what its calls get besides."""
     unet = unets.make("sd1")
     cross = [name for name in unet.attn_processors if "attn2" in name]
     wide = [dict(unet.named_modules())[name.removesuffix(".processor")].to_k.out_features for name in cross]
@@ -228,7 +259,11 @@ def test_ip_adapter():
             for part in ("to_k_ip", "to_v_ip")
         },
     }])
-    embeds = {"added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 16)]}}
+    return unet, {"added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 16)]}}
+
+
+def test_ip_adapter():
+    unet, embeds = with_ip_adapter()
     ladder, now, later = DiffusersLadder(unet), unets.inputs("sd1") | embeds, unets.inputs("sd1", seed=1) | embeds
     for branch in (0, 2, 5):
         expected, feature = unets.by_hand(unet, branch, **now)
@@ -238,6 +273,36 @@ def test_ip_adapter():
             cached_call(ladder, unet, branch, walks.features, later)[0],
             unets.by_hand(unet, branch, feature, **later)[0],
         )
+
+
+def test_ip_adapter_scales_are_part_of_a_call():
+    """As `set_ip_adapter_scale` writes them, and as its cutoff callback does in mid-run."""
+    unet, embeds = with_ip_adapter()
+    pipe = SimpleNamespace(unet=unet)
+    ladder, call = DiffusersLadder(unet), unets.inputs("sd1") | embeds
+    states = []
+    for scale in (1.0, 0.0, 0.5, {"down": {"block_1": 0.3}}):
+        IPAdapterMixin.set_ip_adapter_scale(pipe, scale)
+        assert ladder.call((), call).state == ladder.call((), call).state
+        states.append(ladder.call((), call).state)
+    unet.set_default_attn_processor()
+    states.append(ladder.call((), call).state)
+    assert not any(one == other for i, one in enumerate(states) for other in states[:i])
+
+
+def test_an_ip_adapter_that_ends_in_mid_run():
+    unet, embeds = with_ip_adapter()
+    call = unets.inputs("sd1") | embeds
+    timesteps = torch.arange(1000, 0, -100)
+    for ends in (True, False):
+        IPAdapterMixin.set_ip_adapter_scale(SimpleNamespace(unet=unet), 1.0 if ends else 0.0)
+        with DeepCache(unet, cache_interval=3, estimator="copy") as cache:
+            unet(**{**call, "timestep": timesteps[0]})
+            IPAdapterMixin.set_ip_adapter_scale(SimpleNamespace(unet=unet), 0.0)
+            output = unet(**{**call, "timestep": timesteps[1]}).sample
+        plain = unet(**{**call, "timestep": timesteps[1]}).sample
+        assert torch.equal(output, plain) is ends
+        assert cache.report().passes[0].misses == ({Reason.STATE: 1} if ends else {})
 
 
 def offload_sequentially(unet):

@@ -20,6 +20,11 @@ NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver|U
 """Names of schedulers that add fresh noise in the course of a run; the last four are SD.Next's own."""
 
 
+LIKENESS = 0.4
+"""Least cosine of an evaluation's x and the one's before it, where nothing but likeness joins the two. Measured with
+random weights: 0.47 and more over the evaluations of ten samplers; two pictures' noise gives about 0."""
+
+
 class Beat(Enum):
     """What a call of the UNet is the first of, or no first at all."""
 
@@ -67,7 +72,10 @@ class Place:
 class Clock:
     """Tells passes and evaluations from the UNet's calls, in their order.
 
-    A timestep whose value decides must fall from one evaluation to the next. Where it repeats, the same x is a
+    A timestep whose value decides must fall from one evaluation to the next, and the scheduler must have stepped on.
+    Where its step is unknown, x must be like the last one (`LIKENESS`): the call may be the first of another picture,
+    whose predecessor was broken off, or of a test at random timesteps. Two pictures that begin at low noise from one
+    image are alike: there a program says where a run begins (`forget`). Where the value repeats, the same x is a
     further call; with another x it may be a second-order sampler's, another tile's or another picture's, and only the
     scheduler's own step tells: without one it begins a new pass, so that nothing is cached on a guess.
     """
@@ -98,11 +106,13 @@ class Clock:
         self.remaining = None
         if value is None or self._value is None or self._value > value or step[0] is not self._step[0]:
             return Beat.PASS
+        known = None not in (step[0], step[1], self._step[1])
         if self._value < value:
-            return Beat.EVALUATION
+            joined = (known and self._step[1] > step[1]) or _is_like(last, x)
+            return Beat.EVALUATION if joined else Beat.PASS
         if last is not None and last.shape == x.shape and last.device == x.device and torch.equal(last, x):
             return Beat.CALL
-        if None in (step[1], self._step[1]):
+        if not known:
             return Beat.PASS
         return Beat.CALL if step[1] == self._step[1] else Beat.EVALUATION
 
@@ -118,6 +128,18 @@ class Clock:
     def forget(self) -> None:
         self._place = self._value = self._x = self.remaining = None
         self._step = (None, None)
+
+
+def _is_like(last: torch.Tensor | None, x: torch.Tensor) -> bool:
+    """Whether every row of x is like the same row before (cosine). What is equal in both, as the mask and the image
+    that an inpainting UNet gets in further channels, is no evidence. Waits for a GPU.
+    """
+    if last is None or last.shape != x.shape or last.device != x.device or x.dim() < 2:
+        return False
+    changed = last != x
+    one, other = (torch.where(changed, t, 0).flatten(1).float() for t in (last, x.detach()))
+    cosine = (one * other).sum(1) / (one.square().sum(1) * other.square().sum(1)).sqrt().clamp_min(1e-30)
+    return bool((cosine >= LIKENESS).all())
 
 
 def _value(timestep: Any) -> float | None:
