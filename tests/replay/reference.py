@@ -160,7 +160,8 @@ class Rule:
     def begin_pass(self, sampler: str) -> None:
         self.index, self.sigma = -1, 0.0
         self.memory: dict[Hashable, tuple[Making, list[Kept]]] = {}
-        self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self.interval <= 3)
+        # `auto` is played at an interval that is too wide to forecast for any recording's number of steps.
+        self.looks_back = self.estimator == "forecast"
 
     def begin_evaluation(self, sigma: float) -> None:
         self.index += 1

@@ -33,7 +33,7 @@ CONFIGS = (
     Config("copy, interval 3, branch 0", 3),
     Config("copy, interval 2, branch 3", 2, 3),
     Config("forecast, interval 3, branch 0", 3, 0, "forecast"),
-    Config("auto, interval 3, branch 0", 3, 0, "auto"),
+    Config("auto, interval 5, branch 0", 5, 0, "auto"),
 )
 MAIN = CONFIGS[2]
 
