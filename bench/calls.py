@@ -125,7 +125,7 @@ def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators:
             share = max(1, pairs // len(branches) + (i < pairs % len(branches)))
             say(f"branch {branch}: {share} pairs of full calls")
             passes.append(Pass(unet, given, branch))
-            keeps = 2 if Forecast.name in estimators else 1
+            keeps = Forecast.keeps if Forecast.name in estimators else 1
             _full_pairs(passes[-1], result, clock, share, full_calls, wanted, keeps, reverse=i % 2 == 1)
         for one in passes:
             say(f"branch {one.plan.branch}: cached calls")
@@ -141,7 +141,7 @@ def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators:
 
 def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: int,
                 wanted: torch.Tensor, keeps: int, reverse: bool) -> None:
-    """Both ways in turns. Memory: what one kept feature takes, and two."""
+    """Both ways in turns. Memory: what one kept feature takes, and as many as the forecast keeps."""
     last: list[torch.Tensor] = []
     kept: list[int] = []
 
@@ -157,7 +157,7 @@ def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: in
     while len(kept) < keeps:  # for the forecast
         hooked()
     one.unhook()
-    result.kept_bytes[one.plan.branch] = dict(zip(("copy", "forecast"), kept, strict=False))
+    result.kept_bytes[one.plan.branch] = {"copy": kept[0], **({"forecast": kept[-1]} if keeps > 1 else {})}
     _check_equal(last[0], wanted, "the hooked full call", result)
 
 
