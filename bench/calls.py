@@ -32,11 +32,21 @@ class FullUntil:
     stop: float = math.inf
     caches: bool = True
 
+    @property
+    def branches(self) -> tuple[int, ...]:
+        return (self.branch,)
+
+    def branch_at(self, evaluation: int) -> int | None:
+        return None if self.is_full(evaluation) else self.branch
+
     def is_full(self, evaluation: int) -> bool:
         return evaluation < self.stop
 
     def last_full(self, evaluation: int) -> int:
         return int(min(evaluation, self.stop - 1))
+
+    def source(self, evaluation: int) -> int:
+        return self.last_full(evaluation)
 
     def worth_keeping(self, evaluation: int, keeps: int) -> bool:
         return True

@@ -45,8 +45,8 @@ class ControlRun:
     """What one run of a control network did in a full call.
 
     `trail`: its positions in the order in which they ran; `shapes`: their outputs. `live`: it was seen to return,
-    before all else, the outputs of its first b + 1 zero convolutions, made before any deeper block ran. A run that
-    leaves the deeper ones out returns the same there.
+    before all else, the outputs of its first b + 1 zero convolutions, made before any deeper block ran, b being
+    `branch`. A run that leaves deeper ones out returns the same there, and so it does at every branch below b.
     """
 
     network: nn.Module
@@ -141,7 +141,7 @@ def shortened(network: nn.Module, branch: int, walks: Walks, full: Walks) -> Mou
         # Real zeros, since the host may write into residuals. A run too many is found out by `Walks.astray`.
         return Supplied(real, lambda: next(shapes, runs[-1].shapes[position]).zeros())
 
-    live = bool(runs) and all(run.live and run.branch == branch for run in runs)
+    live = bool(runs) and all(run.live and run.branch >= branch for run in runs)
     return Mounted(network, begin, shadows=_shadows(network, stand_in) if live else {})
 
 
@@ -182,14 +182,16 @@ class ControlledLadder(Ladder):
         call = super().call(args, kwargs)
         return replace(call, state=(self._state(), *(unit.state for unit in self._units(self._unet))))
 
-    def up_full(self, branch: int, full_length: bool) -> Walks:
-        walks = super().up_full(branch, full_length)
+    def up_full(self, branches: Sequence[int], full_length: bool) -> Walks:
+        walks = super().up_full(branches, full_length)
         if full_length:
-            self._mount([watched(network, branch, self.depth, walks) for network in self._networks()])
+            self._mount([watched(network, max(branches), self.depth, walks) for network in self._networks()])
         return walks
 
-    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
-        walks = super().up_cached(branch, features, full)
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        walks = super().up_cached(branch, features, full, renewed)
         if full is not None:
             walks.expected = full.ran
             # The deepest branch skips no input block: the middle's residual is live too, and so is the whole network.

@@ -182,31 +182,49 @@ class DiffusersLadder:
 
     # One call -----------------------------------------------------------------------------------------------
 
-    def up_full(self, branch: int, full_length: bool) -> Walks:
-        """Prepare a full call that keeps what enters the first live layer on the way up: with the middle's residual
-        and before anything (FreeU) writes into it.
+    def up_full(self, branches: Sequence[int], full_length: bool) -> Walks:
+        """Prepare a full call that keeps what enters the first live layer on the way up of each of the `branches`: with
+        the middle's residual and before anything (FreeU) writes into it.
         """
-        self._check_forwards(branch)
-        walks, span = Walks(), self._spans[branch]
-        blocks = self._blocks("up_blocks")
-        if span.above:
-            block = blocks[span.up]
-            name, layers = [
-                (name, layers) for name, layers in _layers(block) if layers[span.above - 1] is not None
-            ][-1]
-            entries: list[Any] = list(layers)
-            entries[span.above - 1] = Observed(
-                layers[span.above - 1], lambda output: walks.keep(output if torch.is_tensor(output) else output[0])
-            )
-            self._put(block, name, Blocks(entries, layers))
-        else:
-            blocks[span.up] = Entered(blocks[span.up], walks.keep)
-            self._put(self._unet, "up_blocks", Blocks(blocks, self._real("up_blocks")))
+        self._check_forwards(branches)
+        walks, blocks = Walks(), self._blocks("up_blocks")
+        for place, block in enumerate(blocks):
+            for name, entries in self._keeping(branches, walks, place).items():
+                self._put(block, name, Blocks(entries, block._modules[name]))
+        self._put(self._unet, "up_blocks", Blocks(self._entered(branches, walks), self._real("up_blocks")))
         return walks
 
-    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
-        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk)."""
-        self._check_forwards(branch)
+    def _keeping(self, branches: Sequence[int], walks: Walks, place: int) -> dict[str, list[Any]]:
+        """The lists of the up block at that place, by their names, with one changed for each of the `branches` that
+        begins within the block: what the layer before it gives is kept.
+        """
+        found: dict[str, list[Any]] = {}
+        block = self._blocks("up_blocks")[place]
+        for branch in branches:
+            span = self._spans[branch]
+            if span.up == place and span.above:
+                before = span.above - 1
+                name, layers = [(name, those) for name, those in _layers(block) if those[before] is not None][-1]
+                entries = found.setdefault(name, list(layers))
+                entries[before] = Observed(entries[before], _first_of(walks.keep(branch)))
+        return found
+
+    def _entered(self, branches: Sequence[int], walks: Walks) -> list[Any]:
+        """The up blocks, with one changed for each of the `branches` that begins with it: what enters it is kept."""
+        blocks = self._blocks("up_blocks")
+        for branch in branches:
+            span = self._spans[branch]
+            if not span.above:
+                blocks[span.up] = Entered(blocks[span.up], walks.keep(branch))
+        return blocks
+
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps the
+        features of the `renewed` branches.
+        """
+        self._check_forwards((branch, *renewed))
         walks, span = Walks(), self._spans[branch]
 
         def feature() -> torch.Tensor:
@@ -214,19 +232,22 @@ class DiffusersLadder:
             return features[min(walks.supplied, len(features)) - 1]
 
         below, above = self._blocks("down_blocks"), self._blocks("up_blocks")
+        entered = self._entered(renewed, walks)
         if span.below:
             ends_in = below[span.down]
             for name, layers in _layers(ends_in):
                 self._put(ends_in, name, Blocks(list(layers)[: span.below], layers))
             self._put(ends_in, "downsamplers", None)
-        if span.above:
-            begins_in = above[span.up]
-            for name, layers in _layers(begins_in):
-                self._put(begins_in, name, Blocks(list(layers)[span.above :], layers))
+        for place in range(span.up, len(above)):
+            keeping, skipped = self._keeping(renewed, walks, place), span.above if place == span.up else 0
+            for name, layers in _layers(above[place]):
+                if skipped or name in keeping:
+                    entries = keeping.get(name, list(layers))[skipped:]
+                    self._put(above[place], name, Blocks(entries, layers))
         live = below[: span.down + bool(span.below)]
         self._put(self._unet, "down_blocks", Blocks(live, self._real("down_blocks")))
         self._put(self._unet, "mid_block", Supplied(self._real("mid_block"), feature))
-        self._put(self._unet, "up_blocks", Blocks(above[span.up :], self._real("up_blocks")))
+        self._put(self._unet, "up_blocks", Blocks(entered[span.up :], self._real("up_blocks")))
         return walks
 
     def take_down(self) -> dict[str, Any]:
@@ -272,15 +293,21 @@ class DiffusersLadder:
             down += 1
         return Span(down, branch, up, len(above[up].resnets) - missing)
 
-    def _check_forwards(self, branch: int) -> None:
+    def _check_forwards(self, branches: Sequence[int]) -> None:
         if own_forward(self._unet) is not None:
             raise UnknownLayout("another extension replaced the UNet's forward")
-        span = self._spans[branch]
-        ends = [self._blocks("up_blocks")[span.up]]
-        if span.below:
-            ends.append(self._blocks("down_blocks")[span.down])
+        ends = []
+        for span in map(self._spans.__getitem__, branches):
+            ends.append(self._blocks("up_blocks")[span.up])
+            if span.below:
+                ends.append(self._blocks("down_blocks")[span.down])
         if any(own_forward(block) is not None for block in ends):
             raise UnknownLayout("another extension replaced the forward of one of the UNet's blocks")
+
+
+def _first_of(keep: Callable[[torch.Tensor], None]) -> Callable[[Any], None]:
+    """`keep` for what a layer returns: a tensor, or a tuple that begins with one."""
+    return lambda output: keep(output if torch.is_tensor(output) else output[0])
 
 
 def _layers(block: Any) -> list[tuple[str, nn.ModuleList]]:

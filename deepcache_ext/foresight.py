@@ -9,6 +9,7 @@ from typing import Any
 from . import predict
 from .estimators import Estimator
 from .plan import Plan, UniformPlan
+from .report import fraction
 from .settings import Settings
 from .strategies import estimator_for, plan_for
 
@@ -49,30 +50,38 @@ class PlannedPass:
         return self.ahead.hires
 
     @property
-    def cells(self) -> list[bool]:
-        """For each evaluation whether the whole UNet runs."""
-        return [self.plan.is_full(k) for k in range(self.ahead.evaluations)]
+    def branches(self) -> list[int | None]:
+        """The branch that each evaluation runs, None for the whole UNet."""
+        return [self.plan.branch_at(k) for k in range(self.ahead.evaluations)]
+
+    @property
+    def kinds(self) -> list[str]:
+        """`full`, `deeper` or `cached` for each evaluation."""
+        shallowest = min(self.plan.branches)
+        return ["full" if b is None else "deeper" if b > shallowest else "cached" for b in self.branches]
 
     @property
     def fraction(self) -> str:
         """As `report.PassReport.fraction`."""
-        return f"{sum(self.cells)} of {len(self.cells)} full"
+        kinds = self.kinds
+        return fraction(kinds.count("full"), kinds.count("deeper"), len(kinds))
 
     def speed_up(self) -> float | None:
         """Of the UNet's time, by arithmetic; None where the UNet is not known."""
         if not self.ahead.depth:
             return None
-        cells = self.cells
-        return predict.speed_up(len(cells), sum(cells), predict.share(self.plan.branch, self.ahead.depth))
+        return predict.speed_up(self.branches, self.ahead.depth)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        speed_up = self.speed_up()
+        speed_up, kinds = self.speed_up(), self.kinds
         return {
             "pass": "hires" if self.hires else "first",
             "evaluations": self.ahead.evaluations,
-            "full": [k for k, full in enumerate(self.cells) if full],
-            "cache_branch_id": self.plan.branch,
+            "full": [k for k, kind in enumerate(kinds) if kind == "full"],
+            "deeper": [k for k, kind in enumerate(kinds) if kind == "deeper"],
+            "cache_branch_id": min(self.plan.branches),
+            "deeper_branch_id": max(self.plan.branches) if "deeper" in kinds else None,
             "estimator": self.estimator.name,
             "speed_up": None if speed_up is None else round(speed_up, 3),
             "remark": self.remark,

@@ -67,8 +67,10 @@ class ForgeLadder(Ladder):
         args = tuple(own.get(name, value) for name, value in zip(PARAMETERS, args, strict=False)) + args[6:]
         return args, {name: own.get(name, value) for name, value in kwargs.items()}
 
-    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
-        walks = super().up_cached(branch, features, full)
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        walks = super().up_cached(branch, features, full, renewed)
         options, self._options = self._options, None
         if options is None:
             return walks

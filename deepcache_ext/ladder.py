@@ -151,21 +151,23 @@ class Shape:
 class Walks:
     """What one call did on the ladder. A forward usually walks it once; ControlNet's reference_only twice.
 
-    `features`: clones of the boundary's output, one for each walk (full calls). `shapes`: for each skipped
-    position, the output shapes in order of the walks (full calls under a forward that is not the class's own).
+    `features`: by branch, clones of the boundary's output, one for each walk, as far as the call ran it. `count`: how
+    many walks it kept something of. `shapes`: for each skipped position, the output shapes in order of the walks (full
+    calls under a forward that is not the class's own).
     `supplied`: how often a cached call asked for its feature; `strayed`: it ran a block that the full call did not.
-    `sizes`: (height, width) of what came out of the live input blocks, one for each walk; `expected_sizes`: what it was
-    at the full call, set on a cached one. Where they differ, the kept feature has no place (see `fitting`).
+    `sizes`: by branch, (height, width) of what came out of its live input blocks, one for each walk; `expected_sizes`:
+    what it was at the full call, set on a cached one. Where they differ, the kept feature has no place (see `fitting`).
     `ran`: which other networks ran in the call, in order; `expected`: which ones should have, if that is known;
     `controls`: notes of what they did (see `control_ladder`).
     """
 
-    features: list[torch.Tensor] = field(default_factory=list)
+    features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    count: int = 0
     shapes: dict[str, list[Shape]] = field(default_factory=dict)
     supplied: int = 0
     strayed: bool = False
-    sizes: list[torch.Size | None] = field(default_factory=list)
-    expected_sizes: list[torch.Size | None] | None = None
+    sizes: dict[int, list[torch.Size | None]] = field(default_factory=dict)
+    expected_sizes: Mapping[int, list[torch.Size | None]] | None = None
     ran: list[Any] = field(default_factory=list)
     expected: list[Any] | None = None
     controls: list[Any] = field(default_factory=list)
@@ -177,29 +179,41 @@ class Walks:
         return (
             self.strayed
             or (self.expected is not None and self.ran != self.expected)
-            or (self.expected_sizes is not None and self.sizes != self.expected_sizes)
+            or any(self.sizes[branch] != sizes for branch, sizes in self._expected().items())
         )
 
-    def meet(self, h: Any) -> None:
-        """`h`, (rows, channels, height, width), came out of the live input blocks."""
-        self.sizes.append(h.shape[2:] if isinstance(h, torch.Tensor) else None)
+    def _expected(self) -> dict[int, list[torch.Size | None]]:
+        """The expected sizes at the branches of which this call could know."""
+        return {branch: sizes for branch, sizes in (self.expected_sizes or {}).items() if branch in self.sizes}
 
-    def fitting(self, feature: torch.Tensor) -> torch.Tensor:
+    def meet(self, branch: int) -> Callable[[Any], None]:
+        """Looks at what comes out of the live input blocks of `branch`, (rows, channels, height, width)."""
+        sizes = self.sizes.setdefault(branch, [])
+        return lambda h: sizes.append(h.shape[2:] if isinstance(h, torch.Tensor) else None)
+
+    def fitting(self, branch: int, feature: torch.Tensor) -> torch.Tensor:
         """The kept feature; or where another size was met than at the full call, zeros that the forward can go on
         with, since the call will run again in full.
         """
-        walk = len(self.sizes) - 1
-        if walk < 0 or self.expected_sizes is None or self.expected_sizes[walk : walk + 1] == self.sizes[-1:]:
+        met, expected = self.sizes.get(branch), self._expected().get(branch)
+        if not met or expected is None or expected[len(met) - 1 : len(met)] == met[-1:]:
             return feature
-        size = self.sizes[-1]
+        size = met[-1]
         return feature if size is None else feature.new_zeros((*feature.shape[:2], *size))
 
-    def keep(self, feature: torch.Tensor) -> None:
-        # A clone, since FreeU and its like go on to write into the tensor.
-        try:
-            self.features.append(feature.detach().clone())
-        except Exception as error:  # out of memory here must not end the host's picture
-            self.failed = error
+    def keep(self, branch: int) -> Callable[[torch.Tensor], None]:
+        """Keeps what it is given as the feature of `branch`."""
+
+        def keep(feature: torch.Tensor) -> None:
+            # A clone, since FreeU and its like go on to write into the tensor.
+            try:
+                kept = self.features.setdefault(branch, [])
+                kept.append(feature.detach().clone())
+                self.count = max(self.count, len(kept))
+            except Exception as error:  # out of memory here must not end the host's picture
+                self.failed = error
+
+        return keep
 
     def note(self, position: str, output: torch.Tensor) -> None:
         self.shapes.setdefault(position, []).append(Shape(output.shape, output.dtype, output.device))
@@ -245,11 +259,16 @@ class AnyLadder(Protocol):
     def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """What a cached call is to be run with; never changes what it is given."""
 
-    def up_full(self, branch: int, full_length: bool) -> Walks:
-        """Prepare a full call that keeps the input of the first live output block."""
+    def up_full(self, branches: Sequence[int], full_length: bool) -> Walks:
+        """Prepare a full call that keeps the input of the first live output block of each of the `branches`."""
 
-    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
-        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk)."""
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps
+        the features of the `renewed` branches, which are less deep. `full`: what the full call did that the features
+        go back to, where a foreign forward runs.
+        """
 
     def take_down(self) -> dict[str, Any]:
         """Remove our shadows, whatever the state; returns them, for `put_back`."""
@@ -280,56 +299,52 @@ class Ladder:
     def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         return args, kwargs
 
-    def up_full(self, branch: int, full_length: bool) -> Walks:
-        """Prepare a full call that keeps the input of output block n-1-branch.
+    def up_full(self, branches: Sequence[int], full_length: bool) -> Walks:
+        """Prepare a full call that keeps the input of output block n-1-b for each b of the `branches`.
 
         With `full_length` the output shapes of all blocks that a cached call would skip are noted too.
         """
         walks = Walks()
         inputs, middle, outputs = self._blocks()
-        boundary = len(outputs) - 2 - branch
+        shallowest, last = min(branches), len(outputs) - 2
 
-        def keep_and_note(position: str) -> Callable[[torch.Tensor], None]:
-            def see(output: torch.Tensor) -> None:
-                walks.note(position, output)
-                if position == ("middle" if boundary < 0 else f"output {boundary}"):
-                    walks.keep(output)
-
-            return see
+        def place(position: str, block: Any) -> Any:
+            return Observed(block, lambda output: walks.note(position, output))
 
         if full_length:
-            inputs = [
-                block if i <= branch else Observed(block, keep_and_note(f"input {i}"))
-                for i, block in enumerate(inputs)
-            ]
-            middle = Observed(middle, keep_and_note("middle"))
-            outputs = [
-                block if i > boundary else Observed(block, keep_and_note(f"output {i}"))
-                for i, block in enumerate(outputs)
-            ]
-        elif boundary < 0:
-            middle = Observed(middle, walks.keep)
-        else:
-            outputs[boundary] = Observed(outputs[boundary], walks.keep)
-        self._put(*_noted(branch, inputs, middle, walks.meet), outputs)
+            inputs = [b if i <= shallowest else place(f"input {i}", b) for i, b in enumerate(inputs)]
+            middle = place("middle", middle)
+            outputs = [b if i > last - shallowest else place(f"output {i}", b) for i, b in enumerate(outputs)]
+        for branch in branches:
+            if branch > last:
+                middle = Observed(middle, walks.keep(branch))
+            else:
+                outputs[last - branch] = Observed(outputs[last - branch], walks.keep(branch))
+        self._put(*_noted(branches, inputs, middle, walks), outputs)
         return walks
 
-    def up_cached(self, branch: int, features: Sequence[torch.Tensor], full: Walks | None) -> Walks:
-        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk).
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps
+        the features of the `renewed` branches.
 
         With `full`, what a full call under the same foreign forward noted, the lists keep their length and
         skipped entries return zeros of the noted shape; else the lists hold just the live blocks.
         """
         walks = Walks()
         inputs, middle, outputs = self._blocks()
-        boundary = len(outputs) - 2 - branch
+        last, met = len(outputs) - 2, (branch, *renewed)
+        boundary = last - branch
+        for one in renewed:
+            outputs[last - one] = Observed(outputs[last - one], walks.keep(one))
 
         def feature() -> torch.Tensor:
             walks.supplied += 1
-            return walks.fitting(features[min(walks.supplied, len(features)) - 1])
+            return walks.fitting(branch, features[min(walks.supplied, len(features)) - 1])
 
         if full is None:
-            live, stand_in = _noted(branch, inputs[: branch + 1], Supplied(middle, feature), walks.meet)
+            live, stand_in = _noted(met, inputs[: branch + 1], Supplied(middle, feature), walks)
             self._put(live, stand_in, outputs[boundary + 1 :])
             return walks
 
@@ -352,7 +367,7 @@ class Ladder:
             b if i > boundary else Supplied(b, feature if i == boundary else zeros(f"output {i}"))
             for i, b in enumerate(outputs)
         ]
-        self._put(*_noted(branch, inputs, middle, walks.meet), outputs)
+        self._put(*_noted(met, inputs, middle, walks), outputs)
         return walks
 
     def take_down(self) -> dict[str, Any]:
@@ -384,14 +399,17 @@ class Ladder:
             shadows["output_blocks"] = Blocks(outputs, self._real("output_blocks"))
 
 
-def _noted(branch: int, inputs: list[Any], middle: Any, see: Callable[[Any], None]) -> tuple[list[Any], Any]:
-    """The input blocks and the middle block of a call, with a look at what comes out of the first branch + 1. What the
-    next one is given is looked at, since hosts' patches act between the blocks.
+def _noted(branches: Sequence[int], inputs: list[Any], middle: Any, walks: Walks) -> tuple[list[Any], Any]:
+    """The input blocks and the middle block of a call, with a look at what comes out of the first b + 1 for each branch
+    b. What the next one is given is looked at, since hosts' patches act between the blocks.
     """
-    after = branch + 1
-    if after >= len(inputs):
-        return inputs, Noted(middle, see)
-    return [*inputs[:after], Noted(inputs[after], see), *inputs[after + 1 :]], middle
+    inputs = list(inputs)
+    for branch in branches:
+        if branch + 1 < len(inputs):
+            inputs[branch + 1] = Noted(inputs[branch + 1], walks.meet(branch))
+        else:
+            middle = Noted(middle, walks.meet(branch))
+    return inputs, middle
 
 
 def check_layout(unet: Any) -> None:

@@ -15,12 +15,15 @@ def reached(report: PassReport) -> float | None:
     """How many times faster the UNet's calls were together than had they all been full, by the medians of their
     times; None where one kind was not timed.
     """
-    if not report.full_seconds or not report.cached_seconds:
+    kinds = (
+        (report.full_calls, report.full_seconds),
+        (report.cached_calls - report.deeper_calls, report.cached_seconds),
+        (report.deeper_calls, report.deeper_seconds),
+    )
+    if not report.full_seconds or not report.cached_calls or any(calls and not timed for calls, timed in kinds):
         return None
-    full, cached = median(report.full_seconds), median(report.cached_seconds)
-    calls = report.full_calls + report.cached_calls
-    cost = report.full_calls * full + report.cached_calls * cached
-    return calls * full / cost if cost > 0 else None
+    cost = sum(calls * median(timed) for calls, timed in kinds if calls)
+    return sum(calls for calls, _ in kinds) * median(report.full_seconds) / cost if cost > 0 else None
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,14 @@ class PassOutcome:
             "evaluations": report.evaluations,
             "full_evaluations": report.full_evaluations,
             "cached_evaluations": report.evaluations - report.full_evaluations,
+            "deeper_evaluations": report.deeper_evaluations,
             "planned_full_evaluations": report.planned_full,
             "full_calls": report.full_calls,
             "cached_calls": report.cached_calls,
+            "deeper_calls": report.deeper_calls,
             "full_call_seconds": median(report.full_seconds) if report.full_seconds else None,
             "cached_call_seconds": median(report.cached_seconds) if report.cached_seconds else None,
+            "deeper_call_seconds": median(report.deeper_seconds) if report.deeper_seconds else None,
             "speed_up": None if gain is None else round(gain, 3),
             "predicted_speed_up": self.planned.as_json()["speed_up"],
             "kept_bytes": report.kept_bytes,

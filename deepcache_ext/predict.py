@@ -7,6 +7,8 @@ text encoders and the decoder are not made faster, so a whole picture gains less
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SHARES: dict[int, tuple[float, ...]] = {
     12: (0.0787, 0.2243, 0.3802, 0.4699, 0.5641, 0.673, 0.7598, 0.8484, 0.9411, 0.9604, 0.9727, 0.9849),
     9: (0.0145, 0.0378, 0.0661, 0.1289, 0.2141, 0.3062, 0.4372, 0.6586, 0.8821),
@@ -27,10 +29,10 @@ def share(branch: int, depth: int = USUAL_DEPTH) -> float:
     return known[min(max(branch, 0), len(known) - 1)]
 
 
-def speed_up(evaluations: int, full: int, cached_share: float) -> float:
-    """Of the UNet's time, for a pass of that many evaluations of which `full` run the whole UNet."""
-    cost = full + (evaluations - full) * cached_share
-    return evaluations / cost if cost > 0 else 1.0
+def speed_up(branches: Sequence[int | None], depth: int = USUAL_DEPTH) -> float:
+    """Of the UNet's time, for a pass with the branch that each evaluation runs; None: the whole UNet."""
+    cost = sum(1.0 if branch is None else share(branch, depth) for branch in branches)
+    return len(branches) / cost if cost > 0 else 1.0
 
 
 NEARLY = 0.99

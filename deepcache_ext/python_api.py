@@ -28,7 +28,7 @@ log = logging.getLogger("deepcache")
 
 SETTINGS = (
     "preset", "cache_interval", "cache_branch_id", "estimator", "start", "end", "strategy", "speed_up",
-    "full_evaluations", "center", "power",
+    "full_evaluations", "center", "power", "deeper_branch_id",
 )
 """The settings that mean something outside the WebUI."""
 

@@ -35,29 +35,39 @@ class Reason(str, Enum):
     ERROR = "an error inside DeepCache (see the log)"
 
 
+def fraction(full: int, deeper: int, evaluations: int) -> str:
+    """For instance `10 of 30 full`, or `6 of 30 full, 6 deeper`."""
+    return f"{full} of {evaluations} full" + (f", {deeper} deeper" if deeper else "")
+
+
 @dataclass
 class PassReport:
-    """Counts of one pass. An evaluation is full when any of its calls was; calls outside evaluations count as misses
-    only. Times are in seconds; on a CUDA device they are read from events when the pass ends.
+    """Counts of one pass. An evaluation is full when any of its calls was, else deeper when any ran a deeper branch,
+    which renews what the others go on from; deeper calls are among the cached ones. Calls outside evaluations count as
+    misses only. Times are in seconds; on a CUDA device they are read from events when the pass ends.
     """
 
     hires: bool = False
     evaluations: int = 0
     full_evaluations: int = 0
+    deeper_evaluations: int = 0
     planned_full: int = 0
     full_calls: int = 0
     cached_calls: int = 0
+    deeper_calls: int = 0
     misses: Counter[Reason] = field(default_factory=Counter)
     kept_bytes: int = 0
     """The most that was kept at a time."""
     full_seconds: list[float] = field(default_factory=list)
     cached_seconds: list[float] = field(default_factory=list)
+    """Of cached calls that are not deeper."""
+    deeper_seconds: list[float] = field(default_factory=list)
     off: str = ""
     """Why nothing was cached from some point on, in words; empty when caching was possible to the end."""
 
     @property
     def fraction(self) -> str:
-        return f"{self.full_evaluations} of {self.evaluations} full"
+        return fraction(self.full_evaluations, self.deeper_evaluations, self.evaluations)
 
     def lines(self) -> list[str]:
         """The pass in words, for the log."""
@@ -67,7 +77,8 @@ class PassReport:
         ]
         if self.full_seconds and self.cached_seconds:
             full, cached = median(self.full_seconds), median(self.cached_seconds)
-            text.append(f"a full call took {full * 1e3:.1f} ms, a cached one {cached * 1e3:.1f} ms")
+            deeper = f", a deeper one {median(self.deeper_seconds) * 1e3:.1f} ms" if self.deeper_seconds else ""
+            text.append(f"a full call took {full * 1e3:.1f} ms, a cached one {cached * 1e3:.1f} ms{deeper}")
         text += [f"{count} in full: {reason.value}" for reason, count in self.misses.most_common()]
         if self.off:
             text.append(f"off: {self.off}")
@@ -84,8 +95,8 @@ def summary(passes: Sequence[PassReport]) -> str:
         those = [p for p in passes if p.hires is hires]
         if not those:
             continue
-        full, total = sum(p.full_evaluations for p in those), sum(p.evaluations for p in those)
+        full, deeper = sum(p.full_evaluations for p in those), sum(p.deeper_evaluations for p in those)
         off = sorted({p.off for p in those if p.off})
-        text = f"{full} of {total} full" + (f" ({'; '.join(off)})" if off else "")
+        text = fraction(full, deeper, sum(p.evaluations for p in those)) + (f" ({'; '.join(off)})" if off else "")
         parts.append(f"hires {text}" if hires else text)
     return ", ".join(parts)

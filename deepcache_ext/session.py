@@ -19,8 +19,8 @@ from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forw
 from .parts import Parts, parts, same_parts
 from .plan import Plan
 from .report import PassReport, Reason
-from .slots import Key, Slots
-from .stopwatch import Stopwatch
+from .slots import Key, Slot, Slots
+from .stopwatch import Kind, Stopwatch
 from .weights import WeightsWatch
 
 log = logging.getLogger("deepcache")
@@ -34,6 +34,7 @@ class OpenCall:
 
     call: Call | None = None
     key: Key | None = None
+    slot: Slot | None = None
     forward: object = None
     walks: Walks | None = None
     cached: bool = False
@@ -47,9 +48,10 @@ class OpenCall:
     @property
     def is_astray(self) -> bool:
         """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
-        return self.cached and self.walks is not None and (
-            self.walks.astray or self.walks.supplied != self.expected_walks
-        )
+        if not self.cached or self.walks is None:
+            return False
+        renewed = [] if self.walks.failed is not None else [len(those) for those in self.walks.features.values()]
+        return self.walks.astray or any(count != self.expected_walks for count in (self.walks.supplied, *renewed))
 
 
 class Session:
@@ -85,7 +87,7 @@ class Session:
         self._parts: Parts = ()
         self._moment: Moment | None = None
         self._latent: Callable[[], torch.Tensor | None] | None = None
-        self._was_full = False
+        self._was_full = self._was_deeper = False
         self._thread = 0
         self._open: list[OpenCall] = []
         self._is_raising = False
@@ -123,11 +125,11 @@ class Session:
     def _look_at(self, unet: nn.Module) -> None:
         """Learn what the UNet is made of. Raises `UnknownLayout`."""
         ladder = self._ladder_of(unet)
-        if self.plan.branch >= ladder.depth:
-            raise UnknownLayout(
-                f"cache_branch_id = {self.plan.branch} is not allowed: "
-                f"this UNet has the branches 0 to {ladder.depth - 1}"
-            )
+        for name, branch in zip(("cache_branch_id", "deeper_branch_id"), self.plan.branches, strict=False):
+            if branch >= ladder.depth:
+                raise UnknownLayout(
+                    f"{name} = {branch} is not allowed: this UNet has the branches 0 to {ladder.depth - 1}"
+                )
         self._ladder, self._unet = ladder, unet
         self._weights, self._version, self._parts = WeightsWatch(unet), None, parts(unet)
 
@@ -215,10 +217,12 @@ class Session:
             self._slots.end_evaluation()
             if self._was_full or not self._attached:
                 self.report.full_evaluations += 1
+            elif self._was_deeper:
+                self.report.deeper_evaluations += 1
             for_extensions.ends(self)
         self._moment = None
         self._latent = None
-        self._was_full = False
+        self._was_full = self._was_deeper = False
         if not self._attached:
             self._remove_handles()
 
@@ -285,23 +289,25 @@ class Session:
             t.requires_grad for t in chain((call.x, *call.conditioning), unet.parameters())
         ):
             return self._plain(Reason.GRADIENT)
-        planned_full = self.plan.is_full(moment.index)
+        branch = self.plan.branch_at(moment.index)
+        planned_full = branch is None
         if call.whole:
             return self._plain(None if planned_full else Reason.PATCHED)
         key = self._slots.place(call)
         if key is None:
             return self._plain(None if planned_full else Reason.UNPLACED)
         forward = own_forward(unet)
-        if not planned_full:
-            slot, reason = self._slots.find(key, call, forward, self.plan.last_full(moment.index))
+        if branch is not None:
+            slot, reason = self._slots.find(key, call, forward, branch, self.plan.source(moment.index))
             if slot is not None:
-                features = self.estimator.estimate(slot.kept, moment)
-                instead = self._ladder.arguments(self.plan.branch, args, kwargs)
-                walks = self._ladder.up_cached(self.plan.branch, features, None if forward is None else slot.walks)
+                features = self.estimator.estimate(slot.kept[branch], moment)
+                instead = self._ladder.arguments(branch, args, kwargs)
+                renewed = [other for other in self.plan.branches if other < branch]
+                walks = self._ladder.up_cached(branch, features, None if forward is None else slot.walks, renewed)
                 walks.expected_sizes = slot.walks.sizes
                 self._watch.start(call.x)
                 return OpenCall(
-                    call, key, forward, walks, True, len(features), given=(args, kwargs), instead=instead
+                    call, key, slot, forward, walks, True, len(features), given=(args, kwargs), instead=instead
                 )
             self._miss(reason)
         self._was_full = True
@@ -309,9 +315,9 @@ class Session:
             self._watch.start(call.x)
             return OpenCall(call)
         continues = self._slots.continues(key, call, forward)
-        walks = self._ladder.up_full(self.plan.branch, full_length=forward is not None)
+        walks = self._ladder.up_full(self.plan.branches, full_length=forward is not None)
         self._watch.start(call.x)
-        return OpenCall(call, key, forward, walks, continues=continues)
+        return OpenCall(call, key, None, forward, walks, continues=continues)
 
     def after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """A call of the UNet ends: its output if another is to be returned, or None. A forward hook, with kwargs;
@@ -363,13 +369,26 @@ class Session:
             self.report.misses[Reason.WALKS] += 1
             self.drop(Reason.WALKS)
             return
-        self._watch.stop(done.cached)
         if done.cached:
-            self.report.cached_calls += 1
+            self._end_cached(done)
             return
+        self._watch.stop(Kind.FULL)
         self.report.full_calls += 1
         if done.walks is not None:
             self._keep(done, done.walks)
+
+    def _end_cached(self, done: OpenCall) -> None:
+        assert done.walks is not None and done.slot is not None and self._moment is not None
+        self.report.cached_calls += 1
+        if not done.walks.features:
+            self._watch.stop(Kind.CACHED)
+            return
+        self._watch.stop(Kind.DEEPER)
+        self._was_deeper = True
+        self.report.deeper_calls += 1
+        if done.walks.failed is not None:
+            raise done.walks.failed
+        self._remember(done.slot, done.walks, self._moment)
 
     def _run_in_full(self, unet: nn.Module, done: OpenCall) -> Any:
         """What the cached call gave belongs to another walk. The host's arguments are still here: run it again."""
@@ -381,7 +400,7 @@ class Session:
         except BaseException:
             self._raised(done)
             raise
-        self._watch.stop(cached=False)
+        self._watch.stop(Kind.FULL)
         return output
 
     def _keep(self, done: OpenCall, walks: Walks) -> None:
@@ -391,12 +410,17 @@ class Session:
         if not walks.features:
             self.turn_off(Reason.NO_EFFECT.value)
             return
-        slot = self._slots.keep(done.key, done.call, done.forward, walks, self._moment, done.continues)
-        self.estimator.learn(slot.kept)
-        self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
+        slot = self._slots.keep(done.key, done.call, done.forward, walks, done.continues)
+        self._remember(slot, walks, self._moment)
         if self._weights is not None:
             # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.
             self._version = self._weights.version()
+
+    def _remember(self, slot: Slot, walks: Walks, moment: Moment) -> None:
+        for branch, features in walks.features.items():
+            slot.add(branch, features, moment)
+            self.estimator.learn(slot.kept[branch])
+        self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
 
     def _plain(self, reason: Reason | None) -> OpenCall:
         """A call that runs without us, in full."""

@@ -15,8 +15,12 @@ FORMAT_VERSION = 2
 """Version of what is written into an infotext; grows when the meaning of a written value changes."""
 
 CUSTOM = "Custom"
+AS_IT_PAYS = -1
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {"strategy": "weighted", "speed_up": speed_up, "cache_branch_id": 0, "estimator": "auto"}
+    name: {
+        "strategy": "weighted", "speed_up": speed_up, "cache_branch_id": 0, "deeper_branch_id": AS_IT_PAYS,
+        "estimator": "auto",
+    }
     for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.6))
 }
 """What each preset sets: points on the curve of the weighted strategy (docs/evidence.md)."""
@@ -167,6 +171,12 @@ FIELDS: tuple[Field, ...] = (
         "power", "Power", 1.4, "Non-uniform: how much denser they are there; 1 = evenly spread.",
         minimum=1.0, maximum=3.0,
     ),
+    Field(
+        "deeper_branch_id", "Deeper branch", AS_IT_PAYS,
+        "Every second whole evaluation runs this deeper branch instead. "
+        "-1 = where that pays (weighted, which makes more of them then); 0 = never.",
+        minimum=AS_IT_PAYS, maximum=MAX_BRANCH,
+    ),
 )
 FIELD = {field.name: field for field in FIELDS}
 
@@ -179,7 +189,7 @@ OBEYED = {
 """What each strategy obeys besides what all do."""
 STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
 INFOTEXT_KEYS = ("DeepCache", "DeepCache version", "DeepCache error", *(field.infotext for field in FIELDS))
-SELDOM = ("start", "end", "passes", *(name for name in FIELD if name.startswith("hires_")))
+SELDOM = ("start", "end", "passes", "deeper_branch_id", *(name for name in FIELD if name.startswith("hires_")))
 """Written into an infotext only where they differ from their defaults."""
 
 
@@ -207,6 +217,7 @@ class Settings:
     full_evaluations: str = ""
     center: float = 0.3
     power: float = 1.4
+    deeper_branch_id: int = AS_IT_PAYS
 
     def covers(self, hires: bool) -> bool:
         """Whether the hires pass (or else the first, or img2img, pass) is to be cached."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,9 +18,12 @@ Key = tuple[Hashable, Region, int]
 
 @dataclass
 class Slot:
-    """The memory of one call across evaluations. `walks` is what its last full call did on the ladder."""
+    """The memory of one call across evaluations: by branch what was kept, oldest first. `walks` is what its last full
+    call did on the ladder.
+    """
 
-    kept: deque[Kept]
+    keeps: int
+    kept: dict[int, deque[Kept]] = field(default_factory=dict)
     conditioning: tuple[torch.Tensor, ...] = ()
     state: Hashable = None
     forward: object = None
@@ -28,7 +31,16 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return sum(kept.nbytes for kept in self.kept)
+        return sum(kept.nbytes for those in self.kept.values() for kept in those)
+
+    @property
+    def newest(self) -> int:
+        """The evaluation at which a feature was last kept, -1 for none."""
+        return max((those[-1].moment.index for those in self.kept.values()), default=-1)
+
+    def add(self, branch: int, features: Sequence[torch.Tensor], moment: Moment) -> None:
+        """What a call kept at that branch, a feature for each walk."""
+        self.kept.setdefault(branch, deque(maxlen=self.keeps)).append(Kept(tuple(features), moment))
 
 
 class Slots:
@@ -81,15 +93,17 @@ class Slots:
             self._regions[call.kind, nth] = region
         return region
 
-    def find(self, key: Key, call: Call, forward: object, oldest: int) -> tuple[Slot | None, Reason | None]:
-        """The slot whose kept feature belongs to this call, or the reason why there is none.
+    def find(
+        self, key: Key, call: Call, forward: object, branch: int, oldest: int
+    ) -> tuple[Slot | None, Reason | None]:
+        """The slot whose feature at `branch` belongs to this call, or the reason why there is none.
 
-        `forward`: the foreign forward that will run, or None; `oldest`: no kept feature may be older.
+        `forward`: the foreign forward that will run, or None; `oldest`: the kept feature may not be older.
         """
         slot = self._slots.get(key)
-        if slot is None or not slot.kept:
+        if slot is None or branch not in slot.kept:
             return None, Reason.FIRST_SEEN
-        if slot.kept[-1].moment.index < oldest:
+        if slot.kept[branch][-1].moment.index < oldest:
             return None, Reason.NOT_REFRESHED
         if slot.forward is not forward:
             return None, Reason.FORWARD
@@ -112,24 +126,21 @@ class Slots:
             and same_content(slot.conditioning, call.conditioning)
         )
 
-    def keep(
-        self, key: Key, call: Call, forward: object, walks: Walks, moment: Moment, continues: bool = False
-    ) -> Slot:
-        """Remember a full call; the features before it stay only where it `continues` them. Never waits for the
-        device.
+    def keep(self, key: Key, call: Call, forward: object, walks: Walks, continues: bool = False) -> Slot:
+        """The slot for what a full call kept; the features before it stay only where it `continues` them. Never waits
+        for the device.
         """
         slot = self._slots.get(key)
-        if slot is None or not continues or len(slot.kept[-1].features) != len(walks.features):
+        if slot is None or not continues or slot.walks.count != walks.count:
             # Clones, since a host may fill the same buffers anew.
             conditioning = tuple(tensor.clone() for tensor in call.conditioning)
-            slot = self._slots[key] = Slot(deque(maxlen=self._keeps), conditioning, call.state, forward)
-        slot.kept.append(Kept(tuple(walks.features), moment))
-        slot.walks = replace(walks, features=[])
+            slot = self._slots[key] = Slot(self._keeps, {}, conditioning, call.state, forward)
+        slot.walks = replace(walks, features={})
         return slot
 
     def forget_older(self, oldest: int) -> None:
         """Free slots whose newest feature is older than evaluation `oldest`: moving windows leave them behind."""
-        self._slots = {key: slot for key, slot in self._slots.items() if slot.kept[-1].moment.index >= oldest}
+        self._slots = {key: slot for key, slot in self._slots.items() if slot.newest >= oldest}
 
     def clear(self) -> None:
         self._slots.clear()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from typing import Any
 
 import torch
 
 from .report import PassReport
+
+
+class Kind(Enum):
+    """What a call ran. A deeper one renews what shallower ones go on from."""
+
+    FULL = "full"
+    CACHED = "cached"
+    DEEPER = "deeper"
 
 
 class Stopwatch:
@@ -19,7 +28,7 @@ class Stopwatch:
     def __init__(self, report: PassReport) -> None:
         self._report = report
         self._started: Any = None
-        self._events: list[tuple[bool, Any, Any]] = []
+        self._events: list[tuple[Kind, Any, Any]] = []
 
     def start(self, x: torch.Tensor) -> None:
         if x.device.type == "cpu":
@@ -29,14 +38,14 @@ class Stopwatch:
         else:
             self._started = None
 
-    def stop(self, cached: bool) -> None:
+    def stop(self, kind: Kind) -> None:
         started, self._started = self._started, None
         if started is None:
             return
         if isinstance(started, float):
-            self._book(cached, time.perf_counter() - started)
+            self._book(kind, time.perf_counter() - started)
         else:
-            self._events.append((cached, started, _event()))
+            self._events.append((kind, started, _event()))
 
     def discard(self) -> None:
         """What was started is no call of either kind."""
@@ -44,13 +53,17 @@ class Stopwatch:
 
     def finish(self) -> None:
         """Read the events; waits for the device once."""
-        for cached, start, stop in self._events:
+        for kind, start, stop in self._events:
             stop.synchronize()
-            self._book(cached, start.elapsed_time(stop) / 1e3)
+            self._book(kind, start.elapsed_time(stop) / 1e3)
         self._events.clear()
 
-    def _book(self, cached: bool, seconds: float) -> None:
-        (self._report.cached_seconds if cached else self._report.full_seconds).append(seconds)
+    def _book(self, kind: Kind, seconds: float) -> None:
+        booked = {
+            Kind.FULL: self._report.full_seconds, Kind.CACHED: self._report.cached_seconds,
+            Kind.DEEPER: self._report.deeper_seconds,
+        }
+        booked[kind].append(seconds)
 
 
 def _event() -> Any:

@@ -13,10 +13,17 @@ import numpy as np
 from . import predict
 from .estimators import ESTIMATORS, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
 from .plan import ListedPlan, Plan, UniformPlan
-from .settings import Settings, ranges
+from .settings import AS_IT_PAYS, Settings, ranges
 
 FEW = 12
 """Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength)."""
+
+ONE_BRANCH_UP_TO = 0.5
+"""How far apart in log sigma full evaluations may lie on average: where they would lie further apart, every second one
+runs a deeper branch instead, and there are more of them for the same cost (docs/strategies.md).
+"""
+DEEPER = {12: 5, 9: 5}
+"""The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x (measured) and SDXL (not)."""
 
 
 def plan_for(
@@ -29,42 +36,63 @@ def plan_for(
     Raises `SettingsError` for a list of full evaluations that cannot be read.
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
-    uniform = UniformPlan(settings.cache_interval, branch, total, *window)
+    deeper = settings.deeper_branch_id
+    uniform = UniformPlan(settings.cache_interval, branch, total, *window, deeper)
     few = total < FEW
     if settings.strategy == "uniform":
         warned = few and uniform.caches
         return uniform, f"only {total} evaluations: caching may change the picture much" if warned else ""
     if settings.strategy == "custom":
-        return ListedPlan(custom(settings.full_evaluations, total), branch, total, *window), ""
+        return _in_turns(custom(settings.full_evaluations, total), branch, total, window, deeper), ""
     if settings.strategy == "non-uniform":
         listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
-        return ListedPlan(listed, branch, total, *window), ""
+        return _in_turns(listed, branch, total, window, deeper), ""
     if few:
         return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
-    share = predict.share(branch, depth)
     total = len(sigmas) if sigmas else total
-    full = predict.full_for(total, settings.speed_up, share)
+    full = predict.full_for(total, settings.speed_up, predict.share(branch, depth))
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
         interval = next((n for n in range(1, total + 1) if -(-total // n) <= full), total)
-        return UniformPlan(interval, branch, total, *window), ""
+        return UniformPlan(interval, branch, total, *window, deeper), ""
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
-    return ListedPlan(weighted(sigmas, full, outside, fresh_noise), branch, total, *window), ""
+    if deeper == AS_IT_PAYS:
+        deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > ONE_BRANCH_UP_TO else branch
+    listed, renewed = (weighted(sigmas, full, outside, fresh_noise), ()) if deeper <= branch else by_depth(
+        sigmas, settings.speed_up, (branch, deeper), depth, outside, fresh_noise
+    )
+    return ListedPlan(listed, branch, total, *window, renewed, deeper), ""
+
+
+def _in_turns(
+    listed: Sequence[int], branch: int, total: int, window: tuple[float, float], deeper: int
+) -> ListedPlan:
+    """Full at the listed evaluations; with a `deeper` branch every second one runs that instead."""
+    if deeper <= branch:
+        return ListedPlan(tuple(listed), branch, total, *window)
+    return ListedPlan(tuple(listed[::2]), branch, total, *window, tuple(listed[1::2]), deeper)
 
 
 def estimator_for(
     settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None
 ) -> Estimator:
-    """The estimator that the settings name; `auto` forecasts where full evaluations lie close enough. `total`: the
-    number of evaluations, or 0 where it is not known.
+    """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
+    enough. `total`: the number of evaluations, or 0 where it is not known.
     """
     name = settings.estimator
     if name == "auto":
         if sigmas and all(0 < s < math.inf for s in sigmas):
-            far, full = math.log(max(sigmas) / min(sigmas)) / FORECAST_UP_TO, sum(map(plan.is_full, range(len(sigmas))))
+            far, total = _width(sigmas) / FORECAST_UP_TO, len(sigmas)
         else:
-            far, full = (total or 120) / FORECAST_UP_TO_STEPS, sum(map(plan.is_full, range(total or 120)))
-        name = "forecast" if far <= full else "copy"
+            total = total or 120
+            far = total / FORECAST_UP_TO_STEPS
+        renewed = sum(plan.branch_at(k) != min(plan.branches) for k in range(total))
+        name = "forecast" if far <= renewed else "copy"
     return ESTIMATORS[name]()
+
+
+def _width(sigmas: Sequence[float]) -> float:
+    """Of a run, in log sigma."""
+    return math.log(max(sigmas) / min(sigmas))
 
 
 # The paper's -------------------------------------------------------------------------------------------------
@@ -168,3 +196,28 @@ def weighted(
     for n in range(full - 1, 0, -1):
         found.append(int(came_from[n, found[-1]]))
     return tuple(reversed(found))
+
+
+def by_depth(
+    sigmas: Sequence[float],
+    speed_up: float,
+    branches: tuple[int, int],
+    depth: int,
+    must: frozenset[int] = frozenset(),
+    fresh_noise: bool = False,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The full evaluations, and those that run the deeper one of the two `branches`: of the `weighted` ones, as many as
+    `speed_up` allows, every second runs the deeper branch, but where `must` asks for a full one.
+    """
+    shallow, deeper = (predict.share(branch, depth) for branch in branches)
+    count = len(sigmas)
+    pairs = (count / (predict.NEARLY * speed_up) - count * shallow) / (1 + deeper - 2 * shallow)
+    renewals = min(max(int(2 * pairs) + 1, 2), count)  # one too many, at most: of an odd number one more is full
+    while True:
+        chosen = weighted(sigmas, renewals, must, fresh_noise)
+        full = tuple(k for place, k in enumerate(chosen) if place % 2 == 0 or k in must)
+        renewed = tuple(k for k in chosen if k not in full)
+        cost = len(full) + len(renewed) * deeper + (count - len(chosen)) * shallow
+        if renewals <= 2 or count / cost >= predict.NEARLY * speed_up:
+            return full, renewed
+        renewals -= 1

@@ -127,9 +127,10 @@ def by_hand(
     encoder_hidden_states: torch.Tensor | None = None, added_time_ids: torch.Tensor | None = None,
     added_cond_kwargs: dict[str, torch.Tensor] | None = None,
     control: list[torch.Tensor] | None = None, middle: torch.Tensor | None = None,
-    adapter: list[torch.Tensor] | None = None,
+    adapter: list[torch.Tensor] | None = None, features: dict[int, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, kept feature) of a full call, or with `feature` of the live layers on it alone.
+    """(output, kept feature) of a full call, or with `feature` of the live layers on it alone. `features` is filled
+    with what enters each layer on the way up that runs, by branch.
 
     Written from the idea, layer by layer: skips are counted from the input, up layers from the output.
     """
@@ -236,6 +237,8 @@ def by_hand(
             if feature is None:
                 feature = h
             h = feature
+        if features is not None:
+            features[len(layers) - 1 - number] = h.clone()
         skip = skips.pop()
         if getattr(block, "s1", None):  # FreeU
             factors = {name: getattr(block, name) for name in ("s1", "s2", "b1", "b2")}

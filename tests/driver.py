@@ -14,7 +14,7 @@ from tests import unets
 
 
 def session(
-    interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: float
+    interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: Any
 ) -> Session:
     return Session(UniformPlan(interval, branch, total, **window), estimator or Copy())
 

@@ -197,12 +197,13 @@ def make(protocol: str = "forge", seed: int = 0, channels: int = 4, context: int
 
 def by_hand(
     unet: ForgeUNet, branch: int | None, feature: torch.Tensor | None = None, *, x: torch.Tensor,
-    timesteps: torch.Tensor, context: torch.Tensor, control: Any = None, transformer_options: Any = None, **_: Any,
+    timesteps: torch.Tensor, context: torch.Tensor, control: Any = None, transformer_options: Any = None,
+    features: dict[int, torch.Tensor] | None = None, **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The naive rule: (output, output of the boundary's block) of a call where, with a `feature`, that block and all
     that it alone needs are left out, and the place of every other one is looked up rather than counted.
 
-    Leaves its arguments as they are.
+    Leaves its arguments as they are, but for `features`, which is filled with what comes out before each branch.
     """
     count = len(unet.output_blocks)
     branch = count - 1 if branch is None else branch
@@ -243,6 +244,8 @@ def by_hand(
             shape = skips[count - 2 - i].shape if side == "output" and i < count - 1 else None
             h = through(block, h, emb, context, options, shape)
         kept = h.clone() if place == edge else kept
+        if features is not None and side != "input" and place not in gone and (side, i) != ("output", count - 1):
+            features[count - 1 if side == "middle" else count - 2 - i] = h.clone()
         if side in ("input", "middle") and residuals.get(place) is not None:
             h = h + residuals[place]
         h = unet._modified(h, "after", options)

@@ -48,10 +48,11 @@ def network(layout=LAYOUT, seed=1, **options):
     return Pluggable(ControlNet(layout, seed, **options))
 
 
-def cached(unet, hook, evaluations=6, interval=3, branch=0, live=True, estimator=None, units=control_units):
+def cached(unet, hook, evaluations=6, interval=3, branch=0, live=True, estimator=None, units=control_units, deeper=0):
     """Outputs and report of a pass, with control networks left whole or cut to their live blocks."""
     ladder = (lambda unet: ControlledLadder(unet, units)) if live else Ladder
-    session = Session(UniformPlan(interval, branch, evaluations), estimator or Copy(), ladder=ladder)
+    plan = UniformPlan(interval, branch, evaluations, deeper=deeper)
+    session = Session(plan, estimator or Copy(), ladder=ladder)
     latent, arguments = drifting(2), unets.inputs(unet.layout, size=(8, 8))
     if hook is not None:
         hook.hook(unet)
@@ -99,6 +100,19 @@ def test_live_is_whole_in_every_control_mode(unet, options):
     assert equal(live, whole)
     assert not any(map(torch.equal, live, plain))  # it acts, on cached calls too
     assert (report.full_calls, report.cached_calls, report.misses) == (2, 4, {})
+    untouched(plugged)
+
+
+@pytest.mark.parametrize("deeper", [1, 3, 5])
+def test_live_is_whole_with_a_deeper_branch(unet, deeper):
+    plugged = network()
+    hook = Hook([Unit(plugged, hint())])
+    live, report = cached(unet, hook, 8, 2, deeper=deeper)
+    whole, _ = cached(unet, hook, 8, 2, live=False, deeper=deeper)
+    one_branch, _ = cached(unet, hook, 8, 2)
+    assert equal(live, whole)
+    assert [torch.equal(*pair) for pair in zip(live, one_branch, strict=True)] == [True, True, False, False] * 2
+    assert (report.full_calls, report.cached_calls, report.deeper_calls, report.misses) == (2, 6, 2, {})
     untouched(plugged)
 
 

@@ -43,11 +43,40 @@ def cached_call(ladder, unet, branch, features, call):
 
 
 def full_call(ladder, unet, branch, call):
-    walks = ladder.up_full(branch, False)
+    walks = ladder.up_full((branch,), False)
     try:
-        return unet(**call)[0], walks
+        return unet(**call)[0], walks.features[branch]
     finally:
         ladder.take_down()
+
+
+@pytest.mark.parametrize("layout", unets.LAYOUTS)
+def test_a_deeper_call_renews_the_shallower_feature(layout):
+    unet = unets.shared_unet(layout)
+    ladder = DiffusersLadder(unet)
+    full, then, last = (unets.inputs(layout, seed=seed) for seed in range(3))
+    before = unets.traces(unet)
+    for shallow in range(ladder.depth):
+        for deeper in range(shallow + 1, ladder.depth):
+            whole, renewed = {}, {}
+            unets.by_hand(unet, deeper, features=whole, **full)
+            expected, _ = unets.by_hand(unet, deeper, whole[deeper], features=renewed, **then)
+
+            walks = ladder.up_full((shallow, deeper), False)
+            unet(**full)
+            ladder.take_down()
+            assert all(torch.equal(walks.features[branch][0], whole[branch]) for branch in (shallow, deeper))
+
+            args, kwargs = ladder.arguments(deeper, (), then)
+            second = ladder.up_cached(deeper, walks.features[deeper], None, (shallow,))
+            assert torch.equal(unet(*args, **kwargs)[0], expected)
+            ladder.take_down()
+            assert list(second.features) == [shallow]
+            assert torch.equal(second.features[shallow][0], renewed[shallow])
+
+            output, _ = cached_call(ladder, unet, shallow, second.features[shallow], last)
+            assert torch.equal(output, unets.by_hand(unet, shallow, renewed[shallow], **last)[0])
+    assert unets.traces(unet) == before
 
 
 @pytest.mark.parametrize(("layout", "branch"), branches())
@@ -59,11 +88,11 @@ def test_bit_identical_to_the_rule_by_hand(layout, branch):
     before = unets.traces(unet)
     expected, feature = unets.by_hand(unet, branch, **now)
     expected_cached, _ = unets.by_hand(unet, branch, feature, **later)
-    output, walks = full_call(ladder, unet, branch, now)
+    output, kept = full_call(ladder, unet, branch, now)
     assert torch.equal(output, unet(**now)[0])
     assert torch.equal(output, expected)
-    assert torch.equal(walks.features[0], feature)
-    output, walks = cached_call(ladder, unet, branch, walks.features, later)
+    assert torch.equal(kept[0], feature)
+    output, walks = cached_call(ladder, unet, branch, kept, later)
     assert torch.equal(output, expected_cached)
     assert walks.supplied == 1
     assert unets.traces(unet) == before
@@ -96,9 +125,9 @@ def test_every_branch_is_the_published_helpers(layout):
         ours = helpers_branch(unet, branch)
         if layout in unets.HELPER_RUNS:
             assert ours == branch
-        output, walks = full_call(ladder, unet, ours, now)
+        output, kept = full_call(ladder, unet, ours, now)
         assert torch.equal(output, expected[0])
-        output, _ = cached_call(ladder, unet, ours, walks.features, later)
+        output, _ = cached_call(ladder, unet, ours, kept, later)
         assert torch.equal(output, expected[1]), branch
 
 
@@ -140,11 +169,11 @@ def test_controlnet(layout):
             })
         expected, feature = unets.by_hand(unet, branch, **hand[0])
         expected_cached, _ = unets.by_hand(unet, branch, feature, **hand[1])
-        output, walks = full_call(ladder, unet, branch, real[0])
+        output, kept = full_call(ladder, unet, branch, real[0])
         assert torch.equal(output, expected)
-        assert torch.equal(walks.features[0], feature)
+        assert torch.equal(kept[0], feature)
         given = dict(real[1])
-        output, _ = cached_call(ladder, unet, branch, walks.features, given)
+        output, _ = cached_call(ladder, unet, branch, kept, given)
         assert torch.equal(output, expected_cached)
         assert given == real[1]
         assert ladder.call((), given).kind == ladder.call((), real[0]).kind != ladder.call((), now).kind
@@ -166,10 +195,10 @@ def test_t2i_adapter(layout, name, recwarn):
         residuals = [noise(ends, seed) for seed in (2, 3)]
         expected, feature = unets.by_hand(unet, branch, **now, adapter=residuals[0])
         expected_cached, _ = unets.by_hand(unet, branch, feature, **later, adapter=residuals[1])
-        output, walks = full_call(ladder, unet, branch, {**now, name: [r.clone() for r in residuals[0]]})
+        output, kept = full_call(ladder, unet, branch, {**now, name: [r.clone() for r in residuals[0]]})
         assert torch.equal(output, expected)
         given = [r.clone() for r in residuals[1]]
-        output, _ = cached_call(ladder, unet, branch, walks.features, {**later, name: given})
+        output, _ = cached_call(ladder, unet, branch, kept, {**later, name: given})
         assert torch.equal(output, expected_cached), branch
         assert len(given) == len(ends)  # another run, in full, would need them
 
@@ -224,9 +253,9 @@ def test_sizes_that_do_not_halve(layout):
     for branch in range(ladder.depth):
         expected, feature = unets.by_hand(unet, branch, **now)
         expected_cached, _ = unets.by_hand(unet, branch, feature, **later)
-        output, walks = full_call(ladder, unet, branch, now)
+        output, kept = full_call(ladder, unet, branch, now)
         assert torch.equal(output, expected)
-        assert torch.equal(cached_call(ladder, unet, branch, walks.features, later)[0], expected_cached)
+        assert torch.equal(cached_call(ladder, unet, branch, kept, later)[0], expected_cached)
 
 
 def test_freeu():
@@ -237,9 +266,9 @@ def test_freeu():
     for branch in range(ladder.depth):
         expected, feature = unets.by_hand(unet, branch, **now)
         expected_cached, _ = unets.by_hand(unet, branch, feature, **later)
-        output, walks = full_call(ladder, unet, branch, now)
+        output, kept = full_call(ladder, unet, branch, now)
         assert torch.equal(output, expected)
-        assert torch.equal(walks.features[0], feature)
+        assert torch.equal(kept[0], feature)
         # The estimator hands out a new tensor each time.
         assert torch.equal(cached_call(ladder, unet, branch, [feature.clone()], later)[0], expected_cached)
 
@@ -267,10 +296,10 @@ def test_ip_adapter():
     ladder, now, later = DiffusersLadder(unet), unets.inputs("sd1") | embeds, unets.inputs("sd1", seed=1) | embeds
     for branch in (0, 2, 5):
         expected, feature = unets.by_hand(unet, branch, **now)
-        output, walks = full_call(ladder, unet, branch, now)
+        output, kept = full_call(ladder, unet, branch, now)
         assert torch.equal(output, expected)
         assert torch.equal(
-            cached_call(ladder, unet, branch, walks.features, later)[0],
+            cached_call(ladder, unet, branch, kept, later)[0],
             unets.by_hand(unet, branch, feature, **later)[0],
         )
 
@@ -341,10 +370,10 @@ def test_hooks_that_move_weights(hook):
     ladder, now, later = DiffusersLadder(unet), unets.inputs("sd1"), unets.inputs("sd1", seed=1)
     for branch in (0, 1, 3):
         expected, feature = unets.by_hand(twin, branch, **now)
-        output, walks = full_call(ladder, unet, branch, now)
+        output, kept = full_call(ladder, unet, branch, now)
         assert torch.equal(output, expected)
         assert torch.equal(
-            cached_call(ladder, unet, branch, walks.features, later)[0],
+            cached_call(ladder, unet, branch, kept, later)[0],
             unets.by_hand(twin, branch, feature, **later)[0],
         )
     remove_hook_from_module(unet, recurse=True)
@@ -353,11 +382,11 @@ def test_hooks_that_move_weights(hook):
 def test_skipped_blocks_are_never_called():
     unet = unets.make("sd1")
     ladder, called = DiffusersLadder(unet), []
-    _, walks = full_call(ladder, unet, 1, unets.inputs("sd1"))
+    _, kept = full_call(ladder, unet, 1, unets.inputs("sd1"))
     for name, module in unet.named_modules():
         if name.count(".") in (1, 3) and any(part in name for part in ("resnets", "attentions", "samplers")):
             module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    cached_call(ladder, unet, 1, walks.features, unets.inputs("sd1"))
+    cached_call(ladder, unet, 1, kept, unets.inputs("sd1"))
     assert called == [
         f"{block}.{layer}" for block, layer in [
             ("down_blocks.0", "resnets.0"), ("down_blocks.0", "attentions.0"), ("up_blocks.2", "resnets.1"),
@@ -454,7 +483,7 @@ def test_replaced_forwards_are_refused(where):
     module = unet.get_submodule(where)
     own = module.forward
     module.forward = lambda *args, **kwargs: own(*args, **kwargs)
-    for up in (lambda: ladder.up_full(1, True), lambda: ladder.up_cached(1, [torch.zeros(1)], None)):
+    for up in (lambda: ladder.up_full((1,), True), lambda: ladder.up_cached(1, [torch.zeros(1)], None)):
         with pytest.raises(UnknownLayout, match="replaced"):
             up()
     assert not ladder.is_up
@@ -467,8 +496,8 @@ def test_compiled_inner_modules_work():
         if type(module).__name__ == "BasicTransformerBlock":
             module.compile(backend="eager")
     ladder, now, later = DiffusersLadder(unet), unets.inputs("sd1"), unets.inputs("sd1", seed=1)
-    _, walks = full_call(ladder, unet, 1, now)
+    _, kept = full_call(ladder, unet, 1, now)
     _, feature = unets.by_hand(twin, 1, **now)
-    assert torch.equal(walks.features[0], feature)
-    output, _ = cached_call(ladder, unet, 1, walks.features, later)
+    assert torch.equal(kept[0], feature)
+    output, _ = cached_call(ladder, unet, 1, kept, later)
     assert torch.equal(output, unets.by_hand(twin, 1, feature, **later)[0])

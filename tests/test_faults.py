@@ -58,7 +58,11 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     cache, before = session(3), unets.traces(unet)
     cache.attach(unet)
     run(cache, unet, 2)
-    kept = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
+    kept = [
+        weakref.ref(feature)
+        for slot in cache._slots._slots.values()
+        for those in slot.kept.values() for kept in those for feature in kept.features
+    ]
     unet.out.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(cache, unet, 1)

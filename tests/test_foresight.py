@@ -51,9 +51,9 @@ def compared(host, **request):
 def test_the_plan_shown_is_the_plan_run(host, sampler):
     foreseen, ran = compared(host, sampler_name=sampler, **HIRES, hr_second_pass_steps=13)
     assert [one.hires for one in ran] == [False, True]
-    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert [one.branches for one in foreseen] == [one.branches for one in ran]
     assert [one.as_json() for one in foreseen] == [one.as_json() for one in ran]
-    assert not all(foreseen[0].cells)
+    assert "cached" in foreseen[0].kinds
 
 
 @pytest.mark.parametrize("sampler", FEW)
@@ -68,12 +68,12 @@ def test_the_plan_of_img2img(host, sampler):
 @pytest.mark.parametrize("scheduler", ["Karras", "Exponential", "Uniform"])
 def test_the_plan_follows_the_schedule(host, scheduler):
     foreseen, ran = compared(host, sampler_name="DPM++ 2M", scheduler=scheduler, steps=30)
-    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert [one.branches for one in foreseen] == [one.branches for one in ran]
 
 
 def test_a_sampler_by_its_older_name(host):
     foreseen, ran = compared(host, sampler_name="DPM++ 2M Exponential", steps=30)
-    assert [one.cells for one in foreseen] == [one.cells for one in ran]
+    assert [one.branches for one in foreseen] == [one.branches for one in ran]
     assert foreseen != compared(host, sampler_name="DPM++ 2M Karras", steps=30)[0]
 
 
@@ -93,12 +93,12 @@ def test_without_a_model_only_the_number_is_known(host, monkeypatch):
     assert len(passes_of(Settings(strategy="uniform"), {}, lambda _: [early])) == 1
     ahead = PassAhead(False, 40)
     found = planned(Settings(enabled=True, cache_interval=4), ahead)
-    assert sum(found.cells) == 10 and found.speed_up() is None and speed_up_of([found]) is None
+    assert found.kinds.count("full") == 10 and found.speed_up() is None and speed_up_of([found]) is None
 
 
 def test_a_pass_that_is_not_covered_is_whole():
     found = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(False, 20, None, 12))
-    assert all(found.cells) and found.fraction == "20 of 20 full" and found.speed_up() == 1.0
+    assert set(found.kinds) == {"full"} and found.fraction == "20 of 20 full" and found.speed_up() == 1.0
     hires = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(True, 20, None, 12))
     assert hires.fraction == "5 of 20 full"
     both = speed_up_of([found, hires])

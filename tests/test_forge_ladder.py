@@ -72,21 +72,23 @@ def residuals(k: int, rows: int = 2, short: int = 0) -> dict[str, list[torch.Ten
     }
 
 
-def a_session(branch: int, interval: int = 3) -> Session:
-    return Session(UniformPlan(interval, branch, 9), Copy(), ladder=ForgeLadder)
+def a_session(branch: int, interval: int = 3, deeper: int = 0) -> Session:
+    return Session(UniformPlan(interval, branch, 9, deeper=deeper), Copy(), ladder=ForgeLadder)
 
 
 def compare(
     protocol: str, branch: int, given: Callable[[int], dict[str, Any]], evaluations: int = 5,
-    seen: list[Any] | None = None,
+    seen: list[Any] | None = None, interval: int = 3, deeper: int = 0,
 ) -> Session:
     """Each call of a run against `by_hand`; what `seen` records in both must be the same."""
-    unet, cache, feature = UNETS[protocol], a_session(branch), None
+    unet, cache = UNETS[protocol], a_session(branch, interval, deeper)
+    features: dict[int, torch.Tensor] = {}
+    apart = 2 * interval if deeper else interval
     clean = traces(unet)
     cache.attach(unet)
     for k in range(evaluations):
         call = given(k)
-        before = copy.deepcopy({name: call[name] for name in ("control", "transformer_options")}) if k % 3 else None
+        before = copy.deepcopy({name: call[name] for name in ("control", "transformer_options")}) if k % apart else None
         latent = drifting(1, size=SIZE)(k)
         (got,) = evaluate(cache, unet, k, latent, call)
         if before is not None:
@@ -96,16 +98,17 @@ def compare(
             seen.clear()
         fresh = given(k)
         fresh["x"] = scaled(fresh["x"], k)
-        full = k % 3 == 0
-        expected, kept = by_hand(unet, branch, None if full else feature, **fresh)
-        feature = kept if full else feature
+        now = branch if k % interval else deeper if k % apart else None
+        run = {} if now != branch else dict(features)
+        expected, _ = by_hand(unet, now if now is not None else 11, features.get(now), features=run, **fresh)
+        features = {branch: run[branch], deeper: run.get(deeper, features.get(deeper))}
         assert torch.equal(got, expected), f"evaluation {k}"
         if seen is not None:
             assert len(ours) == len(seen) > 0
             assert all(same(one, other) for one, other in zip(ours, seen, strict=True)), f"evaluation {k}"
             seen.clear()
     report = cache.close()
-    assert report.cached_calls == evaluations - (evaluations + 2) // 3
+    assert report.cached_calls == sum(k % apart != 0 for k in range(evaluations))
     assert not report.misses
     assert traces(unet) == clean
     return cache
@@ -141,6 +144,15 @@ def unchanged(before: dict[str, Any], call: dict[str, Any]) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_plain_calls(protocol: str, branch: int) -> None:
     compare(protocol, branch, arguments)
+
+
+@pytest.mark.parametrize(("branch", "deeper"), [(0, 5), (2, 8), (0, 11), (7, 8)])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_deeper_branch(protocol: str, branch: int, deeper: int) -> None:
+    cache = compare(
+        protocol, branch, lambda k: arguments(k, control=residuals(k)), evaluations=7, interval=2, deeper=deeper
+    )
+    assert cache.report.deeper_calls == 2
 
 
 @pytest.mark.parametrize("short", [0, 1, 4])

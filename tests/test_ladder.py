@@ -33,17 +33,49 @@ def test_bit_identical_to_the_rule_by_hand(layout, branch):
     expected, feature = unets.by_hand(unet, branch, **now)
     expected_cached, _ = unets.by_hand(unet, branch, feature, **later)
     for full_length in (False, True):
-        walks = ladder.up_full(branch, full_length)
+        walks = ladder.up_full((branch,), full_length)
         output = unet(**now)
         ladder.take_down()
         assert torch.equal(output, expected)
-        assert torch.equal(walks.features[0], feature)
+        assert torch.equal(walks.features[branch][0], feature)
 
         cached = ladder.up_cached(branch, [feature], walks if full_length else None)
         output = unet(**later)
         ladder.take_down()
         assert torch.equal(output, expected_cached)
         assert cached.supplied == 1
+        assert unets.traces(unet) == before
+
+
+@pytest.mark.parametrize("layout", unets.LAYOUTS)
+@pytest.mark.parametrize("full_length", [False, True])
+def test_a_deeper_call_renews_the_shallower_feature(layout, full_length):
+    unet, ladder = unets.shared_unet(layout), Ladder(unets.shared_unet(layout))
+    full, then, last = (unets.inputs(layout, size=(8, 8), seed=seed) for seed in range(3))
+    before = unets.traces(unet)
+    for shallow, deeper in ((0, ladder.depth // 2), (1, ladder.depth - 1), (0, 1)):
+        whole, renewed = {}, {}
+        unets.by_hand(unet, deeper, kept=whole, **full)
+        expected, _ = unets.by_hand(unet, deeper, whole[deeper], kept=renewed, **then)
+
+        walks = ladder.up_full((shallow, deeper), full_length)
+        unet(**full)
+        ladder.take_down()
+        assert {branch: len(kept) for branch, kept in walks.features.items()} == {shallow: 1, deeper: 1}
+        assert all(torch.equal(kept[0], whole[branch]) for branch, kept in walks.features.items())
+
+        noted = walks if full_length else None
+        second = ladder.up_cached(deeper, walks.features[deeper], noted, (shallow,))
+        second.expected_sizes = walks.sizes
+        assert torch.equal(unet(**then), expected)
+        ladder.take_down()
+        assert list(second.features) == [shallow] and torch.equal(second.features[shallow][0], renewed[shallow])
+        assert not torch.equal(renewed[shallow], whole[shallow])
+        assert not second.astray and second.supplied == 1
+
+        ladder.up_cached(shallow, second.features[shallow], noted)
+        assert torch.equal(unet(**last), unets.by_hand(unet, shallow, renewed[shallow], **last)[0])
+        ladder.take_down()
         assert unets.traces(unet) == before
 
 
@@ -61,7 +93,7 @@ def test_skipped_blocks_are_never_called(full_length):
     """--lowvram moves a block to the GPU whenever it is called."""
     unet = unets.make("sd1")
     ladder = Ladder(unet)
-    walks = ladder.up_full(0, full_length)
+    walks = ladder.up_full((0,), full_length)
     unet(**unets.inputs("sd1"))
     ladder.take_down()
     called = []
@@ -69,7 +101,7 @@ def test_skipped_blocks_are_never_called(full_length):
         (f"out{i}", b) for i, b in enumerate(unet.output_blocks)
     ]:
         block.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    ladder.up_cached(0, walks.features, walks if full_length else None)
+    ladder.up_cached(0, walks.features[0], walks if full_length else None)
     unet(**unets.inputs("sd1"))
     ladder.take_down()
     assert called == ["in0", "out11"]
@@ -113,13 +145,13 @@ def test_layers_can_be_iterated_as_reforge_does():
     """reForge does not call a block but goes through its layers."""
     unet = unets.shared_unet("sd1")
     ladder = Ladder(unet)
-    walks = ladder.up_full(0, False)
+    walks = ladder.up_full((0,), False)
     layers = list(unet.output_blocks[10])
     ladder.take_down()
     assert layers[:-1] == list(unet.output_blocks[10])
     h = torch.randn(1, 2)
     assert layers[-1](h) is h
-    assert torch.equal(walks.features[0], h)
+    assert torch.equal(walks.features[0][0], h)
     ladder.up_cached(0, [h], None)
     passing, layer = list(unet.middle_block)
     assert passing(h) is h
@@ -160,15 +192,15 @@ def test_own_forward():
 
 def test_failing_to_keep_does_not_end_the_call():
     walks = Walks()
-    walks.keep("not a tensor")
-    assert isinstance(walks.failed, AttributeError) and not walks.features
+    walks.keep(0)("not a tensor")
+    assert isinstance(walks.failed, AttributeError) and not walks.features[0]
 
 
 def test_a_stand_is_asked_like_the_block():
     """ControlNet's hook looks at `input_blocks[0][0].in_channels` before it runs its network."""
     unet = unets.shared_unet("sd1")
     ladder = Ladder(unet)
-    for put_up in (lambda: ladder.up_full(3, True), lambda: ladder.up_cached(3, [torch.zeros(1)], None)):
+    for put_up in (lambda: ladder.up_full((3,), True), lambda: ladder.up_cached(3, [torch.zeros(1)], None)):
         put_up()
         middle = unet.middle_block
         ladder.take_down()

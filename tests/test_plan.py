@@ -32,7 +32,8 @@ def test_more_evaluations_than_announced():
 
 
 PLANS = st.builds(
-    UniformPlan, st.integers(1, 50), st.just(0), st.integers(1, 60), start=st.floats(0, 1), end=st.floats(0, 1)
+    UniformPlan, st.integers(1, 50), st.just(0), st.integers(1, 60), start=st.floats(0, 1), end=st.floats(0, 1),
+    deeper=st.sampled_from([-1, 0, 3]),
 )
 
 
@@ -42,7 +43,9 @@ def test_invariants(plan, k, keeps):
     last = plan.last_full(k)
     assert plan.is_full(last) and 0 <= last <= k
     assert not any(plan.is_full(j) for j in range(last + 1, k + 1))
-    assert k - last < plan.interval or plan.is_full(k)
+    assert k - last < plan.interval * len(plan.branches) or plan.is_full(k)
+    more = [j for j in range(k) if plan.is_full(j) or (plan.branch_at(j) == 3 and plan.branch_at(k) == 0)]
+    assert plan.source(k) == (k if plan.is_full(k) else more[-1])
     if not plan.is_full(k):
         assert plan.caches
         assert plan.worth_keeping(last, keeps)

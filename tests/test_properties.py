@@ -43,6 +43,7 @@ def passes(draw):
         "layout": draw(st.sampled_from(LAYOUTS)),
         "interval": draw(st.sampled_from([3, 2, 4, 1])),
         "branch": draw(st.sampled_from([0, 5, 1, 3])),
+        "deeper": draw(st.sampled_from([0, 2, 4])),
         "total": draw(st.sampled_from([len(evaluations), 1, 12])),
         "start": draw(st.sampled_from([0.0, 0.0, 0.25])),
         "end": draw(st.sampled_from([1.0, 1.0, 0.7])),
@@ -56,7 +57,10 @@ PLAIN = {"calls": [0], "edit": None, "raises": None, "new_weights": False, "new_
 
 
 class Naive:
-    """What DeepCache's rule gives: for each part the last full feature, with what it was made of."""
+    """What DeepCache's rule gives: for each part what it was made of, and by branch the last feature.
+
+    With a deeper branch every second full evaluation runs that instead, on what the full ones left.
+    """
 
     def __init__(self, case):
         self.case, self.kept = case, {}
@@ -65,25 +69,46 @@ class Naive:
         case = self.case
         first, stop = case["start"] * case["total"], case["end"] * case["total"]
         inside = [j for j in range(200) if j >= first - 1e-9 and (case["end"] == 1.0 or j < stop - 1e-9)]
-        return k not in inside or (k - inside[0]) % case["interval"] == 0
+        return k not in inside or (k - inside[0]) % (case["interval"] * len(self.branches)) == 0
 
-    def last_full(self, k):
-        return max(j for j in range(k + 1) if self.is_full(j))
+    @property
+    def branches(self):
+        shallow, deeper = self.case["branch"], self.case["deeper"]
+        return (shallow, deeper) if deeper > shallow and self.case["interval"] > 1 else (shallow,)
+
+    def branch_at(self, k):
+        """None for the whole UNet."""
+        if self.is_full(k):
+            return None
+        last = max(j for j in range(k + 1) if self.is_full(j))
+        return self.branches[-1] if (k - last) % self.case["interval"] == 0 else self.branches[0]
+
+    def source(self, k):
+        """The last evaluation that ran more than this one does."""
+        ran = {j: 99 if self.branch_at(j) is None else self.branch_at(j) for j in range(k + 1)}
+        return max(j for j in range(k) if ran[j] > ran[k])
+
+    def keep(self, part, k, made_of, features):
+        if part not in self.kept or self.kept[part][0] != made_of:
+            self.kept[part] = (made_of, {})
+        self.kept[part][1].update({b: (k, features[b]) for b in self.branches if b in features})
 
     def expect(self, unet, k, part, made_of, call):
-        """The output that the rule gives, and whether it is a cached one."""
-        branch = self.case["branch"]
-        full, feature = unets.by_hand(unet, branch, **call)
-        kept = self.kept.get(part)
-        if self.is_full(k) or kept is None or kept[0] < self.last_full(k) or kept[1] != made_of:
-            self.kept[part] = (k, made_of, feature)
-            return full, False
-        return unets.by_hand(unet, branch, kept[2], **call)[0], True
+        """The output that the rule gives, whether it is a cached one, and what there is to keep of it."""
+        features, branch = {}, self.branch_at(k)
+        was_made_of, kept = self.kept.get(part, (None, {}))
+        if branch is None or was_made_of != made_of or branch not in kept or kept[branch][0] < self.source(k):
+            return unets.by_hand(unet, self.branches[-1], kept=features, **call)[0], False, features
+        output = unets.by_hand(unet, branch, kept[branch][1], kept=features, **call)[0]
+        # A feature that a shallow call goes on from is as old as it was.
+        return output, True, {b: feature for b, feature in features.items() if b < branch}
 
 
 @given(passes())
-@example({"layout": "three-levels", "interval": 3, "branch": 0, "total": 9, "start": 0.0, "end": 1.0, "rows": [2],
-          "same_latent": False, "evaluations": [PLAIN] * 9})
+@example({"layout": "three-levels", "interval": 3, "branch": 0, "deeper": 0, "total": 9, "start": 0.0, "end": 1.0,
+          "rows": [2], "same_latent": False, "evaluations": [PLAIN] * 9})
+@example({"layout": "three-levels", "interval": 2, "branch": 0, "deeper": 2, "total": 9, "start": 0.0, "end": 1.0,
+          "rows": [2], "same_latent": False, "evaluations": [PLAIN] * 9})
 def test_every_call_is_full_or_as_planned(case):
     with torch.no_grad():
         play(case)
@@ -104,8 +129,8 @@ def fresh(layout, version):
 def play(case):
     layout = case["layout"]
     unet = fresh(layout, 0)
-    window = {"start": case["start"], "end": case["end"]}
-    cache, naive = session(case["interval"], case["branch"], case["total"], **window), Naive(case)
+    more = {name: case[name] for name in ("start", "end", "deeper")}
+    cache, naive = session(case["interval"], case["branch"], case["total"], **more), Naive(case)
     traces = unets.traces(unet)
     channels = 4 if layout == "inpaint" else unets.LAYOUTS[layout]["in_channels"]
     latent = drifting(2 if case["same_latent"] else sum(case["rows"]), channels)
@@ -140,14 +165,16 @@ def play(case):
                     naive.kept.clear()  # memory is freed; what a KeyboardInterrupt leaves is still true
                 break
             output = unet(**now)
-            expected, planned = naive.expect(unet, k, part, made_of, now)
+            expected, planned, features = naive.expect(unet, k, part, made_of, now)
             if torch.equal(output, expected):
                 cached += planned
+                naive.keep(part, k, made_of, features)
                 continue
-            full, feature = unets.by_hand(unet, case["branch"], **now)
+            features = {}
+            full, _ = unets.by_hand(unet, naive.branches[-1], kept=features, **now)
             assert planned and torch.equal(output, full), f"a wrong picture at evaluation {k}, part {part}"
             assert not regular, f"evaluation {k}, part {part} ran in full for no reason"
-            naive.kept[part] = (k, made_of, feature)
+            naive.keep(part, k, made_of, features)
         if evaluation["outside"]:
             cache.pause()
             assert torch.equal(unet(**arguments[0]), unets.by_hand(unet, 0, **arguments[0])[0])

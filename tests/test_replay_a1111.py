@@ -98,7 +98,7 @@ def test_notices_a_feature_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_notices_a_clock_that_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UniformPlan, "is_full", lambda self, index: index % 3 == 1 or index == 0)
-    monkeypatch.setattr(UniformPlan, "last_full", lambda self, evaluation: 0)
+    monkeypatch.setattr(UniformPlan, "source", lambda self, evaluation: 0)
     found = failures("euler_a")
     assert "full, but its feature was at hand" in found
     assert "cached, but must be full: planned" in found
@@ -106,7 +106,7 @@ def test_notices_a_clock_that_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_notices_a_feature_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UniformPlan, "last_full", lambda self, evaluation: 0)
+    monkeypatch.setattr(UniformPlan, "source", lambda self, evaluation: 0)
     assert f"must be full: {reference.STALE}" in failures("ngms")
 
 

@@ -334,7 +334,11 @@ def test_nothing_is_left_after_a_pass(unet):
     before, cache = unets.traces(unet), session(3, estimator=Forecast())
     cache.attach(unet)
     run(cache, unet, 8)
-    tensors = [weakref.ref(f) for slot in cache._slots._slots.values() for k in slot.kept for f in k.features]
+    tensors = [
+        weakref.ref(feature)
+        for slot in cache._slots._slots.values()
+        for those in slot.kept.values() for kept in those for feature in kept.features
+    ]
     assert len(tensors) == 3
     report = cache.close()
     assert unets.traces(unet) == before

@@ -27,7 +27,7 @@ def test_the_order_of_the_arguments_is_frozen():
         "hires_cache_interval", "hires_cache_branch_id",
     ]
     assert [field.name for field in FIELDS[10:]] == [
-        "strategy", "speed_up", "hires_speed_up", "full_evaluations", "center", "power",
+        "strategy", "speed_up", "hires_speed_up", "full_evaluations", "center", "power", "deeper_branch_id",
     ]
 
 
@@ -98,7 +98,7 @@ def test_an_explicit_value_wins_in_a_mapping():
         ([{"enabled": True, "full_evaluations": "0-3, x"}], "full_evaluations", "such as 0-3, 6"),
         ([{"enabled": True, "strategy": "custom"}], "full_evaluations", "such as 0-3, 6"),
         ([{"enabled": True, "full_evaluations": "1 " * 900}], "full_evaluations", "at most 1000 characters"),
-        ([True] * 17, "args", "at most 16 values"),
+        ([True] * 18, "args", "at most 17 values"),
     ],
 )
 def test_what_cannot_be_used_is_named(args, field, allowed):
@@ -146,6 +146,7 @@ VALUES = {
     "full_evaluations": st.sampled_from(["0", "0-3, 6, 9-20:2"]),
     "center": st.floats(0, 1),
     "power": st.floats(1, 3),
+    "deeper_branch_id": st.integers(-1, 47),
 }
 
 

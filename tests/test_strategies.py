@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepcache_ext import predict
 from deepcache_ext.estimators import Copy, Forecast
 from deepcache_ext.plan import ListedPlan, UniformPlan
 from deepcache_ext.settings import Settings, SettingsError, ranges
-from deepcache_ext.strategies import ORDER, custom, estimator_for, non_uniform, plan_for, weighted, weights
+from deepcache_ext.strategies import ORDER, by_depth, custom, estimator_for, non_uniform, plan_for, weighted, weights
 
 SIGMAS = [14.6, 9.0, 5.5, 3.4, 2.1, 1.3, 0.8, 0.45, 0.2, 0.05]
 
@@ -86,15 +87,18 @@ def test_weighted_for_a_thousand_evaluations():
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(1, 40), st.integers(0, 90), st.integers(1, 3),
-       st.floats(0, 1), st.floats(0, 1))
-def test_listed_plan_keeps_a_plan_s_promises(listed, total, k, keeps, one, other):
-    plan = ListedPlan(tuple(listed), 0, total, min(one, other), max(one, other))
+       st.floats(0, 1), st.floats(0, 1), st.sets(st.integers(0, 60)))
+def test_listed_plan_keeps_a_plan_s_promises(listed, total, k, keeps, one, other, renewed):
+    plan = ListedPlan(tuple(listed), 0, total, min(one, other), max(one, other), tuple(renewed), 3)
     window = UniformPlan(2, 0, total, plan.start, plan.end)
     last = plan.last_full(k)
     assert plan.is_full(0) and plan.is_full(last) and 0 <= last <= k
     assert not any(plan.is_full(j) for j in range(last + 1, k + 1))
     if k < total:
         assert plan.is_full(k) == (k == 0 or k in listed or window.is_outside(k))
+    assert plan.branch_at(k) == (None if plan.is_full(k) else 3 if k in renewed else 0)
+    more = [j for j in range(k) if plan.is_full(j) or (plan.branch_at(j) == 3 and plan.branch_at(k) == 0)]
+    assert plan.source(k) == (k if plan.is_full(k) else more[-1])
     if not plan.is_full(k):
         assert plan.caches
         held = [j for j in range(k) if plan.is_full(j)][-keeps:]
@@ -118,7 +122,7 @@ def test_plan_by_settings():
     assert plan(strategy="custom", full_evaluations="1,2")[0] == [0, 1, 2]
     chosen, remark = plan(strategy="weighted", speed_up=2.0, sigmas=karras)
     assert len(chosen) == 13 and remark == ""  # 30 / 2 = n + (30 - n) 0.0787
-    assert len(plan(strategy="weighted", speed_up=2.0, sigmas=karras, cache_branch_id=1)[0]) == 10
+    assert len(plan(strategy="weighted", speed_up=2.0, sigmas=karras, cache_branch_id=1, deeper_branch_id=0)[0]) == 10
     assert plan(strategy="weighted", speed_up=1.0, sigmas=karras)[0] == [*range(30)]
     # Without noise levels as many evaluations are full at most, evenly.
     assert plan(strategy="weighted", speed_up=2.0)[0] == [*range(0, 30, 3)]
@@ -128,6 +132,61 @@ def test_plan_by_settings():
     assert forced == [0, 2, 4, 6] and "8 evaluations" in remark
     late = plan(strategy="weighted", speed_up=2.0, sigmas=karras, start=0.5)[0]
     assert late[:15] == [*range(15)] and len(late) < 30
+
+
+KARRAS = [(14.6 ** (1 / 7) + k / 29 * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7 for k in range(30)]
+
+
+def ran(sigmas, **values):
+    """The branch of each evaluation, -1 for full ones."""
+    plan, _ = plan_for(Settings(enabled=True, strategy="weighted", **values), len(sigmas), sigmas, depth=12)
+    return [-1 if branch is None else branch for branch in map(plan.branch_at, range(len(sigmas)))]
+
+
+def test_wide_plans_go_by_depth():
+    """Where full evaluations would lie wide apart every second one runs branch 5, and there are more of them."""
+    assert set(ran(KARRAS, speed_up=2.0)) == {-1, 0}
+    branches = ran(KARRAS, speed_up=2.6)
+    renewals = [branch for branch in branches if branch]
+    assert renewals == [-1, 5] * 6
+    gained = predict.speed_up([None if branch < 0 else branch for branch in branches])
+    assert 0.99 * 2.6 <= gained < 2.8
+    assert len(renewals) > len([b for b in ran(KARRAS, speed_up=2.6, deeper_branch_id=0) if b]) == 10
+    assert set(ran(KARRAS, speed_up=1.5, cache_branch_id=5)) == {-1, 5}  # it is no deeper than that
+    assert 8 in ran(KARRAS, speed_up=1.5, deeper_branch_id=8)
+    window = ran(KARRAS, speed_up=2.6, start=0.2, end=0.9)
+    assert window[:6] == [-1] * 6 and window[27:] == [-1] * 3 and 5 in window
+
+
+@given(
+    st.integers(12, 60), st.floats(1.5, 4.5), st.sampled_from([1, 3, 5, 9]), st.floats(0, 0.3), st.floats(0.7, 1),
+    st.booleans(),
+)
+def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, fresh_noise):
+    sigmas = [14.6 * (0.03 / 14.6) ** (k / (count - 1)) for k in range(count)]
+    must = frozenset(k for k in range(count) if not start * count <= k < end * count)
+    full, renewed = by_depth(sigmas, speed, (0, deeper), 12, must, fresh_noise)
+    assert {0, *must} <= set(full) and not set(full) & set(renewed)
+    branches = [None if k in full else deeper if k in renewed else 0 for k in range(count)]
+    assert predict.speed_up(branches) >= 0.99 * speed or must or len(full) == 1
+    if not must:
+        chosen = sorted({*full, *renewed})
+        assert chosen[::2] == list(full)
+        more = weighted(sigmas, len(chosen) + 1, fresh_noise=fresh_noise)
+        cost = len(more[::2]) + len(more[1::2]) * predict.share(deeper) + (count - len(more)) * predict.share(0)
+        assert count / cost < 0.99 * speed or len(chosen) == count
+
+
+def test_every_second_one_of_a_list():
+    def branches(**values):
+        plan, _ = plan_for(Settings(enabled=True, deeper_branch_id=4, **values), 12, None, depth=12)
+        return [plan.branch_at(k) for k in range(12)]
+
+    N = None
+    assert branches(strategy="custom", full_evaluations="0-2, 6, 9") == [N, 4, N, 0, 0, 0, 4, 0, 0, N, 0, 0]
+    assert branches(strategy="uniform", cache_interval=3) == [N, 0, 0, 4, 0, 0] * 2
+    assert branches(strategy="uniform", cache_interval=1) == [N] * 12
+    assert branches(strategy="non-uniform", cache_interval=3).count(4) == 2
 
 
 def test_auto_forecasts_where_full_evaluations_lie_close():

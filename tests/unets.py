@@ -91,9 +91,12 @@ def inputs(layout: str, rows: int = 2, size: tuple[int, int] = (16, 16), seed: i
 def by_hand(
     unet: nn.Module, branch: int, feature: torch.Tensor | None = None, *,
     x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None, y: torch.Tensor | None = None,
-    cat: Callable[..., torch.Tensor] = torch.cat,
+    cat: Callable[..., torch.Tensor] = torch.cat, kept: dict[int, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, input of output block n-1-branch) of a full call, or with `feature` of the live blocks on it alone."""
+    """(output, input of output block n-1-branch) of a full call, or with `feature` of the live blocks on it alone.
+
+    `kept` is filled with the input of every output block that runs, by branch.
+    """
     emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels, repeat_only=False))
     if y is not None:
         emb = emb + unet.label_emb(y)
@@ -105,11 +108,15 @@ def by_hand(
     first_live = len(above) - 1 - branch
     if feature is None:
         h = unet.middle_block(h, emb, context)
-        for block in above[:first_live]:
+        for place, block in enumerate(above[:first_live]):
+            if kept is not None:
+                kept[len(above) - 1 - place] = h.clone()
             h = block(cat([h, skips.pop()], dim=1), emb, context)
         feature = h
     h = feature
-    for block in above[first_live:]:
+    for place, block in enumerate(above[first_live:]):
+        if kept is not None:
+            kept[branch - place] = h.clone()
         h = block(cat([h, skips.pop()], dim=1), emb, context)
     return unet.out(h.type(x.dtype)), feature
 

@@ -37,15 +37,17 @@ def table(run: RunOutcome | None) -> str:
     )
 
 
-ROWS = ("evaluations", "full", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
+ROWS = ("evaluations", "full", "deeper", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
 
 
 def _column(those: list[PassOutcome], hires: bool) -> list[str]:
     reports = [one.report for one in those]
     total, full = sum(r.evaluations for r in reports), sum(r.full_evaluations for r in reports)
+    deeper = sum(r.deeper_evaluations for r in reports)
     name = "hires pass" if hires else "first pass"
     return [
-        f"{len(those)} {name}es" if len(those) > 1 else name, str(total), str(full), str(total - full),
+        f"{len(those)} {name}es" if len(those) > 1 else name,
+        str(total), str(full), str(deeper), str(total - full - deeper),
         _times(those[0].planned.speed_up()), _times(reached(_together(reports))),
     ]
 
@@ -61,6 +63,8 @@ def _notes(those: list[PassOutcome], hires: bool) -> list[str]:
 def _together(reports: list[PassReport]) -> PassReport:
     return PassReport(
         full_calls=sum(r.full_calls for r in reports), cached_calls=sum(r.cached_calls for r in reports),
+        deeper_calls=sum(r.deeper_calls for r in reports),
+        deeper_seconds=[s for r in reports for s in r.deeper_seconds],
         full_seconds=[s for r in reports for s in r.full_seconds],
         cached_seconds=[s for r in reports for s in r.cached_seconds],
     )

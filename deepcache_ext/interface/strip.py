@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from html import escape
 
 from ..foresight import PlannedPass, speed_up_of
+from ..report import fraction
 
 UNKNOWN = "The plan is made when the run begins: before that, steps, sampler or checkpoint are not known here."
 
 
 def strip(passes: Sequence[PlannedPass], problem: str = "") -> str:
-    """A row of cells for each pass, dark for a full evaluation, light for a cached one, and what it should gain.
+    """A row of cells for each pass, dark for a full evaluation, half dark for a deeper one, light for a
+    cached one, and what it should gain.
 
     `problem`: why there is no plan, in words; shown in its place.
     """
@@ -25,23 +27,24 @@ def header(passes: Sequence[PlannedPass]) -> str:
     """For instance `2.0x, 13 of 30 full`, with a hires pass counted in; "" without a plan."""
     if not passes:
         return ""
-    gain = speed_up_of(passes)
-    full, total = (sum(sum(one.cells) for one in passes), sum(len(one.cells) for one in passes))
-    return f"{'' if gain is None else f'{gain:.1f}x, '}{full} of {total} full"
+    gain, kinds = speed_up_of(passes), [kind for one in passes for kind in one.kinds]
+    counted = fraction(kinds.count("full"), kinds.count("deeper"), len(kinds))
+    return f"{'' if gain is None else f'{gain:.1f}x, '}{counted}"
 
 
 def _pass(name: str, one: PlannedPass) -> str:
-    cells, gain, branch = one.cells, one.speed_up(), one.plan.branch
+    kinds, branches, gain = one.kinds, one.branches, one.speed_up()
     words = one.fraction + ("" if gain is None else f", UNet about {gain:.1f}x as fast")
-    if not all(cells):
-        words += f", branch {branch}, {one.estimator.name}"
+    if "cached" in kinds:
+        words += f", branch {' and '.join(map(str, one.plan.branches))}, {one.estimator.name}"
+    full = kinds.count("full")
     boxes = "".join(
-        f"<i class='{'full' if full else 'cached'}' title='{k}: {'full' if full else f'cached, branch {branch}'}'></i>"
-        for k, full in enumerate(cells)
+        f"<i class='{kind}' title='{k}: {kind}{'' if branch is None else f', branch {branch}'}'></i>"
+        for k, (kind, branch) in enumerate(zip(kinds, branches, strict=True))
     )
     remark = f"<p class='deepcache-remark'>{escape(one.remark)}</p>" if one.remark else ""
     return (
-        f"<div class='deepcache-pass' data-full='{sum(cells)}' data-total='{len(cells)}'>"
+        f"<div class='deepcache-pass' data-full='{full}' data-total='{len(kinds)}'>"
         f"<p><b>{name}</b> <span>{escape(words)}</span></p>"
         f"<div class='deepcache-cells' role='img' aria-label='{name}: {escape(words)}'>{boxes}</div>{remark}</div>"
     )

@@ -99,7 +99,8 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced"), elem_classes=["deepcache-inner"]):
         with gr.Row():
             slider("cache_branch_id", SHOWN_BRANCHES)
-            radio("estimator")
+            slider("deeper_branch_id", SHOWN_BRANCHES)
+        radio("estimator")
         with gr.Row():
             slider("start", step=0.01)
             slider("end", step=0.01)

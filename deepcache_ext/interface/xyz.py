@@ -12,10 +12,11 @@ PREFIX = "[DeepCache] "
 AXES = (
     "preset", "speed_up", "strategy", "cache_interval", "cache_branch_id", "full_evaluations", "center", "power",
     "estimator", "start", "end", "passes", "hires_speed_up", "hires_cache_interval", "hires_cache_branch_id",
+    "deeper_branch_id",
 )
 """The settings that have an axis, in their order in the host's list."""
 
-BRANCHES = ("cache_branch_id", "hires_cache_branch_id")
+BRANCHES = ("cache_branch_id", "hires_cache_branch_id", "deeper_branch_id")
 
 
 def add_axes(scripts_data: Iterable[Any], branches: Callable[[], int] = lambda: 0) -> int:

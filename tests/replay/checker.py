@@ -22,22 +22,36 @@ FORECAST_TOLERANCE = 3e-6
 """Of the largest value in the output: the reference adds up the same numbers in another order."""
 
 
+CACHED, DEEPER, FULL = range(3)
+"""What an evaluation ran, at the most."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """Settings of a replay. `interval` None: the extension is off; `extension` False: it is not there."""
+    """Settings of a replay. `interval` None: the extension is off; `extension` False: it is not there; `deeper`: the
+    branch that every second full evaluation runs instead.
+    """
 
     name: str
     interval: int | None
     branch: int = 0
     estimator: str = "copy"
     extension: bool = True
+    deeper: int | None = None
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        return (self.branch,) if self.deeper is None else (self.branch, self.deeper)
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The script's values, in the order of its controls."""
         if self.interval is None:
             return (False, "Custom", 3, 0, "copy")
-        return (True, "Custom", self.interval, self.branch, self.estimator)
+        if self.deeper is None:
+            return (True, "Custom", self.interval, self.branch, self.estimator)
+        return ({"enabled": True, "cache_interval": self.interval, "cache_branch_id": self.branch,
+                 "estimator": self.estimator, "deeper_branch_id": self.deeper},)
 
 
 @dataclass
@@ -76,8 +90,8 @@ class Checker:
         self.result = Result(config)
         self.models, self.truths = models, truths
         self.clean: dict[int, object] = {}
-        self.rule = Rule(config.interval, config.estimator) if config.interval else None
-        self.passes: list[tuple[bool, list[bool]]] = []
+        self.rule = Rule(config.interval, config.estimator, config.branches) if config.interval else None
+        self.passes: list[tuple[bool, list[int]]] = []
         self._repeats: Counter[Hashable] = Counter()
         self._where = ""
 
@@ -96,7 +110,7 @@ class Checker:
             self.rule.begin_pass(sampler)
 
     def evaluation_begins(self, announced: Event) -> None:
-        self.passes[-1][1].append(False)
+        self.passes[-1][1].append(CACHED)
         self._repeats.clear()
         if self.rule:
             in_timesteps = announced["denoiser_class"] == "CFGDenoiserTimesteps"
@@ -107,8 +121,9 @@ class Checker:
         self.result.outputs[made.key] = made.output
         truth = self.truths.of(made)
         cached = self._was_cached(made, len(truth.features))
-        if not cached and made.part is not None:
-            self.passes[-1][1][-1] = True
+        if made.part is not None:
+            ran = FULL if not cached else CACHED if self.rule and self.rule.branch == self.rule.branches[0] else DEEPER
+            self.passes[-1][1][-1] = max(self.passes[-1][1][-1], ran)
         if self.rule is None or made.part is None:
             if cached:
                 self.fail("cached where nothing may be")
@@ -135,7 +150,7 @@ class Checker:
 
     def raised(self) -> None:
         """A call raised, and the host goes on: its evaluation counts as a full one."""
-        self.passes[-1][1][-1] = True
+        self.passes[-1][1][-1] = FULL
 
     def crashed(self) -> None:
         self.check_clean("after the exception")
@@ -144,7 +159,8 @@ class Checker:
 
     def _was_cached(self, made: Made, walks: int) -> bool:
         unet: Any = made.unet
-        count, branch = len(unet.output_blocks), self.result.config.branch
+        count = len(unet.output_blocks)
+        branch = self.rule.branch if self.rule and self.rule.branch is not None else self.result.config.branch
         inputs, outputs = [str(i) for i in range(count)], [str(i) for i in range(-count, 0)]
         if made.ran == [*inputs, "m", *outputs] * walks:
             return False
@@ -158,7 +174,7 @@ class Checker:
         self._repeats[made.part] += 1
         making = (made.conditioning, made.weights, made.forward)
         verdict = rule.verdict(part, making)
-        if not rule.planned_full:
+        if rule.branch is not None:
             self.result.planned += 1
             self.result.cached += cached
             if verdict.features is None:
@@ -170,12 +186,14 @@ class Checker:
         if cached and verdict.features is not None:
             expected = self.truths.answer(
                 made.unet, made.arguments, control=made.control,
-                branch=config.branch, features=verdict.features,
+                branch=rule.branch, features=verdict.features, branches=config.branches[:1],
             )
             self._compare(made.output, expected.output, exact=verdict.exact)
+            if rule.branch == config.deeper:
+                rule.remember(part, making, expected.features)
         elif not cached:
             self._compare(made.output, truth.output, exact=True)
-            rule.remember(part, making, [kept[config.branch] for kept in truth.features])
+            rule.remember(part, making, truth.features)
 
     def _compare(self, got: torch.Tensor, expected: torch.Tensor, exact: bool) -> None:
         if got.shape != expected.shape or not torch.isfinite(got).all():
@@ -202,11 +220,12 @@ def traces(unet: nn.Module) -> object:
     return hooks, frozenset(unet.__dict__) - {"forward"}
 
 
-def summary(passes: list[tuple[bool, list[bool]]]) -> str:
-    """As in the infotext: `3 of 8 full, hires 3 of 8 full`."""
+def summary(passes: list[tuple[bool, list[int]]]) -> str:
+    """As in the infotext: `3 of 8 full, hires 3 of 8 full, 1 deeper`."""
     parts = []
     for hires, prefix in ((False, ""), (True, "hires ")):
-        evaluations = [full for is_hires, those in passes if is_hires is hires for full in those]
-        if evaluations:
-            parts.append(f"{prefix}{sum(evaluations)} of {len(evaluations)} full")
+        ran = [one for is_hires, those in passes if is_hires is hires for one in those]
+        if ran:
+            deeper = f", {ran.count(DEEPER)} deeper" if DEEPER in ran else ""
+            parts.append(f"{prefix}{ran.count(FULL)} of {len(ran)} full{deeper}")
     return ", ".join(parts)

@@ -128,10 +128,9 @@ def answer(
     features: Sequence[torch.Tensor] | None = None,
 ) -> Answer:
     """A call in full, or the outer blocks of `branch` alone on a feature; every place looked up, none counted."""
+    kept: dict[int, torch.Tensor] = {}
     if features is not None:
-        output, _ = forge_unets.by_hand(unet, branch, features[0], **arguments)
-        return Answer(output, [])
-    kept = {}
-    for one in branches:
-        output, kept[one] = forge_unets.by_hand(unet, one, **arguments)
-    return Answer(output, [kept])
+        output, _ = forge_unets.by_hand(unet, branch, features[0], features=kept, **arguments)
+    else:
+        output, _ = forge_unets.by_hand(unet, max(branches), features=kept, **arguments)
+    return Answer(output, [{one: kept[one] for one in branches if one in kept}])

@@ -46,7 +46,7 @@ def walk(
     *, branches: Iterable[int] = (), control: Control | None = None, branch: int = -1,
     feature: torch.Tensor | None = None,
 ) -> Walk:
-    """The whole U-Net, keeping features for `branches`; or just what `branch` runs, on `feature`."""
+    """The whole U-Net, or just what `branch` runs, on `feature`; keeping features for `branches`."""
     emb = unet.time_embed(time_embedding(timesteps, unet.model_channels))
     if y is not None:
         emb = emb + unet.label_emb(y)
@@ -64,7 +64,7 @@ def walk(
         h = feature
         first = count - 1 - branch
     for place in range(first, count):
-        if feature is None and count - 1 - place in branches:
+        if count - 1 - place in branches:
             kept[count - 1 - place] = h.clone()
         if place == 0 and control is not None:
             h = h + control.residual(MIDDLE, count, h)
@@ -87,7 +87,7 @@ def answer(
     unet: Any, arguments: dict[str, Any], *, control: Control | None, branches: Iterable[int] = (),
     branch: int = -1, features: Sequence[torch.Tensor] | None = None,
 ) -> Answer:
-    """A call in full, or the outer blocks of `branch` alone on `features`, one for each walk."""
+    """A call in full, or the outer blocks of `branch` alone on `features`, one for each walk; keeps for `branches`."""
     given = iter(features) if features is not None else None
 
     def one(control: Control | None, arguments: dict[str, Any]) -> Walk:
@@ -149,17 +149,18 @@ def noise_level(announced: float, timesteps: bool) -> float:
 
 
 class Rule:
-    """Uniform 1:N over the evaluations of a pass. A full call keeps its feature; a later call of the same
-    part and making may use it if it was kept at or after the plan's last full evaluation.
+    """Uniform 1:N over the evaluations of a pass. A full call keeps its features; a later call of the same
+    part and making may use one if it was kept at or after the plan's last full evaluation. With two branches every
+    second full evaluation runs the deeper one instead, on the feature of the full one before, and keeps the other's.
     """
 
-    def __init__(self, interval: int, estimator: str) -> None:
-        self.interval, self.estimator = interval, estimator
+    def __init__(self, interval: int, estimator: str, branches: tuple[int, ...] = (0,)) -> None:
+        self.interval, self.estimator, self.branches = interval, estimator, branches
         self.begin_pass("")
 
     def begin_pass(self, sampler: str) -> None:
         self.index, self.sigma = -1, 0.0
-        self.memory: dict[Hashable, tuple[Making, list[Kept]]] = {}
+        self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
         # `auto` is played at an interval that is too wide to forecast for any recording's number of steps.
         self.looks_back = self.estimator == "forecast"
 
@@ -168,27 +169,37 @@ class Rule:
         self.sigma = sigma
 
     @property
-    def planned_full(self) -> bool:
-        return self.index % self.interval == 0
+    def branch(self) -> int | None:
+        """What is to run now; None for all."""
+        if self.index % self.interval:
+            return self.branches[0]
+        return self.branches[-1] if self.index % (len(self.branches) * self.interval) else None
 
     def verdict(self, part: Hashable, making: Making) -> Verdict:
-        if self.planned_full:
+        branch = self.branch
+        if branch is None:
             return Verdict(None, PLANNED)
         if part not in self.memory:
             return Verdict(None, UNSEEN)
-        made, kept = self.memory[part]
+        made, by_branch = self.memory[part]
         for was, now, why in zip(made, making, (CHANGED, WEIGHTS, FORWARD), strict=True):
             if was != now:
                 return Verdict(None, why)
-        if kept[-1].index < self.index - self.index % self.interval:
+        # The deeper branch goes on from full evaluations alone.
+        among = len(self.branches) if branch == self.branches[-1] else 1
+        if by_branch[branch][-1].index < self.index - self.index % (among * self.interval):
             return Verdict(None, STALE)
-        return self._estimate(kept)
+        return self._estimate(by_branch[branch])
 
-    def remember(self, part: Hashable, making: Making, features: list[torch.Tensor]) -> None:
-        """After a full call."""
-        made, kept = self.memory.get(part, (making, []))
-        before = kept if made == making else []
-        self.memory[part] = (making, [*before, Kept(self.index, self.sigma, features)][-3:])
+    def remember(self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]]) -> None:
+        """After a full call, or one that renewed the shallower feature: what each walk had by branch."""
+        made, before = self.memory.get(part, (making, {}))
+        kept = {**before} if made == making else {}
+        for branch in self.branches:
+            if branch in features[0]:
+                now = Kept(self.index, self.sigma, [of_walk[branch] for of_walk in features])
+                kept[branch] = [*kept.get(branch, []), now][-3:]
+        self.memory[part] = (making, kept)
 
     def _estimate(self, kept: list[Kept]) -> Verdict:
         last = kept[-1]

@@ -34,6 +34,8 @@ CONFIGS = (
     Config("copy, interval 2, branch 3", 2, 3),
     Config("forecast, interval 3, branch 0", 3, 0, "forecast"),
     Config("auto, interval 5, branch 0", 5, 0, "auto"),
+    Config("copy, interval 2, branches 0 and 3", 2, 0, deeper=3),
+    Config("forecast, interval 2, branches 1 and 4", 2, 1, "forecast", deeper=4),
 )
 MAIN = CONFIGS[2]
 
@@ -138,7 +140,9 @@ def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outco
         outcome.results.append(failed)
         return outcome
     generations = sequence(recording)
-    models, truths = stage.models(), Truths(frozenset(config.branch for config in configs), stage.answer)
+    models, truths = stage.models(), Truths(
+        frozenset(branch for config in configs for branch in config.branches), stage.answer
+    )
     with torch.no_grad(), as_in_the_host(), frozen():
         outcome.results.append(play(generations, WITHOUT, models, truths, stage.host(), stage.player))
         for config in configs:

@@ -226,10 +226,9 @@ def answer(
 ) -> Answer:
     """A call in full, or the outer layers of `branch` alone on a feature."""
     assert control is None
+    kept: dict[int, torch.Tensor] = {}
     if features is not None:
-        output, _ = diffusers_unets.by_hand(unet, branch, features[0], **arguments)
-        return Answer(output, [])
-    kept = {}
-    for one in branches:
-        output, kept[one] = diffusers_unets.by_hand(unet, one, **arguments)
-    return Answer(output, [kept])
+        output, _ = diffusers_unets.by_hand(unet, branch, features[0], features=kept, **arguments)
+    else:
+        output, _ = diffusers_unets.by_hand(unet, max(branches), features=kept, **arguments)
+    return Answer(output, [{one: kept[one] for one in branches if one in kept}])
