@@ -18,12 +18,17 @@ OBEYED = {
     "non-uniform": {"cache_interval", "center", "power", "hires_cache_interval"},
     "custom": {"full_evaluations"},
 }
+STALE = 4.5
 ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache_branch_id"}
 
 
 @pytest.fixture(scope="module")
 def url():
     with boot(model="tinyA") as host:
+        # Where its ui-config.json is of an earlier version, the host puts in what was the preset's value then.
+        for control in host.module("shared").demo.blocks.values():
+            if control.elem_id == "script_img2img_deepcache_speed_up":
+                control.value = STALE
         yield host.serve()
 
 
@@ -134,6 +139,17 @@ def test_presets_set_the_controls_and_turn_to_custom(opened):
     expect(speed_up).to_have_value("1.6")
     assert chosen(opened, "txt2img", "strategy") == "weighted"
     expect(ours(opened, "txt2img", "cache_interval")).to_be_hidden()
+
+
+def test_a_preset_stands_whatever_the_host_has_kept_of_its_controls(opened, url):
+    page = opened
+    sent = page.request.get(f"{url}/config").json()["components"]
+    sent = [one["props"] for one in sent if one["props"].get("elem_id") == "script_img2img_deepcache_speed_up"]
+    assert [one["value"] for one in sent] == [STALE]
+    open_tab(page, "img2img")
+    enable(page, "img2img")
+    assert chosen(page, "img2img", "preset") == "Quality"
+    expect(number(page, "img2img", "speed_up")).to_have_value("1.6")
 
 
 def test_the_plan_follows_our_controls_and_the_hosts(opened):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from ..settings import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
 
@@ -119,7 +120,9 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
 
 
 def _connect(components: dict[str, Any]) -> None:
-    """A preset sets its controls; whoever changes one of them is on Custom; a strategy shows what it obeys."""
+    """A preset sets its controls, when the page is opened too; whoever changes one of them is on Custom; a strategy
+    shows what it obeys.
+    """
     preset, strategy = components["preset"], components["strategy"]
     governed = [components[name] for name in PRESETS["Balanced"]]
 
@@ -128,6 +131,9 @@ def _connect(components: dict[str, Any]) -> None:
         return [gr.update()] * len(governed) if values is None else [gr.update(value=v) for v in values.values()]
 
     preset.input(apply, inputs=[preset], outputs=governed, show_progress=False, queue=False)
+    # The host puts in what its ui-config.json holds after all is drawn: what an earlier version's preset set, too.
+    if Context.root_block is not None:
+        Context.root_block.load(apply, inputs=[preset], outputs=governed, show_progress=False, queue=False)
     for control in governed:
         control.input(lambda: CUSTOM, inputs=[], outputs=[preset], show_progress=False, queue=False)
     own = [components[name] for name in STRATEGYS_OWN]
