@@ -3,7 +3,7 @@
 from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts.a1111_foresight import branches
-from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee
+from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee, pastes_updates_only
 from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
 
 host = adapter()
@@ -21,7 +21,7 @@ class DeepCacheScript(scripts.Script):
     def ui(self, is_img2img):
         accordion = ui.build(self.elem_id, host.disabled)
         joined.add("img2img" if is_img2img else "txt2img", accordion)
-        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice)
+        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, pastes_updates_only())
         self.paste_field_names = infotext.paste_names(self.infotext_fields)
         return list(accordion.components.values())
 

@@ -89,7 +89,7 @@ class DeepCacheCompareScript(scripts.Script):
     def _save(sheet, shots, p):
         if not shared.opts.grid_save:
             return
-        path, _ = images.save_image(
+        path, *_ = images.save_image(  # SD.Next gives three values
             sheet, p.outpath_grids, "deepcache_compare", extension=shared.opts.grid_format, prompt=p.prompt,
             seed=p.seed, grid=True, p=p,
         )

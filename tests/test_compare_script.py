@@ -109,3 +109,11 @@ def test_interrupted_it_keeps_what_there_is(host, url, tmp_path):
     finally:
         callbacks.remove_callbacks_for_function(interrupt)
     assert len(pictures) == 1 and len(seen) < 2 * 14
+
+
+def test_a_host_whose_saving_gives_three_values(host, url, tmp_path, monkeypatch):
+    images = host.module("images")
+    save = images.save_image
+    monkeypatch.setattr(images, "save_image", lambda *args, **keywords: (*save(*args, **keywords), "SD.Next's third"))
+    (_, *pictures), _ = made(post(url, tmp_path, ["Fast"], "", 8, False))
+    assert len(pictures) == 2 and list(tmp_path.glob("deepcache_compare-*.csv"))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 import torch
 
+from deepcache_ext.settings import FIELDS
 from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
 from tests.replay.scenario import CAUSES, MAIN, recordings, replay
@@ -90,6 +92,44 @@ def full_calls(looker: Looker) -> int:
 def test_the_title_is_on_the_control_tabs_list() -> None:
     with fakehost.host_with_extension(sdnext_player.SDNextHost) as host:
         assert host.control_extensions == ["NudeNet", "DeepCache"]
+
+
+def pasted(script: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """What this host's paste makes of the script's fields: an update is passed on, of a plain value the name is asked
+    whether the user wants it left alone.
+    """
+    found: dict[str, Any] = {}
+    for component, key in script.infotext_fields:
+        value = key(params) if callable(key) else params.get(key)
+        if value is None or isinstance(value, type(gradio.update())):
+            found[component.label or "notice"] = value
+        else:
+            assert key.lower() not in ("clip skip",)
+    return found
+
+
+def test_an_infotext_is_pasted() -> None:
+    ours = {"DeepCache version": "2", "DeepCache preset": "Custom", "DeepCache interval": "7"}
+    with fakehost.host_with_extension(sdnext_player.SDNextHost) as host:
+        with gradio.Blocks():
+            host.script.ui(False)
+        names = host.script.paste_field_names
+        with gradio.Blocks():
+            host.script.ui(True)
+        assert host.script.paste_field_names == names and len(names) == len(FIELDS)
+        assert pasted(host.script, ours)["Interval"]["value"] == 7
+        without = pasted(host.script, {"Steps": "20"})
+        wrong = pasted(host.script, {**ours, "DeepCache interval": "x"})
+    assert without["Interval"] is None and [u["value"] for u in without.values() if u] == [False, ""]
+    assert wrong["Interval"] is None and "cache_interval" in wrong["notice"]["value"]
+
+
+def test_other_hosts_get_plain_values() -> None:
+    with fakehost.host_with_extension() as host:
+        with gradio.Blocks():
+            host.script.ui(False)
+        read = {component.label: key for component, key in host.script.infotext_fields}
+        assert read["Interval"]({"DeepCache version": "2", "DeepCache interval": "7"}) == 7
 
 
 def test_it_steps_aside_for_the_hosts_own_cache() -> None:

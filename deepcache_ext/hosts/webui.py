@@ -29,6 +29,13 @@ def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
     return [] if SDNext is not None else a1111_foresight.foresee(values)
 
 
+def pastes_updates_only() -> bool:
+    """Whether what a function reads out of a pasted infotext must be Gradio's update: SD.Next looks for a plain
+    value's name among those that the user wants left alone, and fails over a function, the whole paste with it.
+    """
+    return SDNext is not None
+
+
 def allow_in_control_tab(scripts: Any, title: str) -> None:
     """SD.Next shows a script in its Control tab only when its title is in a list; other hosts have no such list."""
     listed = getattr(scripts, "control_extensions", None)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from ..settings import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, PRESETS, SELDOM, Field, SettingsError
 
 log = logging.getLogger("deepcache")
@@ -23,19 +25,33 @@ OLDER_PASSES = {"second pass": "hires only", "both passes": "both"}
 Reader = Callable[[Mapping[str, Any]], Any]
 
 
-def paste_fields(components: Mapping[str, Any], notice: Any) -> list[tuple[Any, Reader]]:
-    """Pairs of component and reader, as the host wants them in `Script.infotext_fields`.
+def paste_fields(components: Mapping[str, Any], notice: Any, updates: bool = False) -> list[tuple[Any, Reader]]:
+    """Pairs of component and reader, as the host wants them in `Script.infotext_fields`. `updates`: a reader gives
+    Gradio's update instead of a plain value.
 
     An infotext without DeepCache switches it off. In one with it, what is only written where it differs from its
     default (`settings.SELDOM`) is set to that; any other absent key leaves its control as it is. The readers are
     the same objects in both tabs: by them the host finds the pairs when a picture is sent from one to the other.
     """
-    return [*((component, reader(name)) for name, component in components.items()), (notice, shown_note)]
+    pairs = [*((component, reader(name)) for name, component in components.items()), (notice, shown_note)]
+    return [(component, as_update(read)) for component, read in pairs] if updates else pairs
 
 
 def paste_names(fields: list[tuple[Any, Reader]]) -> list[Reader]:
     """For `Script.paste_field_names`: what a picture sent to another tab takes along."""
-    return [read for _, read in fields if read is not shown_note]
+    return [read for _, read in fields if read not in (shown_note, as_update(shown_note))]
+
+
+@functools.cache
+def as_update(read: Reader) -> Reader:
+    """The same reader for a host that pastes a plain value by its name, which a function has not; None stays None."""
+
+    @functools.wraps(read)
+    def read_update(params: Mapping[str, Any]) -> Any:
+        value = read(params)
+        return None if value is None else gr.update(value=value)
+
+    return read_update
 
 
 @functools.cache
