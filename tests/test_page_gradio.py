@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS = ("3.43.2",)
+OTHERS = ("3.43.2", "4.40.0")
 
 
 @pytest.mark.parametrize("version", OTHERS)

@@ -116,6 +116,7 @@ class Host:
             return
         if self.url:
             self.module("shared").demo.close(verbose=False)
+        self.module("page").announce_components(False)
         self.module("scripts").unload()
         self.module("shared").sd_model = None
         self._apart.leave()
