@@ -44,7 +44,10 @@ def install() -> None:
 
 
 def announce_components(on: bool = True) -> None:
-    """Tell the extensions of each component that is made, until the host is closed, by `on_before_component` and `on_after_component`."""
+    """Tell the extensions of each component that is made, by `on_before_component` and `on_after_component`.
+
+    Until the host is closed: Gradio 4 makes components anew while the page is used.
+    """
     def announcing(plain: Any) -> Any:
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             script_callbacks.call("before_component", self, **kwargs)

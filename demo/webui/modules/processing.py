@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from modules import (
     devices,
+    embedded,
     extra_networks,
     images,
     prompt_parser,
     rng,
     scripts,
+    sd_model,
     sd_models,
     sd_samplers,
     sd_unet,
@@ -25,7 +27,7 @@ from modules.shared import opts, state
 
 opt_C = 4
 opt_f = 8
-VERSION = "v1.10.1"
+VERSION = embedded.table.version
 
 
 @dataclass(repr=False)
@@ -125,28 +127,32 @@ class StableDiffusionProcessing:
 
         self.all_prompts, self.all_negative_prompts = as_list(self.prompt), as_list(self.negative_prompt)
 
-    def conditioning(self, prompts: list, negatives: list, width: int, height: int, steps: int) -> tuple[Any, Any]:
-        """cond and uncond, scheduled over `steps` evaluations."""
+    def conditioning(
+        self, prompts: list, negatives: list, width: int, height: int, steps: int, cfg_scale: float
+    ) -> tuple[Any, Any]:
+        """cond and uncond, scheduled over `steps` evaluations; uncond is None where the host leaves it out."""
         positive = prompt_parser.SdConditioning(prompts, width, height)
         negative = prompt_parser.SdConditioning(negatives, width, height)
-        return (
-            prompt_parser.get_multicond_learned_conditioning(shared.sd_model, positive, steps),
-            prompt_parser.get_learned_conditioning(shared.sd_model, negative, steps),
-        )
+        cond = prompt_parser.get_multicond_learned_conditioning(shared.sd_model, positive, steps)
+        if cfg_scale == 1 and not embedded.table.uncond_at_cfg_1:
+            return cond, None
+        return cond, prompt_parser.get_learned_conditioning(shared.sd_model, negative, steps)
 
     def setup_conds(self) -> None:
         config = sd_samplers.find_sampler_config(self.sampler_name)
         total = config.total_steps(self.steps) if config else self.steps
         self.step_multiplier = total // self.steps
         self.firstpass_steps = total
-        self.c, self.uc = self.conditioning(self.prompts, self.negative_prompts, self.width, self.height, total)
+        self.c, self.uc = self.conditioning(
+            self.prompts, self.negative_prompts, self.width, self.height, total, self.cfg_scale
+        )
 
     def get_conds(self) -> tuple[Any, Any]:
         return self.c, self.uc
 
     def image_conditioning_for(self, latent: torch.Tensor, source: Any = None, mask: Any = None) -> torch.Tensor:
         """Further channels for an inpainting checkpoint [B, 5, h, w]: mask and masked picture; else a dummy."""
-        if shared.sd_model.model.conditioning_key != "hybrid":
+        if not sd_model.takes_masks(shared.sd_model):
             return latent.new_zeros(latent.shape[0], 5, 1, 1)
         height, width = (side * opt_f for side in latent.shape[-2:])
         if source is None:
@@ -164,6 +170,11 @@ class StableDiffusionProcessing:
         raise NotImplementedError
 
     def before_sampling(self, x: torch.Tensor, noise: torch.Tensor, c: Any, uc: Any) -> None:
+        sd_model.begin_pass(shared.sd_model)
+        for _ in range(embedded.table.hires_announcements if self.is_hr_pass else 1):
+            self._announce_sampling(x, noise, c, uc)
+
+    def _announce_sampling(self, x: torch.Tensor, noise: torch.Tensor, c: Any, uc: Any) -> None:
         if self.scripts is not None:
             self.scripts.process_before_every_sampling(self, x=x, noise=noise, c=c, uc=uc)
 

@@ -118,8 +118,10 @@ def _generate(tab: str, names: list[str]) -> Callable[..., tuple[list, str, str]
 
     def run(*values: Any) -> tuple[list, str, str]:
         wishes = dict(zip(names, values[: len(names)], strict=True))
-        if tab == "txt2img" and not wishes["enable_hr"]:
-            wishes["denoising_strength"] = None
+        if tab == "txt2img":
+            wishes["hr_cfg"] = wishes["cfg_scale"]
+            if not wishes["enable_hr"]:
+                wishes["denoising_strength"] = None
         if tab == "img2img":
             if wishes["init_images"] is None:
                 return [], "", "<p>There is no picture to begin with.</p>"

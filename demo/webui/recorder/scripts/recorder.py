@@ -2,9 +2,7 @@
 
 import gradio as gr
 import torch
-from modules import script_callbacks, scripts, shared
-
-from demo.webui.hosts import A1111
+from modules import embedded, script_callbacks, scripts, sd_model, shared
 
 EVENTS = []
 _seen = []  # (U-Net, its hook)
@@ -63,15 +61,23 @@ def on_unet(unet, args, kwargs):
     given = dict(zip(("x", "t", "context", "y"), args, strict=False))
     given.update({"t" if key == "timesteps" else key: value for key, value in kwargs.items()})
     place, weights = identify(unet)
-    EVENTS.append({
+    event = {
         "ev": "unet", "id": place, "weights": weights, "x": list(given["x"].shape), "t": numbers(given["t"]),
         "context": list(given["context"].shape), "y": described(given.get("y")), "nargs": len(args),
-        "kwargs": sorted(kwargs), "state_step": shared.state.sampling_step, "state_steps": shared.state.sampling_steps,
-    })
+        "kwargs": sorted(kwargs),
+    }
+    options = given.get("transformer_options")
+    if options is None:
+        event.update(state_step=shared.state.sampling_step, state_steps=shared.state.sampling_steps)
+    else:
+        event["transformer_options"] = {
+            "cond_or_uncond": options["cond_or_uncond"], "keys": sorted(options), "sigmas": numbers(options["sigmas"]),
+        }
+    EVENTS.append(event)
 
 
 def on_cfg_denoiser(params):
-    identify(shared.sd_model.model.diffusion_model)
+    identify(sd_model.unet_of(shared.sd_model))
     denoiser = params.denoiser
     EVENTS.append({
         "ev": "callback", "name": "cfg_denoiser", "sigma": numbers(params.sigma), "x": list(params.x.shape),
@@ -93,10 +99,10 @@ def on_state(name):
 
 
 def on_model_loaded(model):
-    place, weights = identify(model.model.diffusion_model)
+    place, weights = identify(sd_model.unet_of(model))
     EVENTS.append({
         "ev": "callback", "name": "model_loaded", "model": type(model).__name__,
-        "unet_class": type(model.model.diffusion_model).__name__, "id": place, "weights": weights,
+        "unet_class": type(sd_model.unet_of(model)).__name__, "id": place, "weights": weights,
     })
 
 
@@ -121,7 +127,7 @@ def recorded(name):
     return hook
 
 
-for _name in A1111.hooks:
+for _name in embedded.table.hooks:
     setattr(Recorder, _name, recorded(_name))
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
