@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from demo.webui.boot import Host, boot
 from tests.embedded import TRACES, Hosts, comparable, differences, load, outline, play, split
 
 FOLDER = "forge-2025-06"
