@@ -13,6 +13,7 @@ from demo.webui.boot import boot
 expect.set_options(timeout=20_000)  # plans come from the server, and the machine may be busy
 
 GRADIO = os.environ.get("DEEPCACHE_GRADIO", "3.41.2")
+HOST = os.environ.get("DEEPCACHE_HOST", "a1111")
 
 OBEYED = {
     "weighted": {"speed_up", "hires_speed_up"},
@@ -25,7 +26,10 @@ ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache
 
 @pytest.fixture(scope="module")
 def url():
-    with boot(model="tinyA") as host:
+    with boot(model="tinyA", host=HOST) as host:
+        if host.module("shared").sd_model is host.module("sd_model").AT_FIRST:
+            # Forge loads its checkpoint for the first picture; before that a plan has no figures.
+            host.txt2img(prompt="a cat", steps=1, width=64, height=64)
         yield host.serve()
 
 
