@@ -46,6 +46,11 @@ class Hosts:
             self.running = None
 
 
+def deepest(host: Host) -> Any:
+    """The U-Net's middle block, by its name in ldm or in diffusers."""
+    return host.unet.middle_block if hasattr(host.unet, "middle_block") else host.unet.mid_block
+
+
 def play(host: Host, request: dict[str, Any], recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The embedded host's events for a recorded request, with the recorded interrupt or crash at the same place."""
     wishes = {key: value for key, value in request.items() if key != "path"}
@@ -74,7 +79,7 @@ def play(host: Host, request: dict[str, Any], recorded: list[dict[str, Any]]) ->
 
     handle = None
     if stop_after is not None or crash_at is not None:
-        handle = host.unet.middle_block.register_forward_pre_hook(provoke)
+        handle = deepest(host).register_forward_pre_hook(provoke)
     try:
         generate = host.txt2img if kind == "txt2img" else host.img2img
         made = generate(**wishes)

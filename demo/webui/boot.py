@@ -69,6 +69,11 @@ class Host:
         return importlib.import_module(f"modules.{name}")
 
     @property
+    def name(self) -> str:
+        """Which host it plays."""
+        return self.module("embedded").table.name
+
+    @property
     def unet(self) -> Any:
         """The loaded U-Net."""
         return self.module("sd_model").unet_of(self.module("shared").sd_model)

@@ -23,6 +23,7 @@ class HostTable:
     `early_activations`: how often a generation with a hires pass activates its networks anew before the first pass.
     `refiner_by_steps`: the refiner takes over by its share of the steps, not of the noise levels, and the networks
     are activated again.
+    `calls_setup`: whether the hook of this name is ever called, which exists everywhere.
     `uncond_at_cfg_1`: whether the negative prompt is read where it has no effect.
     """
 
@@ -38,6 +39,7 @@ class HostTable:
     early_activations: int = 0
     refiner_by_steps: bool = False
     uncond_at_cfg_1: bool = True
+    calls_setup: bool = True
 
 
 A1111 = HostTable(
@@ -86,4 +88,29 @@ FORGE = HostTable(
     uncond_at_cfg_1=False,
 )
 
-HOSTS = {host.name: host for host in (A1111, FORGE)}
+SDNEXT = HostTable(
+    name="sdnext",
+    version="2026-07-23",
+    hooks={
+        "setup": "",
+        "before_process": "",
+        "process": "",
+        "before_process_batch": "",
+        "process_batch": "",
+        "process_images": "",
+        "postprocess_batch": "",
+        "postprocess_batch_list": "pp",
+        "postprocess_image": "pp",
+        "postprocess": "processed",
+    },
+    callbacks=(
+        *sorted(set(A1111.callbacks) - {"list_optimizers", "list_unets", "ui_train_tabs", "before_token_counter"}),
+        "after_process", "after_ui", "before_process", "image_save_btn",
+    ),
+    components=("sd_models_compile", "scripts.control_extensions", "ui_components.InputAccordion"),
+    pins={"gradio": "3.43.2", "fastapi": "0.94.0", "pydantic": "1.10"},
+    folder="sdnext",
+    calls_setup=False,
+)
+
+HOSTS = {host.name: host for host in (A1111, FORGE, SDNEXT)}

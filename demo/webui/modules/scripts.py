@@ -16,6 +16,9 @@ from modules import embedded, errors, extensions, launch_utils, paths, script_ca
 
 AlwaysVisible = object()
 
+if "scripts.control_extensions" in embedded.table.components:
+    control_extensions: list[str] = []  # titles that may show in the Control tab
+
 
 @dataclass
 class MaskBlendArgs:
@@ -233,7 +236,8 @@ class ScriptRunner:
 
     def setup_scrips(self, p: Any, *, is_ui: bool = True) -> None:
         """The host's own spelling."""
-        self.run_hook("setup", p)
+        if embedded.table.calls_setup:
+            self.run_hook("setup", p)
 
 
 def _described(control: Any) -> dict[str, Any]:
