@@ -119,7 +119,8 @@ def _generate(tab: str, names: list[str]) -> Callable[..., tuple[list, str, str]
     def run(*values: Any) -> tuple[list, str, str]:
         wishes = dict(zip(names, values[: len(names)], strict=True))
         if tab == "txt2img":
-            wishes["hr_cfg"] = wishes["cfg_scale"]
+            if hasattr(KINDS[tab], "hr_cfg"):
+                wishes["hr_cfg"] = wishes["cfg_scale"]
             if not wishes["enable_hr"]:
                 wishes["denoising_strength"] = None
         if tab == "img2img":
