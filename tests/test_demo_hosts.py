@@ -6,7 +6,11 @@ import base64
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.libraries import begin_again_with_those_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 from tests.embedded import deepest
@@ -146,3 +151,21 @@ def test_after_a_crash_and_an_interrupt(host: Host, plain: Any) -> None:
     handle.remove()
     assert same(host.txt2img(**WISHES), plain)
     assert_nothing_left(host)
+
+
+@pytest.mark.parametrize("name", sorted(set(HOSTS) - {"a1111"}))
+def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}
+    ran = subprocess.run(
+        [sys.executable, "-m", "demo", "--host", name, "--once", "--steps", "6", "--interval", "2"],
+        cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=300,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{name} {HOSTS[name].version}, Gradio {HOSTS[name].pins['gradio']}" in ran.stdout
+    assert "speed-up:" in ran.stdout and "full: 3/6" in ran.stdout
+
+
+def test_a_missing_gradio_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(SystemExit, match="make setup"):
+        begin_again_with_those_of("forge")

@@ -13,8 +13,9 @@ from tests.embedded import TRACES, Hosts, comparable, differences, load, outline
 
 FOLDER = "sdnext-2026-07-23"
 
-# Checkpoints and masks that the embedded host does not have.
-NOT_PLAYED = {"checkpoint_change", "inpaint", "sdxl", "sdxl_hires", "sdxl_img2img"}
+# Checkpoints, masks and offloading that the embedded host does not have.
+NOT_PLAYED = {"checkpoint_change", "inpaint", "offload_balanced", "offload_balanced_crash", "offload_balanced_first",
+              "offload_none_again", "sdxl", "sdxl_hires", "sdxl_img2img"}
 SCENARIOS = sorted({path.stem for path in (TRACES / FOLDER).glob("*.json")} - NOT_PLAYED)
 
 
