@@ -32,8 +32,7 @@ class CFGDenoiser(Denoiser):
         uncond = None if uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.step)
         level = sigma.view(-1, 1, 1, 1)
         if self.mask is not None:
-            noisy = self.init_latent + level * torch.randn_like(self.init_latent)
-            x = x * self.nmask + noisy * self.mask
+            x = x * self.nmask + (self.init_latent + level * self._fresh_noise()) * self.mask
         params = callbacks.CFGDenoiserParams(
             x, image_cond, sigma, state.sampling_step, state.sampling_steps, cond, uncond, self
         )
@@ -51,6 +50,11 @@ class CFGDenoiser(Denoiser):
         callbacks.call("cfg_after_cfg", after)
         self.step += 1
         return (x - after.x) / level if by_timesteps else after.x
+
+    def _fresh_noise(self) -> torch.Tensor:
+        """For what lies outside a mask: another one at each evaluation, the same for the same picture."""
+        generator = torch.Generator().manual_seed(int(self.p.seeds[0]) + self.step)
+        return torch.randn(self.init_latent.shape, generator=generator)
 
     @property
     def _patcher(self) -> Any:

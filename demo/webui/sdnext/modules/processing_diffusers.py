@@ -29,20 +29,19 @@ def run_pass(
         steps = int(steps // strength + 1)
         given = {"image": image, "strength": strength}
     state.sampling_step = state.sampling_steps = 0
-    last = [noise]
     made = pipe(
         prompt_embeds=cond, negative_prompt_embeds=uncond if p.cfg_scale > 1 else None, num_inference_steps=steps,
         guidance_scale=p.cfg_scale, generator=[torch.Generator().manual_seed(int(seed)) for seed in p.seeds],
-        output_type="latent", callback_on_step_end=_step_end(p, last),
+        output_type="latent", callback_on_step_end=_step_end(p),
         callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **given,
     )
     return made.images
 
 
-def _step_end(p: Any, last: list[torch.Tensor]) -> Any:
+def _step_end(p: Any) -> Any:
     def step_end(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
         state.sampling_step, state.sampling_steps = step + 1, pipe.num_timesteps
-        last[0] = state.current_latent = given["latents"]
+        state.current_latent = given["latents"]
         if state.interrupted or state.skipped:
             raise Interrupted
         if 0 < p.cfg_end < 1 and (step + 1) / pipe.num_timesteps > p.cfg_end and pipe.guidance_scale > 1:
