@@ -15,7 +15,7 @@ host := $(if $(filter command%,$(origin HOST)),$(HOST))
 .PHONY: help setup screenshots demo test bench evidence replay soak lint clean distclean
 
 help:
-	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=, PORT=)"
+	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
 	@echo "make test    all tests, with coverage"
 	@echo "make bench   the benchmarks"
 	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"

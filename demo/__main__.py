@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 import time
+from importlib.metadata import version
 
 # Before torch is imported: threads that spin while they wait slow each other down on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from demo.comparison import NotActive, compare, side_by_side
+from demo.libraries import begin_again_with_those_of
 from demo.webui.boot import MODELS, REPOSITORY, boot
 from demo.webui.checkpoints import available
 from demo.webui.hosts import HOSTS
@@ -40,7 +42,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> int:
     options, arguments = parse()
-    with boot(REPOSITORY, options.model, arguments, install=True) as host:
+    begin_again_with_those_of(options.host)
+    with boot(REPOSITORY, options.model, arguments, install=True, host=options.host) as host:
+        print(f"{options.host} {HOSTS[options.host].version}, Gradio {version('gradio')}")
         url = host.serve(options.port)
         if not options.no_comparison:
             request = {

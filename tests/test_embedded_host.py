@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +16,9 @@ import torch
 from PIL import Image
 
 from demo.webui.boot import Host, boot
+from tests.embedded import TRACES, Hosts, comparable, differences, load, outline, play, split
 
-TRACES = Path(__file__).parent / "data" / "host-traces" / "a1111-1.10.1"
+FOLDER = "a1111-1.10.1"
 
 # Recorded with ControlNet, AnimateDiff or Tiled Diffusion, which the embedded host does not have.
 OTHER_EXTENSIONS = {
@@ -29,39 +28,10 @@ OTHER_EXTENSIONS = {
 }
 # Its noise levels follow from what the U-Net says: see the test of its own.
 FOLLOWS_THE_WEIGHTS = {"dpm_adaptive"}
-SCENARIOS = sorted(path.stem for path in TRACES.glob("*.json") if path.stem not in OTHER_EXTENSIONS)
-
-RELATIVE = 1e-3
+SCENARIOS = sorted(path.stem for path in (TRACES / FOLDER).glob("*.json") if path.stem not in OTHER_EXTENSIONS)
 
 # torchsde about the last digit of the outermost noise levels; k-diffusion's own doing.
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t")
-
-
-def load(scenario: str) -> dict[str, Any]:
-    return json.loads((TRACES / f"{scenario}.json").read_text(encoding="utf-8"))
-
-
-class Crash(RuntimeError):
-    pass
-
-
-class Hosts:
-    """Gives a host by its checkpoint. Only one can be there at a time."""
-
-    def __init__(self) -> None:
-        self.running: Host | None = None
-        self.model = ""
-
-    def __call__(self, model: str) -> Host:
-        if self.running is None or model != self.model:
-            self.close()
-            self.running, self.model = boot(extension_dir=None, model=model, record=True), model
-        return self.running
-
-    def close(self) -> None:
-        if self.running is not None:
-            self.running.close()
-            self.running = None
 
 
 @pytest.fixture(scope="module")
@@ -74,87 +44,11 @@ def hosts() -> Iterator[Hosts]:
     torch.set_num_threads(threads)
 
 
-def play(host: Host, request: dict[str, Any], recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The embedded host's events for a recorded request, with the recorded interrupt or crash at the same place."""
-    wishes = {key: value for key, value in request.items() if key != "path"}
-    kind = request["path"].rsplit("/", 1)[1]
-    picture = Image.new("RGB", (wishes["width"], wishes["height"]), (200, 80, 40))
-    if kind == "img2img":
-        wishes["init_images"] = [picture]
-        if "mask" in wishes:
-            wishes["mask"] = Image.new("L", picture.size, 255)
-    host.restart_recording()
-    calls = [event for event in recorded if event["ev"] == "unet"]
-    stop_after = crash_at = None
-    for place, event in enumerate(recorded):
-        if event["ev"] == "request":
-            stop_after = sum(before["ev"] == "unet" for before in recorded[:place])
-    crash_at = next((i for i, call in enumerate(calls) if "error" in call), None)
-    seen = 0
-
-    def provoke(module: Any, args: Any) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == stop_after:
-            host.interrupt()
-        if crash_at is not None and seen == crash_at + 1:
-            raise Crash("provoked")
-
-    handle = host.unet.middle_block.register_forward_pre_hook(provoke)
-    try:
-        generate = host.txt2img if kind == "txt2img" else host.img2img
-        made = generate(**wishes)
-        answer = {"ev": "response", "status": 200, "images": len(made.images)}
-    except Crash:
-        answer = {"ev": "response", "status": 500, "images": 0}
-    finally:
-        handle.remove()
-    return [*host.events, answer]
-
-
-def comparable(event: dict[str, Any]) -> dict[str, Any]:
-    """An event without what the embedded host does not promise: class names of the recording machinery."""
-    return {key: value for key, value in event.items() if key not in ("error", "instance_forward")}
-
-
-def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = sorted(set(ours) | set(theirs))
-        missing = object()
-        return [
-            line for key in keys
-            for line in differences(ours.get(key, missing), theirs.get(key, missing), f"{where}.{key}")
-        ]
-    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        return [line for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
-                for line in differences(a, b, f"{where}[{i}]")]
-    if isinstance(theirs, float) and isinstance(ours, (int, float)):
-        # Recorded floats are rounded to four decimals.
-        return [] if math.isclose(ours, theirs, rel_tol=RELATIVE, abs_tol=1e-4) else [f"{where}: {ours} != {theirs}"]
-    return [] if ours == theirs else [f"{where}: {ours!r} != {theirs!r}"]
-
-
-def outline(events: list[dict[str, Any]]) -> list[str]:
-    return [event.get("name", event["ev"]) for event in events]
-
-
-def split(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """By generation, for files with several."""
-    parts: list[list[dict[str, Any]]] = [[]]
-    for event in events:
-        if event["ev"] == "generation":
-            if parts[-1]:
-                parts.append([])
-        else:
-            parts[-1].append(event)
-    return parts
-
-
 @pytest.mark.parametrize(
     "scenario", sorted(set(SCENARIOS) - FOLLOWS_THE_WEIGHTS, key=lambda name: (name.startswith("sdxl"), name))
 )
 def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
-    trace = load(scenario)
+    trace = load(FOLDER, scenario)
     host = hosts("tinyXL" if scenario.startswith("sdxl") else "tinyA")
     host.module("sd_models").reload_model_weights()  # after a refiner
     requests = trace["request"] if isinstance(trace["request"], list) else [trace["request"]]
@@ -171,7 +65,7 @@ def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
 
 
 def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -> None:
-    trace = load("dpm_adaptive")
+    trace = load(FOLDER, "dpm_adaptive")
     ours = play(hosts("tinyA"), trace["request"], [])
     theirs = trace["events"]
     ticks, recorded = ([e for e in events if e.get("name") == "cfg_denoiser"] for events in (ours, theirs))

@@ -292,6 +292,16 @@ def test_a_grid_makes_each_cell_with_its_own_settings():
             assert "DeepCache preset: Custom" in text and f"DeepCache: {full} of 14 full" in text
 
 
+# The page ----------------------------------------------------------------------------------------------------
+
+
+def test_a_component_that_is_made_anew_joins_nothing():
+    """Gradio 4 makes components anew to hold what an event changed in them, where no events can be connected."""
+    with boot(model="tinyA") as host:
+        ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
+        ours.joined.component_made(SimpleNamespace(elem_id="txt2img_gallery"))
+
+
 # The settings page -------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,7 @@ class Page:
         self._controls: dict[str, dict[str, Any]] = {tab: {} for tab in TABS}
         self._complete: set[str] = set()
         """Tabs whose settings are all there."""
+        self._joined: set[str] = set()
 
     def add(self, tab: str, accordion: ui.Accordion) -> None:
         """An accordion has been drawn. Later ones of a tab are drawn outside the page, for the API: they stay alone."""
@@ -59,7 +60,8 @@ class Page:
         elem_id = getattr(component, "elem_id", None)
         if not isinstance(elem_id, str):
             return
-        for tab in TABS:
+        # A tab is joined once: Gradio 4 makes a component anew, and outside the page, whenever an event changes it.
+        for tab in (tab for tab in TABS if tab not in self._joined):
             for name, ids in HOST_CONTROLS.items():
                 # Ids without the tab's name are txt2img's.
                 if elem_id in (one.format(tab=tab) for one in ids if "{tab}" in one or tab == TABS[0]):
@@ -70,6 +72,7 @@ class Page:
                     self._join(tab)
 
     def _join(self, tab: str) -> None:
+        self._joined.add(tab)
         accordion, controls = self._accordions[tab], dict(self._controls[tab])
         names, count = list(controls), len(accordion.components)
 

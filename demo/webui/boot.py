@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from demo.webui.hosts import HOSTS
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -41,7 +43,7 @@ class _Apart:
 
     def _is_ours(self, name: str, module: Any) -> bool:
         top = name.partition(".")[0]
-        if top == "modules":
+        if top in ("modules", "modules_forge"):
             return True
         if top in ("demo", "tests", "bench", "conftest", "__main__", "__mp_main__"):
             return False
@@ -67,9 +69,14 @@ class Host:
         return importlib.import_module(f"modules.{name}")
 
     @property
+    def name(self) -> str:
+        """Which host it plays."""
+        return self.module("embedded").table.name
+
+    @property
     def unet(self) -> Any:
         """The loaded U-Net."""
-        return self.module("shared").sd_model.model.diffusion_model
+        return self.module("sd_model").unet_of(self.module("shared").sd_model)
 
     def txt2img(self, **request: Any) -> Any:
         """A generation as by the API, without HTTP; returns the host's `Processed`, errors come as exceptions."""
@@ -116,6 +123,7 @@ class Host:
             return
         if self.url:
             self.module("shared").demo.close(verbose=False)
+        self.module("page").announce_components(False)
         self.module("scripts").unload()
         self.module("shared").sd_model = None
         self._apart.leave()
@@ -130,23 +138,34 @@ class Host:
 
 def boot(
     extension_dir: str | Path | Sequence[str | Path] | None = REPOSITORY, model: str = "sd1",
-    arguments: Sequence[str] = (), record: bool = False, install: bool = False,
+    arguments: Sequence[str] = (), record: bool = False, install: bool = False, host: str = "a1111",
 ) -> Host:
     """Start the host in the order of the real one: preload, command line, installers, scripts, model, page.
 
     `extension_dir`: one or more folders of extensions, None for none. `arguments`: the host's command line.
-    `record`: add the recorder as a further extension. `install`: run the extensions' install.py.
+    `record`: add the recorder as a further extension. `install`: run the extensions' install.py. `host`: which one to
+    play, a name of `hosts.HOSTS`.
     """
     given = [] if extension_dir is None else extension_dir
     folders = [given] if isinstance(given, (str, Path)) else list(given)
     folders = [Path(folder).resolve() for folder in folders] + ([RECORDER] if record else [])
-    host = Host(_Apart(folders))
+    made = Host(_Apart(folders))
     try:
-        _start(host, folders, MODELS.get(model, model), arguments, install)
+        _play(made, host)
+        _start(made, folders, MODELS.get(model, model), arguments, install)
     except BaseException:
-        host._apart.leave()
+        made._apart.leave()
         raise
-    return host
+    return made
+
+
+def _play(host: Host, name: str) -> None:
+    table = HOSTS[name]
+    if table.folder:
+        own = WEBUI / table.folder
+        importlib.import_module("modules").__path__.insert(0, str(own / "modules"))
+        sys.path.insert(0, str(own))
+    host.module("embedded").table = table
 
 
 def _start(host: Host, folders: list[Path], checkpoint: str, arguments: Sequence[str], install: bool) -> None:
@@ -158,7 +177,10 @@ def _start(host: Host, folders: list[Path], checkpoint: str, arguments: Sequence
     models.list_models()
     shared.opts.sd_model_checkpoint = models.checkpoint_aliases[checkpoint].title
     scripts.load_scripts()
-    models.reload_model_weights()
+    if host.module("embedded").table.loads_at_start:
+        models.reload_model_weights()
+    else:
+        shared.sd_model = host.module("sd_model").AT_FIRST
     callbacks.call("before_ui")
     callbacks.call("ui_settings")
     shared.demo = host.module("ui").create_ui()

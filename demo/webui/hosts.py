@@ -1,4 +1,7 @@
-"""What makes one host differ from another: its script hooks in order, its components, its pins."""
+"""What makes one host differ from another, in data: its script hooks in order, its pins, and what else can be named.
+
+A host whose parts differ too has a folder beside `modules` here: the files in its `modules` go before A1111's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,14 @@ class HostTable:
     `callbacks`: what an extension may register with `script_callbacks.on_...`.
     `components`: the rooms of the package `modules` that only this kind of host has.
     `pins`: versions of the libraries that an extension meets there.
+    `folder`: beside this file, the host's own parts ("" for none).
+    `loads_at_start`: whether the checkpoint is there before the first generation.
+    `hires_announcements`: how often a hires pass calls `process_before_every_sampling`.
+    `early_activations`: how often a generation with a hires pass activates its networks anew before the first pass.
+    `refiner_by_steps`: the refiner takes over by its share of the steps, not of the noise levels, and the networks
+    are activated again.
+    `calls_setup`: whether the hook of this name is ever called, which exists everywhere.
+    `uncond_at_cfg_1`: whether the negative prompt is read where it has no effect.
     """
 
     name: str
@@ -22,6 +33,13 @@ class HostTable:
     callbacks: tuple[str, ...]
     components: tuple[str, ...]
     pins: dict[str, str]
+    folder: str = ""
+    loads_at_start: bool = True
+    hires_announcements: int = 1
+    early_activations: int = 0
+    refiner_by_steps: bool = False
+    uncond_at_cfg_1: bool = True
+    calls_setup: bool = True
 
 
 A1111 = HostTable(
@@ -55,4 +73,44 @@ A1111 = HostTable(
     pins={"gradio": "3.41.2", "fastapi": "0.94.0", "pydantic": "1.10"},
 )
 
-HOSTS = {A1111.name: A1111}
+FORGE = HostTable(
+    name="forge",
+    version="f2.0.1v1.10.1",
+    hooks={**A1111.hooks, "before_process_init_images": "pp"},
+    callbacks=A1111.callbacks,
+    components=A1111.components,
+    pins={"gradio": "4.40.0", "fastapi": "0.104.1", "pydantic": "2.8"},
+    folder="forge",
+    loads_at_start=False,
+    hires_announcements=2,
+    early_activations=2,
+    refiner_by_steps=True,
+    uncond_at_cfg_1=False,
+)
+
+SDNEXT = HostTable(
+    name="sdnext",
+    version="2026-07-23",
+    hooks={
+        "setup": "",
+        "before_process": "",
+        "process": "",
+        "before_process_batch": "",
+        "process_batch": "",
+        "process_images": "",
+        "postprocess_batch": "",
+        "postprocess_batch_list": "pp",
+        "postprocess_image": "pp",
+        "postprocess": "processed",
+    },
+    callbacks=(
+        *sorted(set(A1111.callbacks) - {"list_optimizers", "list_unets", "ui_train_tabs", "before_token_counter"}),
+        "after_process", "after_ui", "before_process", "image_save_btn",
+    ),
+    components=("sd_models_compile", "scripts.control_extensions", "ui_components.InputAccordion"),
+    pins={"gradio": "3.43.2", "fastapi": "0.94.0", "pydantic": "1.10"},
+    folder="sdnext",
+    calls_setup=False,
+)
+
+HOSTS = {host.name: host for host in (A1111, FORGE, SDNEXT)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import extensions, paths, script_callbacks
+from modules import extensions, gradio_extensions, paths, script_callbacks
 
 _ELSEWHERE = re.compile(r"""<script[^>]+src="https?://[^>]*>\s*</script>|<link[^>]+href="https?://[^>]*>""")
 _template_response = gr.routes.templates.TemplateResponse
@@ -44,7 +44,10 @@ def install() -> None:
 
 
 def announce_components(on: bool = True) -> None:
-    """Tell the extensions of each component that is made, by `on_before_component` and `on_after_component`."""
+    """Tell the extensions of each component that is made, by `on_before_component` and `on_after_component`.
+
+    Until the host is closed: Gradio 4 makes components anew while the page is used.
+    """
     def announcing(plain: Any) -> Any:
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             script_callbacks.call("before_component", self, **kwargs)
@@ -57,5 +60,5 @@ def announce_components(on: bool = True) -> None:
         kind.__init__ = announcing(plain) if on else plain
 
 
-_component_inits = {kind: kind.__init__ for kind in (gr.components.IOComponent, gr.blocks.BlockContext)}
+_component_inits = {kind: kind.__init__ for kind in (gradio_extensions.COMPONENT, gr.blocks.BlockContext)}
 _template_response = getattr(_template_response, "original", _template_response)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from modules import extra_networks, images, rng, scripts, sd_models, sd_samplers, shared
+from modules import embedded, extra_networks, images, rng, scripts, sd_models, sd_samplers, shared
 from modules.processing import StableDiffusionProcessing, opt_f
 from modules.shared import state
 
@@ -26,6 +26,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     hr_scheduler: str | None = None
     hr_prompt: str = ""
     hr_negative_prompt: str = ""
+    hr_cfg: float = 1.0  # Forge's alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,13 +119,15 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         prompts = [self.hr_prompt] * len(self.prompts) if self.hr_prompt else self.prompts
         negatives = [self.hr_negative_prompt] * len(self.prompts) if self.hr_negative_prompt else self.negative_prompts
         self.hr_c, self.hr_uc = self.conditioning(
-            prompts, negatives, self.hr_upscale_to_x, self.hr_upscale_to_y, config.total_steps(steps)
+            prompts, negatives, self.hr_upscale_to_x, self.hr_upscale_to_y, config.total_steps(steps), self.hr_cfg
         )
 
     def setup_conds(self) -> None:
         if self.is_hr_pass:  # the refiner, in the second pass
             self._hr_conds()
         else:
+            for _ in range(embedded.table.early_activations if self.enable_hr else 0):
+                extra_networks.activate(self, self.extra_network_data)
             super().setup_conds()
 
     def get_conds(self) -> tuple[Any, Any]:
@@ -158,6 +161,8 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     def init(self, all_prompts: list, all_seeds: list, all_subseeds: list) -> None:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         self.extra_generation_params["Denoising strength"] = self.denoising_strength
+        if self.scripts is not None and "before_process_init_images" in embedded.table.hooks:
+            self.scripts.before_process_init_images(self, {"init_images": self.init_images})
         resized = [images.resize_image(0, image.convert("RGB"), self.width, self.height) for image in self.init_images]
         pictures = torch.cat([images.to_tensor(image) for image in resized]).expand(self.batch_size, -1, -1, -1)
         self.init_latent = shared.sd_model.encode_first_stage(pictures * 2 - 1)

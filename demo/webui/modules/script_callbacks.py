@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modules import errors
-
-from demo.webui.hosts import A1111
+from modules import embedded, errors
 
 
 @dataclass
@@ -72,7 +70,7 @@ class ScriptCallback:
     name: str = "unnamed"
 
 
-callback_map: dict[str, list[ScriptCallback]] = {name: [] for name in A1111.callbacks}
+callback_map: dict[str, list[ScriptCallback]] = {name: [] for name in embedded.table.callbacks}
 
 
 def _register(kind: str) -> Callable[..., None]:
@@ -85,7 +83,7 @@ def _register(kind: str) -> Callable[..., None]:
     return on
 
 
-for _kind in A1111.callbacks:
+for _kind in embedded.table.callbacks:
     globals()[f"on_{_kind}"] = _register(_kind)
 
 

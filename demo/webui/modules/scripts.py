@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import errors, extensions, launch_utils, paths, script_callbacks
-
-from demo.webui.hosts import A1111
+from modules import embedded, errors, extensions, launch_utils, paths, script_callbacks
 
 AlwaysVisible = object()
+
+if "scripts.control_extensions" in embedded.table.components:
+    control_extensions: list[str] = []  # titles that may show in the Control tab
 
 
 @dataclass
@@ -59,7 +60,7 @@ class PostprocessBatchListArgs:
 
 
 class Script:
-    """Base of all scripts. Every hook of `hosts.A1111.hooks` exists here and does nothing."""
+    """Base of all scripts. Every hook of the host's table exists here and does nothing."""
 
     name: str | None = None
     section: str | None = None
@@ -104,7 +105,7 @@ def _no_hook(self: Script, p: Any, *args: Any, **kwargs: Any) -> None:
     """This script does not listen here."""
 
 
-for _hook in A1111.hooks:
+for _hook in embedded.table.hooks:
     setattr(Script, _hook, _no_hook)
 
 ScriptClassData = namedtuple("ScriptClassData", ["script_class", "path", "basedir", "module"])
@@ -235,7 +236,8 @@ class ScriptRunner:
 
     def setup_scrips(self, p: Any, *, is_ui: bool = True) -> None:
         """The host's own spelling."""
-        self.run_hook("setup", p)
+        if embedded.table.calls_setup:
+            self.run_hook("setup", p)
 
 
 def _described(control: Any) -> dict[str, Any]:
@@ -258,7 +260,7 @@ def _runner_method(hook: str) -> Any:
     return method
 
 
-for _hook in A1111.hooks:
+for _hook in embedded.table.hooks:
     setattr(ScriptRunner, _hook, _runner_method(_hook))
 
 scripts_txt2img = ScriptRunner()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from modules import sd_models, shared
+from modules import embedded, extra_networks, sd_models, shared
 from modules.shared import opts, state
 from tqdm import tqdm
 
@@ -40,7 +40,8 @@ def apply_refiner(denoiser: Any, sigma: torch.Tensor) -> bool:
     info = p.refiner_checkpoint_info
     if info is None or shared.sd_model.sd_checkpoint_info is info:
         return False
-    if opts.refiner_switch_by_sample_steps:
+    by_steps = embedded.table.refiner_by_steps
+    if by_steps or opts.refiner_switch_by_sample_steps:
         done = denoiser.step / denoiser.total_steps
     elif hasattr(denoiser.inner_model, "sigmas"):
         done = (999 - int(torch.argmin(torch.abs(denoiser.inner_model.sigmas - sigma.max())))) / 1000
@@ -51,6 +52,8 @@ def apply_refiner(denoiser: Any, sigma: torch.Tensor) -> bool:
     p.extra_generation_params["Refiner"] = info.short_title
     p.extra_generation_params["Refiner switch at"] = p.refiner_switch_at
     sd_models.reload_model_weights(info=info)
+    if by_steps:
+        extra_networks.activate(p, p.extra_network_data)
     p.setup_conds()
     denoiser.update_inner_model()
     return True

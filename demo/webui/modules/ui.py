@@ -11,6 +11,7 @@ import gradio as gr
 from modules import infotext_utils, page, processing, script_callbacks, scripts, sd_samplers, shared
 from modules.api.api import KINDS
 from modules.call_queue import queue_lock
+from modules.gradio_extensions import JS
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 UPSCALERS = [*shared.latent_upscale_modes, *shared.picture_upscalers]
@@ -26,7 +27,6 @@ def create_ui() -> gr.Blocks:
         for tab in KINDS:
             with gr.TabItem(tab, id=tab, elem_id=f"tab_{tab}"):
                 _create_tab(tab)
-    page.announce_components(False)
     return demo
 
 
@@ -60,8 +60,8 @@ def _create_tab(tab: str) -> None:
 
     generate.click(
         _generate(tab, list(fields)), inputs=[*fields.values(), *inputs], outputs=[gallery, info, log],
-        _js=f"(...values) => {{ startProgress('{tab}'); return values; }}", show_progress="hidden",
-    ).then(fn=None, _js=f"() => endProgress('{tab}')")
+        show_progress="hidden", **{JS: f"(...values) => {{ startProgress('{tab}'); return values; }}"},
+    ).then(fn=None, **{JS: f"() => endProgress('{tab}')"})
     interrupt.click(lambda: shared.state.interrupt(), show_progress="hidden")
     pasted = [
         infotext_utils.PasteField(fields[name], key) for name, key in (
@@ -118,8 +118,11 @@ def _generate(tab: str, names: list[str]) -> Callable[..., tuple[list, str, str]
 
     def run(*values: Any) -> tuple[list, str, str]:
         wishes = dict(zip(names, values[: len(names)], strict=True))
-        if tab == "txt2img" and not wishes["enable_hr"]:
-            wishes["denoising_strength"] = None
+        if tab == "txt2img":
+            if hasattr(KINDS[tab], "hr_cfg"):
+                wishes["hr_cfg"] = wishes["cfg_scale"]
+            if not wishes["enable_hr"]:
+                wishes["denoising_strength"] = None
         if tab == "img2img":
             if wishes["init_images"] is None:
                 return [], "", "<p>There is no picture to begin with.</p>"

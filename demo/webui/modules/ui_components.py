@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import gradio as gr
+from modules.gradio_extensions import JS
 
 
 class FormComponent:
@@ -32,6 +34,7 @@ class FormGroup(FormComponent, gr.Group):
 class ToolButton(FormComponent, gr.Button):
     """A small button with one sign on it."""
 
+    @wraps(gr.Button.__init__)  # Gradio reads from the signature what the page is told
     def __init__(self, value: str = "", *args: Any, elem_classes: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(value, *args, elem_classes=["tool", *(elem_classes or [])], **kwargs)
 
@@ -47,14 +50,20 @@ class InputAccordion(gr.Checkbox):
 
     count = 0
 
+    @wraps(gr.Checkbox.__init__)
     def __init__(self, value: bool | None = None, **kwargs: Any) -> None:
+        if kwargs.get("render") is False:
+            # Gradio 4 makes a component anew, outside the page, to hold what an event changed in it.
+            super().__init__(value, **kwargs)
+            return
         self.accordion_id = kwargs.pop("elem_id", None)
         if self.accordion_id is None:
             self.accordion_id = f"input-accordion-{InputAccordion.count}"
             InputAccordion.count += 1
         label = kwargs.pop("label", "Accordion")
         super().__init__(value, label=label, elem_id=f"{self.accordion_id}-checkbox", visible=False, **kwargs)
-        self.change(fn=None, _js=f"checked => inputAccordionChecked('{self.accordion_id}', checked)", inputs=[self])
+        script = f"checked => inputAccordionChecked('{self.accordion_id}', checked)"
+        self.change(fn=None, inputs=[self], **{JS: script})
         self.accordion = gr.Accordion(
             label, open=bool(value), elem_id=self.accordion_id, elem_classes=["input-accordion"]
         )

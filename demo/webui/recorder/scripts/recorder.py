@@ -2,13 +2,16 @@
 
 import gradio as gr
 import torch
-from modules import script_callbacks, scripts, shared
-
-from demo.webui.hosts import A1111
+from modules import embedded, script_callbacks, scripts, sd_model, shared
 
 EVENTS = []
 _seen = []  # (U-Net, its hook)
 _weights = []
+
+NAMES = {
+    "timesteps": "t", "sample": "x", "timestep": "t", "encoder_hidden_states": "context", "added_cond_kwargs": "y",
+}
+"""Of the U-Nets' arguments: ldm's, then diffusers'."""
 
 OWN = ("steps", "is_hr_pass", "iteration", "denoising_strength", "enable_hr", "sampler_name", "batch_size", "n_iter",
        "width", "height", "hr_second_pass_steps")
@@ -35,6 +38,9 @@ def own(p):
     known = {"class": type(p).__name__}
     for name in OWN:
         known[name] = described(getattr(p, name, "(absent)"))
+    for name in ("is_refiner_pass", "ops"):
+        if hasattr(p, name):
+            known[name] = list(value) if isinstance(value := getattr(p, name), list) else value
     if known["hr_second_pass_steps"] == "(absent)" or not getattr(p, "enable_hr", False):
         del known["hr_second_pass_steps"]
     return known
@@ -59,19 +65,37 @@ def identify(unet):
     return place, _weights.index(total)
 
 
+def of_pipeline(pipe, unet):
+    known = {name: getattr(pipe, name, None) for name in ("num_timesteps", "guidance_scale")}
+    return {
+        "pipe": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_timesteps": len(pipe.scheduler.timesteps), "pipe_unet_is_self": pipe.unet is unet, **known,
+    }
+
+
 def on_unet(unet, args, kwargs):
     given = dict(zip(("x", "t", "context", "y"), args, strict=False))
-    given.update({"t" if key == "timesteps" else key: value for key, value in kwargs.items()})
+    given.update({NAMES.get(key, key): value for key, value in kwargs.items()})
     place, weights = identify(unet)
-    EVENTS.append({
+    event = {
         "ev": "unet", "id": place, "weights": weights, "x": list(given["x"].shape), "t": numbers(given["t"]),
         "context": list(given["context"].shape), "y": described(given.get("y")), "nargs": len(args),
-        "kwargs": sorted(kwargs), "state_step": shared.state.sampling_step, "state_steps": shared.state.sampling_steps,
-    })
+        "kwargs": sorted(kwargs),
+    }
+    options = given.get("transformer_options")
+    if options is None:
+        event.update(state_step=shared.state.sampling_step, state_steps=shared.state.sampling_steps)
+        if hasattr(shared.sd_model, "scheduler"):
+            event.update(of_pipeline(shared.sd_model, unet))
+    else:
+        event["transformer_options"] = {
+            "cond_or_uncond": options["cond_or_uncond"], "keys": sorted(options), "sigmas": numbers(options["sigmas"]),
+        }
+    EVENTS.append(event)
 
 
 def on_cfg_denoiser(params):
-    identify(shared.sd_model.model.diffusion_model)
+    identify(sd_model.unet_of(shared.sd_model))
     denoiser = params.denoiser
     EVENTS.append({
         "ev": "callback", "name": "cfg_denoiser", "sigma": numbers(params.sigma), "x": list(params.x.shape),
@@ -93,11 +117,19 @@ def on_state(name):
 
 
 def on_model_loaded(model):
-    place, weights = identify(model.model.diffusion_model)
+    place, weights = identify(sd_model.unet_of(model))
     EVENTS.append({
         "ev": "callback", "name": "model_loaded", "model": type(model).__name__,
-        "unet_class": type(model.model.diffusion_model).__name__, "id": place, "weights": weights,
+        "unet_class": type(sd_model.unet_of(model)).__name__, "id": place, "weights": weights,
     })
+
+
+def on_process(name):
+    def callback(p):
+        identify(sd_model.unet_of(shared.sd_model))
+        EVENTS.append({"ev": "callback", "name": name, "args": [type(p).__name__], "kw": []})
+
+    return callback
 
 
 class Recorder(scripts.Script):
@@ -121,10 +153,13 @@ def recorded(name):
     return hook
 
 
-for _name in A1111.hooks:
+for _name in embedded.table.hooks:
     setattr(Recorder, _name, recorded(_name))
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_cfg_denoised(on_state("cfg_denoised"))
 script_callbacks.on_cfg_after_cfg(on_state("cfg_after_cfg"))
 script_callbacks.on_model_loaded(on_model_loaded)
+if hasattr(script_callbacks, "on_after_process"):
+    script_callbacks.on_before_process(on_process("before_process"))
+    script_callbacks.on_after_process(on_process("after_process"))
