@@ -130,6 +130,8 @@ def test_bootstrap_of_groups_counts_pictures_of_one_prompt_as_one() -> None:
 
 def test_speed_up_counts_full_and_cached_calls() -> None:
     assert TIMES.speed_up(30, 30, 10, 0, "copy") == pytest.approx(300 / 120)
+    two = speed.CallTimes(10.0, 10.0, {0: {"copy": 1.0}, 5: {"copy": 5.0}}, False, {})
+    assert two.speed_up(30, 30, 6, 0, "copy", 6, 5) == pytest.approx(300 / (60 + 30 + 18))
     assert TIMES.speed_up(30, 30, 30, 7, "copy") == 1  # nothing was cached: no branch is looked up
 
 
@@ -379,6 +381,10 @@ def test_cached_pictures_really_are_and_uncached_ones_leave_no_trace() -> None:
         assert torch.equal(plain.pictures, again.pictures) and plain.calls == 4
         assert plain.pictures.shape == (1, 3, 64, 64) and not torch.equal(plain.pictures, cached.pictures)
         assert (cached.evaluations, cached.full, cached.branch, cached.estimator) == (4, 2, 0, "copy")
+        by_depth = made.make("Euler", 4, 7.0, [PAIR], {"cache_interval": 1, "deeper_branch_id": 2})
+        assert (by_depth.full, by_depth.deeper, by_depth.deeper_branch) == (4, 0, 0)
+        by_depth = made.make("Euler", 5, 7.0, [PAIR], {"cache_interval": 2, "deeper_branch_id": 2})
+        assert (by_depth.full, by_depth.deeper, by_depth.deeper_branch) == (2, 1, 2)
         assert "decode_first_stage" not in vars(made._host.module("shared").sd_model)  # type: ignore[union-attr]
         with pytest.raises(studio.NotActive):
             made.make("Euler", 4, 7.0, [PAIR], {"cache_interval": 0})

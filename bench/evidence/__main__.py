@@ -60,7 +60,10 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
 
 def call_times(options: argparse.Namespace, records: Sequence[Record]) -> speed.CallTimes:
     """Measured now, given, recorded in an earlier report, or else counted."""
-    wanted = {(record["branch"], record["estimator"]) for record in records if "branch" in record}
+    wanted = {
+        (record[branch], record["estimator"])
+        for record in records for branch in ("branch", "deeper_branch") if branch in record
+    }
     branches = sorted({branch for branch, _ in wanted} | set(grid.BRANCHES))
     if options.call_times:
         times: speed.CallTimes | None = speed.from_bench(options.call_times)

@@ -82,6 +82,8 @@ def _record(task: Task, arm: Arm, pair: Pair, batch: int, other: Made, reference
     }
     if not arm.fewer:
         record |= {"full": other.full, "branch": other.branch, "estimator": other.estimator}
+        if other.deeper:
+            record |= {"deeper": other.deeper, "deeper_branch": other.deeper_branch}
     return record
 
 

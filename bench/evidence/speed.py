@@ -38,10 +38,17 @@ class CallTimes:
     measured: bool
     machine: Mapping[str, Any]
 
-    def speed_up(self, plain_calls: int, calls: int, full: int, branch: int, estimator: str) -> float:
-        """Of the U-Net's time for a picture: `plain_calls` calls without against `calls` with DeepCache."""
-        cached = self.cached[branch][estimator] if full < calls else 0.0
-        return plain_calls * self.plain / (full * self.full + (calls - full) * cached)
+    def speed_up(
+        self, plain_calls: int, calls: int, full: int, branch: int, estimator: str, deeper: int = 0,
+        deeper_branch: int = 0,
+    ) -> float:
+        """Of the U-Net's time for a picture: `plain_calls` calls without against `calls` with DeepCache, of which
+        `deeper` run another branch than the rest of the cached ones.
+        """
+        cached = self.cached[branch][estimator] if full + deeper < calls else 0.0
+        between = self.cached[deeper_branch][estimator] if deeper else 0.0
+        spent = full * self.full + deeper * between + (calls - full - deeper) * cached
+        return plain_calls * self.plain / spent
 
     def in_words(self) -> str:
         if not self.measured:

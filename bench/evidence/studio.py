@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from deepcache_ext.strategies import DEEPER
 from demo.webui.boot import MODELS, REPOSITORY, Host, boot
 from demo.webui.checkpoints import Checkpoint, available
 
@@ -38,7 +39,8 @@ class Made:
     """Decoded pictures [B, 3, h, w] in 0..1, before rounding, and how they came about.
 
     `calls`: calls of the U-Net. `seconds`: processor time of the whole generation. Of a cached one further:
-    evaluations, how many of them in full, and the branch and estimator that the host reports.
+    evaluations, how many of them in full, and the branch and estimator that the host reports; how many ran a deeper
+    branch, and which.
     """
 
     pictures: torch.Tensor
@@ -48,6 +50,8 @@ class Made:
     full: int = 0
     branch: int = 0
     estimator: str = ""
+    deeper: int = 0
+    deeper_branch: int = 0
 
 
 def checkpoint_called(model: str) -> Checkpoint:
@@ -138,9 +142,13 @@ class Studio:
         return Made(pictures, calls, seconds, *_counts(told, calls))
 
 
-def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str]:
-    """Evaluations, full ones, branch, estimator: as the infotext has them, and only if nothing is odd."""
-    found = re.fullmatch(r"(\d+) of (\d+) full", str(told.get("DeepCache", "")))
+def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str, int, int]:
+    """As `Made` has them: what the infotext says, and only if nothing is odd."""
+    found = re.fullmatch(r"(\d+) of (\d+) full(?:, (\d+) deeper)?", str(told.get("DeepCache", "")))
     if not found or int(found[2]) != calls:
         raise NotActive(f"the U-Net was called {calls} times; the infotext says {dict(told)}")
-    return int(found[2]), int(found[1]), int(told["DeepCache branch"]), str(told["DeepCache estimator"])
+    deeper_branch = int(told.get("DeepCache deeper branch", DEEPER[12])) if found[3] else 0
+    return (
+        int(found[2]), int(found[1]), int(told["DeepCache branch"]), str(told["DeepCache estimator"]),
+        int(found[3] or 0), deeper_branch,
+    )

@@ -30,6 +30,7 @@ class Row:
     arm: Arm
     calls: int
     full: int
+    deeper: int
     speed_up: float
     own: float
     likeness: dict[str, Mean]
@@ -43,7 +44,8 @@ class Row:
 
         return {
             "arm": self.arm.name, "fewer_steps": self.arm.fewer or None, "calls": self.calls, "full": self.full,
-            "speed_up": self.speed_up, "own_speed_up": self.own, "likeness": plain(self.likeness),
+            "deeper": self.deeper, "speed_up": self.speed_up, "own_speed_up": self.own,
+            "likeness": plain(self.likeness),
             "rival": plain(self.rival), "ahead_psnr": self.ahead.as_json() if self.ahead else None,
             "over_copy_psnr": self.over_copy.as_json() if self.over_copy else None,
         }
@@ -101,14 +103,18 @@ def _section(task: Task, everything: By, times: CallTimes) -> Section:
 def _row(arm: Arm, records: Mapping[int, Record], times: CallTimes) -> Row:
     first = next(iter(records.values()))
     calls, full = first["calls"], first["calls"] if arm.fewer else first["full"]
+    deeper = first.get("deeper", 0)
     if arm.fewer:
         speed_up = first["reference_calls"] / calls
     else:
-        speed_up = times.speed_up(first["reference_calls"], calls, full, first["branch"], first["estimator"])
+        speed_up = times.speed_up(
+            first["reference_calls"], calls, full, first["branch"], first["estimator"],
+            deeper, first.get("deeper_branch", 0),
+        )
     spent, reference = (sum(r[key] for r in records.values()) for key in ("seconds", "reference_seconds"))
     prompts = [r["prompt"] for r in records.values()]
     likeness = {name: bootstrap([r[name] for r in records.values()], prompts) for name in METRICS}
-    return Row(arm, calls, full, speed_up, reference / spent, likeness)
+    return Row(arm, calls, full, deeper, speed_up, reference / spent, likeness)
 
 
 def _at_equal_speed(row: Row, by: By, curve: Sequence[Row]) -> tuple[dict[str, Mean], Mean] | None:
