@@ -36,7 +36,7 @@ def test_a_run_and_its_infotext(page, url, page_errors):
     page.locator("#txt2img_generate").click()
     expect(page.locator("#txt2img_gallery img").first).to_be_visible(timeout=120_000)
     info = prose(page, "html_info_txt2img")
-    expect(info).to_contain_text("DeepCache: 8 of 14 full")
+    expect(info).to_contain_text("DeepCache: 5 of 14 full + 5 deeper")
     figures = prose(page, "script_txt2img_deepcache_last_run_table").locator("tbody td:nth-child(2)")
     expect(figures.nth(0)).to_have_text("14")
     expect(figures.nth(1)).to_have_text("8")
