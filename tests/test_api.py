@@ -67,7 +67,8 @@ def test_good_input(url, args, full):
 def test_presets(url, args, full):
     whole, deeper = full
     _, info = post(url, *args, steps=14)
-    assert info["extra_generation_params"]["DeepCache"] == f"{whole} of 14 full" + (f" + {deeper} deeper" if deeper else "")
+    expected = f"{whole} of 14 full" + (f" + {deeper} deeper" if deeper else "")
+    assert info["extra_generation_params"]["DeepCache"] == expected
 
 
 def test_a_preset_skips_nothing_in_a_few_step_run(url):

@@ -59,7 +59,9 @@ def test_pictures_side_by_side_and_tables(url, tmp_path):
     page, table = (next(tmp_path.glob(f"deepcache_compare-*.{kind}")) for kind in ("html", "csv"))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [row["settings"] for row in rows] == ["without DeepCache", "Quality", "Fast", typed]
-    assert [row["evaluations"] for row in rows] == ["", "5 of 14 full + 5 deeper", "3 of 14 full + 2 deeper", "7 of 14 full"]
+    assert [row["evaluations"] for row in rows] == [
+        "", "5 of 14 full + 5 deeper", "3 of 14 full + 2 deeper", "7 of 14 full"
+    ]
     assert all(float(row["seconds"]) > 0 and row["speed-up"].endswith("x") for row in rows)
     text = page.read_text(encoding="utf-8")
     assert "a cat &lt;b&gt;" in text and f'src="{page.stem}.png"' in text
