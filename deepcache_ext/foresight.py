@@ -21,7 +21,8 @@ class PassAhead:
     `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
     (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
     model is loaded. `fresh_noise`: its sampler adds noise in the course of the pass. `early`: more will be known when
-    the pass begins, so that a plan that goes by noise levels is not to be made yet.
+    the pass begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept
+    feature takes, by branch; empty where that is not known.
     """
 
     hires: bool
@@ -30,6 +31,7 @@ class PassAhead:
     depth: int = 0
     fresh_noise: bool = False
     early: bool = False
+    feature_bytes: tuple[int, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -72,6 +74,14 @@ class PlannedPass:
             return None
         return predict.speed_up(self.branches, self.ahead.depth)
 
+    def kept_bytes(self) -> int | None:
+        """The most that is kept at a time, where all of a pass's calls are alike; None where that is not known."""
+        known, branches = self.ahead.feature_bytes, self.branches
+        if "cached" not in self.kinds or max(self.plan.branches) >= len(known):
+            return 0 if known and "cached" not in self.kinds else None
+        times = {one: sum(b is None or b > one for b in branches) for one in self.plan.branches}
+        return sum(known[one] * min(self.estimator.keeps, times[one]) for one in self.plan.branches)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         speed_up, kinds = self.speed_up(), self.kinds
@@ -84,6 +94,7 @@ class PlannedPass:
             "deeper_branch_id": max(self.plan.branches) if "deeper" in kinds else None,
             "estimator": self.estimator.name,
             "speed_up": None if speed_up is None else round(speed_up, 3),
+            "kept_bytes": self.kept_bytes(),
             "remark": self.remark,
         }
 

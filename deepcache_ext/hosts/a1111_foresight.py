@@ -12,12 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from modules import shared
 
 from ..foresight import PassAhead
+from ..memory import numbers_per_place
 from ..settings import SettingsError
 from .a1111_schedule import adds_noise, counts_timesteps, is_unipc, schedule_of, sigma_of, spread
 
+try:
+    from modules import devices
+except ImportError:
+    devices = None
 try:
     from modules import sd_samplers
     from modules.sd_samplers_common import setup_img2img_steps
@@ -27,6 +33,10 @@ try:
     from modules.sd_models import model_data
 except ImportError:  # an older host: its model is a plain attribute
     model_data = None
+
+
+PIXELS = 8
+"""A side of a place of the latent."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,29 @@ class Request:
     hr_second_pass_steps: int = 0
     hr_sampler_name: str | None = None
     hr_scheduler: str | None = None
+    width: int = 512
+    height: int = 512
+    batch_size: int = 1
+    hr_scale: float = 2.0
+    hr_resize_x: int = 0
+    hr_resize_y: int = 0
+
+    def size(self, hires: bool) -> tuple[float, float]:
+        """Width and height of a pass's pictures, in pixels."""
+        if not hires:
+            return self.width, self.height
+        x, y = self.hr_resize_x, self.hr_resize_y
+        if not x and not y:
+            return self.width * self.hr_scale, self.height * self.hr_scale
+        return x or y * self.width / self.height, y or x * self.height / self.width
 
 
-LIMITS = {"steps": (1, 150), "hr_second_pass_steps": (0, 150), "denoising_strength": (0, 1)}
-"""The ranges of the host's own sliders."""
+WHOLE = {
+    "steps": (1, 150), "hr_second_pass_steps": (0, 150), "width": (1, 16384), "height": (1, 16384),
+    "batch_size": (1, 1024), "hr_resize_x": (0, 16384), "hr_resize_y": (0, 16384),
+}
+LIMITS = {**WHOLE, "denoising_strength": (0, 1), "hr_scale": (1, 16)}
+"""The ranges of the host's own sliders, or what is sure to be a mistake where its API takes more."""
 
 
 def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
@@ -58,7 +87,7 @@ def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
     known = {one.name for one in fields(Request)}
     given = {name: value for name, value in values.items() if name in known and value is not None}
     for name, (low, high) in LIMITS.items():
-        value, whole = given.get(name, low), name != "denoising_strength"
+        value, whole = given.get(name, low), name in WHOLE
         number = not isinstance(value, bool) and isinstance(value, (int, float))
         if not number or not low <= value <= high or (whole and value != int(value)):
             raise SettingsError(name, value, f"a {'whole ' if whole else ''}number from {low} to {high}")
@@ -94,10 +123,13 @@ def branches() -> int:
     return len(_output_blocks(loaded_model()) or ())
 
 
-def _output_blocks(model: Any) -> Any:
+def _unet(model: Any) -> Any:
     forge = getattr(getattr(model, "forge_objects", None), "unet", None)  # Forge and its kin: a patcher's model
-    unet = getattr(getattr(model if forge is None else forge, "model", None), "diffusion_model", None)
-    return getattr(unet, "output_blocks", None)
+    return getattr(getattr(model if forge is None else forge, "model", None), "diffusion_model", None)
+
+
+def _output_blocks(model: Any) -> Any:
+    return getattr(_unet(model), "output_blocks", None)
 
 
 def passes_ahead(request: Request) -> list[PassAhead]:
@@ -133,15 +165,27 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
         steps, last = setup_img2img_steps(p, own)
     total = config.total_steps(steps if last is None else last + 1)
     blocks = _output_blocks(model)
+    kept = _feature_bytes(model, request, hires)
     if blocks is None or steps < 1:
         return PassAhead(hires, total, early=True)
     try:
         p.sampler = sd_samplers.create_sampler(p.sampler_name, model)
         _as_configured(p.sampler)
         sigmas = _sigmas(p, model, steps, last, total)
-        return PassAhead(hires, total, sigmas, len(blocks), adds_noise(p))
+        return PassAhead(hires, total, sigmas, len(blocks), adds_noise(p), feature_bytes=kept)
     except Exception:  # a sampler of another extension
-        return PassAhead(hires, total, None, len(blocks), early=True)
+        return PassAhead(hires, total, None, len(blocks), early=True, feature_bytes=kept)
+
+
+def _feature_bytes(model: Any, request: Request, hires: bool) -> tuple[int, ...]:
+    """By branch, for all rows of a pass, with and without the prompt (even where CFG 1 leaves half of them out); prompts
+    of unequal length, tiles and regions keep the same in parts.
+    """
+    unet, (width, height) = _unet(model), request.size(hires)
+    rows, places = 2 * request.batch_size, (width // PIXELS) * (height // PIXELS)
+    # The host sets the type when it loads a checkpoint.
+    size = torch.empty(0, dtype=getattr(devices, "dtype_unet", torch.float16)).element_size()
+    return tuple(int(rows * places * numbers * size) for numbers in numbers_per_place(unet))
 
 
 def _sigmas(p: Any, model: Any, steps: int, last: int | None, total: int) -> tuple[float, ...] | None:

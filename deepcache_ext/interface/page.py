@@ -25,6 +25,12 @@ HOST_CONTROLS = {
     "hr_second_pass_steps": ("{tab}_hires_steps", "{tab}_steps_alt"),
     "hr_sampler_name": ("{tab}_hr_sampler", "{tab}_sampling_alt", "hr_sampler"),
     "hr_scheduler": ("{tab}_hr_scheduler", "hr_scheduler"),
+    "width": ("{tab}_width",),
+    "height": ("{tab}_height",),
+    "batch_size": ("{tab}_batch_size",),
+    "hr_scale": ("{tab}_hr_scale",),
+    "hr_resize_x": ("{tab}_hr_resize_x",),
+    "hr_resize_y": ("{tab}_hr_resize_y",),
 }
 """By the names of the host's API: the ids of its controls; A1111's, then SD.Next's and older hosts'."""
 

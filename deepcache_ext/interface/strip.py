@@ -37,6 +37,9 @@ def _pass(name: str, one: PlannedPass) -> str:
     words = one.fraction + ("" if gain is None else f", UNet about {gain:.1f}x as fast")
     if "cached" in kinds:
         words += f", branch {' and '.join(map(str, one.plan.branches))}, {one.estimator.name}"
+    kept = one.kept_bytes()
+    if kept:
+        words += f", keeps {kept / 2**20:.0f} MiB" if kept >= 2**20 else ", keeps less than 1 MiB"
     full = kinds.count("full")
     boxes = "".join(
         f"<i class='{kind}' title='{k}: {kind}{'' if branch is None else f', branch {branch}'}'></i>"
