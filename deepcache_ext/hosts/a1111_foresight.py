@@ -178,8 +178,8 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
 
 
 def _feature_bytes(model: Any, request: Request, hires: bool) -> tuple[int, ...]:
-    """By branch, for all rows of a pass, with and without the prompt (even where CFG 1 leaves half of them out); prompts
-    of unequal length, tiles and regions keep the same in parts.
+    """By branch, for all rows of a pass, with and without the prompt (even where CFG 1 leaves half of them out);
+    prompts of unequal length, tiles and regions keep the same in parts.
     """
     unet, (width, height) = _unet(model), request.size(hires)
     rows, places = 2 * request.batch_size, (width // PIXELS) * (height // PIXELS)
