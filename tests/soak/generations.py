@@ -86,6 +86,7 @@ class Scene:
             "strategy": one_of(("uniform", "uniform", "custom")),
             "full_evaluations": ", ".join(str(k) for k in range(1, 20) if sometimes(0.4)) or "0",
             "speed_up": 2.0, "hires_speed_up": 0.0, "center": 0.3, "power": 1.4,
+            "deeper_branch_id": one_of((-1, -1, 0, 2, 5, 9)),
         }
         checkpoint = one_of(CHECKPOINTS) if "refiner_checkpoint" not in request else "tinyA"
         units: list[tuple[float, float, float]] = []

@@ -52,7 +52,7 @@ class Naive:
     _index: int = -1
     _nth: int = 0
     _inside: bool = False
-    _kept: dict[Any, list[Kept]] = field(default_factory=dict)
+    _kept: dict[Any, dict[int, list[Kept]]] = field(default_factory=dict)
 
     def begin_evaluation(self, params: Any) -> None:
         """`on_cfg_denoiser`. A pass has a denoiser of its own, or (img2img) the one of the batch before, begun anew."""
@@ -77,22 +77,43 @@ class Naive:
     def model_loaded(self, _: Any) -> None:
         self._kept.clear()
 
-    def _is_full(self, k: int) -> bool:
+    @property
+    def _branches(self) -> tuple[int, ...]:
+        deeper = self.settings.get("deeper_branch_id", -1)
+        return (self._branch, deeper) if deeper > self._branch else (self._branch,)
+
+    def _ran(self, k: int) -> int | None:
+        """The branch of evaluation k; None for the whole UNet."""
         start, end = self.settings["start"] * self._total, self.settings["end"] * self._total
         first = math.ceil(round(start, 6))
-        inside = k >= first and (self.settings["end"] == 1.0 or k < math.ceil(round(end, 6)))
+        if k < first or (self.settings["end"] < 1.0 and k >= math.ceil(round(end, 6))):
+            return None
         if self.settings.get("strategy") == "custom":
-            typed = {0} | {int(one) for one in self.settings["full_evaluations"].split(",")}
-            return not inside or (k in typed if k < self._total else self._is_full_beyond(k, typed))
-        return not inside or (k - first) % self._interval == 0
+            if k >= self._total:
+                return self._beyond(k)
+            renewals = self._typed
+        else:
+            renewals = list(range(first, k + 1, self._interval))
+        if k not in renewals:
+            return self._branch
+        return self._branches[1] if renewals.index(k) % len(self._branches) else None
 
-    def _is_full_beyond(self, k: int, typed: set[int]) -> bool:
+    @property
+    def _typed(self) -> list[int]:
+        typed = {int(one) for one in self.settings["full_evaluations"].split(",")}
+        return sorted({0} | {one for one in typed if one < self._total})
+
+    def _beyond(self, k: int) -> int | None:
         """Of more evaluations than were announced, full ones as far apart as they were on the mean."""
-        if self.settings["end"] < 1.0:
-            return True
         start = self.settings["start"] * self._total
-        known = [j for j in range(self._total) if j in typed or j < math.ceil(round(start, 6))]
-        return (k - self._total) % math.ceil(self._total / len(known)) == 0
+        full = {j for j in range(self._total) if j < math.ceil(round(start, 6))}
+        full |= set(self._typed[:: len(self._branches)])
+        return self._branch if (k - self._total) % math.ceil(self._total / len(full)) else None
+
+    def _source(self, k: int) -> int:
+        """The last evaluation before k that ran more than k does."""
+        depth = [math.inf if branch is None else branch for branch in map(self._ran, range(k + 1))]
+        return max(j for j in range(k) if depth[j] > depth[k])
 
     def forward(self, unet: Any, x: Any, timesteps: Any = None, context: Any = None, y: Any = None) -> torch.Tensor:
         """In place of a UNet class's forward."""
@@ -105,17 +126,23 @@ class Naive:
         self._nth += 1
         units = self.control.control_params if self.control else []
         made_of = (id(unet), *(unit.guidance_stopped for unit in units))
-        kept = self._kept.get(key, [])
-        same = bool(kept) and kept[-1].made_of == made_of and torch.equal(kept[-1].context, context)
-        last_full = max(k for k in range(self._index + 1) if k == 0 or self._is_full(k))
-        if same and not self._is_full(self._index) and kept[-1].index >= last_full:
+        kept = self._kept.get(key, {})
+        last = next(iter(kept.values()))[-1] if kept else None
+        same = last is not None and last.made_of == made_of and torch.equal(last.context, context)
+        branch = self._ran(self._index)
+        if branch is not None and same and kept[branch][-1].index >= self._source(self._index):
             self.cached += 1
-            return walk(*arguments, control=control, branch=self._branch, feature=self._feature(kept)).output
-        self.full += 1
-        whole = walk(*arguments, control=control, branches=(self._branch,))
-        now = Kept(self._index, self._sigma, made_of, context, whole.features[self._branch])
-        self._kept[key] = [*(kept if same else []), now][-3:]
-        return whole.output
+            shallower = [one for one in self._branches if one < branch]
+            feature = self._feature(kept[branch])
+            walked = walk(*arguments, control=control, branches=shallower, branch=branch, feature=feature)
+        else:
+            self.full += 1
+            kept = self._kept[key] = kept if same else {}
+            walked = walk(*arguments, control=control, branches=self._branches)
+        for one, feature in walked.features.items():
+            now = Kept(self._index, self._sigma, made_of, context, feature)
+            kept[one] = [*kept.get(one, []), now][-3:]
+        return walked.output
 
     def _feature(self, kept: list[Kept]) -> torch.Tensor:
         last = kept[-1]
