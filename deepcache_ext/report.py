@@ -36,8 +36,8 @@ class Reason(str, Enum):
 
 
 def fraction(full: int, deeper: int, evaluations: int) -> str:
-    """For instance `10 of 30 full`, or `6 of 30 full, 6 deeper`."""
-    return f"{full} of {evaluations} full" + (f", {deeper} deeper" if deeper else "")
+    """For instance `10 of 30 full`, or `6 of 30 full + 6 deeper`."""
+    return f"{full} of {evaluations} full" + (f" + {deeper} deeper" if deeper else "")
 
 
 @dataclass

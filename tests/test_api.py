@@ -57,12 +57,18 @@ def test_good_input(url, args, full):
 
 @pytest.mark.parametrize(
     ("args", "full"),
-    # For about 1.6, 2.0 and 2.6 times the speed: 14 / (n + (14 - n) 0.0787)
-    [([True], 8), ([{"enabled": True}], 8), ([True, "Balanced"], 6), ([{"enabled": True, "preset": "Fast"}], 4)],
+    # For about 1.6, 2.0 and 2.6 times the speed: 14 / (n + 0.673 m + (14 - n - m) 0.0787) with m deeper ones
+    [
+        ([True], (5, 5)), ([{"enabled": True}], (5, 5)), ([True, "Balanced"], (4, 3)),
+        ([{"enabled": True, "preset": "Fast"}], (3, 2)),
+        ([{"enabled": True, "preset": "Fast", "deeper_branch_id": 0}], (4, 0)),
+    ],
 )
 def test_presets(url, args, full):
+    whole, deeper = full
     _, info = post(url, *args, steps=14)
-    assert info["extra_generation_params"]["DeepCache"] == f"{full} of 14 full"
+    expected = f"{whole} of 14 full" + (f" + {deeper} deeper" if deeper else "")
+    assert info["extra_generation_params"]["DeepCache"] == expected
 
 
 def test_a_preset_skips_nothing_in_a_few_step_run(url):
@@ -114,6 +120,7 @@ def test_script_info(url):
     assert [a["label"] for a in args] == [
         "DeepCache", "Preset", "Interval", "Branch", "Estimator", "Start", "End", "Passes", "Hires interval",
         "Hires branch", "Strategy", "Speed-up", "Hires speed-up", "Full evaluations", "Center", "Power",
+        "Deeper branch",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]
     assert (args[2]["minimum"], args[2]["maximum"], args[2]["value"]) == (1, 50, 3)

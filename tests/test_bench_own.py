@@ -102,7 +102,9 @@ def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         given = ["--steps", "14", "--width", "64", "--height", "64", "--repeats", "2", "--json", str(file)]
         assert main(["--url", host.serve() + "/", *given]) == 0
     found = figures(file)
-    assert [arm["said"] for arm in found.values()] == ["", "8 of 14 full", "6 of 14 full", "4 of 14 full"]
+    assert [arm["said"] for arm in found.values()] == [
+        "", "5 of 14 full + 5 deeper", "4 of 14 full + 3 deeper", "3 of 14 full + 2 deeper"
+    ]
     assert found["uncached"]["psnr"] is None
     assert all(0 < found[name]["psnr"] < 80 for name in list(found)[1:])
     assert all(len(arm["seconds"]) == 2 for arm in found.values())

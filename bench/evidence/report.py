@@ -72,7 +72,7 @@ def section_lines(section: Section) -> list[str]:
         head += [f"fewer steps: {name}" for name in HEADS.values()] + ["ahead by, dB"]
     rows = []
     for row in section.rows:
-        ran = f"{row.full} of {row.calls}" + (f", {row.deeper} deeper" if row.deeper else "")
+        ran = f"{row.full} of {row.calls}" + (f" + {row.deeper} deeper" if row.deeper else "")
         cells = [row.arm.name, ran, f"{row.speed_up:.2f}x", f"{row.own:.2f}x"]
         cells += [*_likeness(row.likeness), shown(row.over_copy, 1, "+")]
         if fewer:
