@@ -50,7 +50,7 @@ def updates_for(fields: list[Any], params: dict[str, Any]) -> list[Any]:
 def _update(component: Any, value: Any) -> Any:
     if value is None:
         return gr.update()
-    if isinstance(value, dict) and value.get("__type__") == "update":
+    if isinstance(value, dict) and "__type__" in value:  # Gradio 3 says "generic_update", Gradio 4 "update"
         return value
     kind = type(component.value)
     try:
