@@ -1,6 +1,6 @@
-"""`python -m bench.pictures`: the pictures and the table of docs/which_settings.md, from the demo's trained checkpoint.
+"""`python -m bench.pictures`: pictures and tables of docs/which_settings.md, from the demo's trained checkpoint.
 
-`python -m bench.pictures --table` renews the table alone, from docs/evidence.json, in no time.
+With `--tables` the tables alone, in no time: the means from docs/evidence.json, the controls from the settings.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bench.evidence.grid import ESTIMATORS, GUIDANCE, Arm, preset, setting, weig
 from bench.evidence.metrics import PSNR_CAP, psnr
 from bench.evidence.studio import Studio, checkpoint_called, pairs_for
 from deepcache_ext.report import fraction
+from deepcache_ext.settings import FIELDS
 from demo.webui.boot import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -35,7 +36,6 @@ GAIN = 10
 LEVELS = 24
 """Of a difference's channels: enough to see, and the file is half as large."""
 MARGIN, COLUMNS = 10, 3
-BEGIN, END = "<!-- the table: python -m bench.pictures --table -->", "<!-- end of the table -->"
 
 PRESETS = (preset("Quality"), preset("Balanced"), preset("Fast"))
 USUAL = (*PRESETS, setting(3, 0, "copy"), setting(5, 0, "copy"))
@@ -130,8 +130,8 @@ def _coarse(difference: torch.Tensor) -> torch.Tensor:
     return (difference.abs() * GAIN).clamp(0, 1).mul(LEVELS).round() / LEVELS
 
 
-def table(evidence: Mapping[str, Any]) -> str:
-    """Of each section at the usual guidance: mean PSNR and speed-up of `USUAL`, best first in likeness."""
+def means(evidence: Mapping[str, Any]) -> str:
+    """Of each section at the usual guidance: mean PSNR and speed-up of `USUAL`."""
     lines = ["| sampler, steps | " + " | ".join(map(label, USUAL)) + " |", "|---|" + "---|" * len(USUAL)]
     for section in evidence["sections"]:
         rows = {row["arm"]: row for row in section["settings"]}
@@ -145,12 +145,26 @@ def _told(row: Mapping[str, Any] | None) -> str:
     return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else "–"
 
 
-def with_table(page: str, made: str) -> str:
-    """The page with `made` between its two marks. Raises `ValueError` where they are not there."""
-    marked = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
-    if not marked.search(page):
-        raise ValueError(f"no place for the table: {BEGIN} ... {END}")
-    return marked.sub(lambda found: f"{found[1]}\n{made}\n\n{found[2]}", page)
+def controls() -> str:
+    """Each setting in its own words."""
+    lines = ["| control | at first | may be | what it does |", "|---|---|---|---|"]
+    for field in FIELDS:
+        ticked = isinstance(field.default, bool)
+        at_first = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        allowed = ("off", "on or off") if ticked else (at_first, field.allowed)
+        lines.append(f"| {field.label} | " + " | ".join((*allowed, field.info)) + " |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """The page with each table between the marks of its name. Raises `ValueError` where they are not there."""
+    for name, made in tables.items():
+        marked = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        found = marked.search(page)
+        if found is None:
+            raise ValueError(f"no place for the table of {name}")
+        page = f"{page[:found.start()]}{found[1]}\n{made}\n\n{found[2]}{page[found.end():]}"
+    return page
 
 
 def call_times() -> speed.CallTimes:
@@ -162,10 +176,10 @@ def call_times() -> speed.CallTimes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pictures", description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", action="store_true", help="the table alone, no pictures")
+    parser.add_argument("--tables", action="store_true", help="the tables alone, no pictures")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, metavar="FILE", help="default: docs/evidence.json")
     options = parser.parse_args(argv)
-    if not options.table:
+    if not options.tables:
         torch.set_num_threads(1)  # as the evidence
         checkpoint, times = checkpoint_called("sd1"), call_times()
         with Studio(checkpoint, int(checkpoint.trained["size"])) as studio:
@@ -176,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 made.save(path, optimize=True)
                 print(f"wrote {os.path.relpath(path)}", flush=True)
     known = json.loads(options.evidence.read_text(encoding="utf-8"))
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(known)), encoding="utf-8")
+    tables = {"means": means(known), "controls": controls()}
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
     print(f"wrote {os.path.relpath(PAGE)}")
     return 0
 
