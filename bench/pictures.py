@@ -111,12 +111,12 @@ def sheet(strips: Sequence[Sequence[Cell]]) -> Image.Image:
             left = MARGIN + x * (side + MARGIN)
             made.paste(_image(cell.picture), (left, top))
             for n, words in enumerate(cell.lines):
-                draw.text((left, top + side + 4 + n * line), words, "black", font)
+                draw.text((left + 1, top + side + 4 + n * line), words, "black", font)
             if cell.difference is not None:
                 made.paste(_image(cell.difference), (left, top + side + text))
             else:
                 words = f"Differences from\nthis picture,\n{GAIN} times as strong"
-                draw.text((left, top + side + text), words, "black", font, spacing=5)
+                draw.text((left + 1, top + side + text), words, "black", font, spacing=5)
     return made
 
 
