@@ -91,7 +91,7 @@ def test_a_long_setting_stands_on_up_to_three_lines_in_full():
 
 
 def test_more_than_three_lines_end_in_dots():
-    setting = "strategy=custom, full_evaluations=0-3, 6, 9, 12, 15, 18, 20, 22, 24, 26, 27, 28, 29; estimator=copy, end=1"
+    setting = "strategy=custom, full_evaluations=0-3, 6, 9, 12, 15, 18, 20, 22, 24, 26, 27, 29; estimator=copy, end=1"
     *_, third, _, _ = lines = compare._words([Shot(setting, flat(1, (192, 40)), 1.0)], 192, FONT)[0]
     assert len(lines) == 5 and third.endswith("...") and setting.startswith(" ".join(lines[:3])[:-3])
 
