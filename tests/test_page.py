@@ -229,6 +229,19 @@ def test_a_generation_without_it_does_not_mention_it(opened):
     expect(shown(opened, "txt2img", "last_run_table")).to_contain_text("DeepCache was off")
 
 
+def test_compare_from_the_script_dropdown(opened):
+    """One picture without, one for each preset and one for a typed line, and the sheet of all before them."""
+    opened.locator("#txt2img_script_container #script_list input, #script_list input").first.click()
+    opened.locator("ul.options li[aria-label='DeepCache: compare']").first.click()
+    typed = opened.locator("#script_txt2img_deepcache_compare_typed textarea, [id$=compare_typed] textarea").first
+    expect(typed).to_be_visible(timeout=30_000)
+    typed.fill("cache_interval=2, estimator=copy")
+    generate(opened, steps=14)
+    expect(opened.locator("#txt2img_gallery img").nth(5)).to_be_visible(timeout=120_000)
+    expect(prose(opened, "html_info_txt2img")).to_contain_text("Steps: 14", timeout=30_000)
+    expect(shown(opened, "txt2img", "header")).to_have_text("")
+
+
 def test_what_cannot_be_used_is_said_before_and_after(opened):
     """Start after end, and what is typed for full evaluations, are what the controls allow and the settings do not."""
     enable(opened, "txt2img")
