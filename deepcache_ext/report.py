@@ -13,7 +13,7 @@ class Reason(str, Enum):
     """Why a call that the plan would have cached ran in full."""
 
     FIRST_SEEN = "first call of its kind"
-    NOT_REFRESHED = "its kept feature was older than the plan's last full evaluation"
+    NOT_REFRESHED = "its kept feature was older than the plan's last evaluation that renews it"
     UNPLACED = "which part of the latent it holds could not be proved"
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"

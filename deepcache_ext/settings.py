@@ -173,8 +173,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "deeper_branch_id", "Deeper branch", AS_IT_PAYS,
-        "Every second whole evaluation runs this deeper branch instead. "
-        "-1 = where that pays (weighted, which makes more of them then); 0 = never.",
+        "Every second whole evaluation runs this branch instead, if it is deeper than Branch; weighted makes more of "
+        "them for it. -1 = where that pays (weighted only); 0 = never.",
         minimum=AS_IT_PAYS, maximum=MAX_BRANCH,
     ),
 )
