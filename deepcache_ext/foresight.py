@@ -40,12 +40,15 @@ class PassAhead:
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """A pass with its plan. `estimator` is new for each; `remark`: what the user should know, or ""."""
+    """A pass with its plan. `estimator` is new for each; `remark`: what the user should know, or ""; `hint`: what helps
+    to choose, before the run, or "".
+    """
 
     ahead: PassAhead
     plan: Plan
     estimator: Estimator
     remark: str
+    hint: str = ""
 
     @property
     def hires(self) -> bool:
@@ -103,7 +106,7 @@ class PlannedPass:
             "estimator": self.estimator.name,
             "speed_up": None if speed_up is None else round(speed_up, 3),
             "kept_bytes": self.kept_bytes(),
-            "remark": self.remark,
+            "remark": self.remark or self.hint,
         }
 
 
@@ -114,7 +117,15 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
         plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.fresh_noise)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
-    return PlannedPass(ahead, plan, estimator_for(own, plan, ahead.total, sigmas), remark)
+    estimator = estimator_for(own, plan, ahead.total, sigmas)
+    wide = own.strategy == "weighted" and own.estimator == "auto" and estimator.name == "copy"
+    return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide and plan.caches else "")
+
+
+TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
+"""Where whole evaluations lie too far apart for a forecast: from there on the measured pictures (docs/evidence.md) are
+hardly ahead of uncached ones at fewer steps with some samplers, and behind with others.
+"""
 
 
 def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from deepcache_ext import predict, strategies
 from deepcache_ext.estimators import Copy, Forecast
+from deepcache_ext.foresight import PassAhead, planned
+from deepcache_ext.interface import strip
 from deepcache_ext.plan import ListedPlan, UniformPlan
 from deepcache_ext.settings import Settings, SettingsError, ranges
 from deepcache_ext.strategies import ORDER, by_depth, custom, estimator_for, non_uniform, plan_for, weighted, weights
@@ -209,6 +211,17 @@ def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, fr
         more = weighted(sigmas, len(chosen) + 1, fresh_noise=fresh_noise)
         cost = len(more[::2]) + len(more[1::2]) * predict.share(deeper) + (count - len(more)) * predict.share(0)
         assert count / cost < 0.99 * speed or len(chosen) == count
+
+
+@pytest.mark.parametrize(
+    ("steps", "speed_up", "hinted"), [(30, 2.6, False), (30, 3.8, True), (20, 2.6, True), (20, 2, False)]
+)
+def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
+    sigmas = tuple(14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps))
+    settings = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
+    one = planned(settings, PassAhead(False, steps, sigmas, 12))
+    assert bool(one.hint) == hinted and not one.remark
+    assert (one.hint in strip.strip([one])) and one.as_json()["remark"] == one.hint
 
 
 def test_every_second_one_of_a_list():

@@ -45,7 +45,8 @@ def _pass(name: str, one: PlannedPass) -> str:
         f"<i class='{kind}' title='{k}: {kind}{'' if branch is None else f', branch {branch}'}'></i>"
         for k, (kind, branch) in enumerate(zip(kinds, branches, strict=True))
     )
-    remark = f"<p class='deepcache-remark'>{escape(one.remark)}</p>" if one.remark else ""
+    said = one.remark or one.hint
+    remark = f"<p class='deepcache-remark'>{escape(said)}</p>" if said else ""
     return (
         f"<div class='deepcache-pass' data-full='{full}' data-total='{len(kinds)}'>"
         f"<p><b>{name}</b> <span>{escape(words)}</span></p>"
