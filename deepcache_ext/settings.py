@@ -300,11 +300,16 @@ def ranges(text: str) -> list[range]:
 MEANS = {"cache_interval": "uniform", "speed_up": "weighted", "full_evaluations": "custom"}
 
 
+def _unknown(name: Any, value: Any) -> SettingsError:
+    """For a name that is none of ours, whatever stands there."""
+    return SettingsError(str(name)[:80] or "(no name)", value, "the known settings are " + ", ".join(FIELD))
+
+
 def _from_mapping(given: Mapping[Any, Any]) -> Settings:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in FIELD:
-            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+            raise _unknown(name, value)
         values[name] = FIELD[name].parse(value)
     preset = values.setdefault("preset", FIELD["preset"].default)
     if "strategy" not in values:
@@ -329,7 +334,7 @@ def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         return settings
     for name, value in changes.items():
         if name not in FIELD:
-            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+            raise _unknown(name, value)
     values = {name: FIELD[name].parse(value) for name, value in changes.items()}
     values.setdefault("enabled", True)
     if "strategy" not in values:
