@@ -66,6 +66,11 @@ class PlannedPass:
         return ["full" if b is None else "deeper" if b > shallowest else "cached" for b in self.branches]
 
     @property
+    def live_branches(self) -> list[int]:
+        """Those that run at any evaluation, shallowest first; none where the whole UNet always runs."""
+        return sorted({branch for branch in self.branches if branch is not None})
+
+    @property
     def fraction(self) -> str:
         """As `report.PassReport.fraction`."""
         kinds = self.kinds
@@ -79,11 +84,14 @@ class PlannedPass:
 
     def kept_bytes(self) -> int | None:
         """The most that is kept at a time, where all of a pass's calls are alike; None where that is not known."""
-        known, branches = self.ahead.feature_bytes, self.branches
-        if "cached" not in self.kinds or max(self.plan.branches) >= len(known):
-            return 0 if known and "cached" not in self.kinds else None
-        times = {one: sum(b is None or b > one for b in branches) for one in self.plan.branches}
-        return sum(known[one] * min(self.estimator.keeps, times[one]) for one in self.plan.branches)
+        known, keeps = self.ahead.feature_bytes, self.estimator.keeps
+        if not self.live_branches:
+            return 0 if known else None
+        if max(self.plan.branches) >= len(known):
+            return None
+        full = sum(b is None and self.plan.worth_keeping(k, keeps) for k, b in enumerate(self.branches))
+        times = {one: full + sum(b is not None and b > one for b in self.branches) for one in self.plan.branches}
+        return sum(known[one] * min(keeps, times[one]) for one in self.plan.branches)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -115,7 +115,7 @@ class UniformPlan:
 @dataclass(frozen=True)
 class ListedPlan:
     """Full at the listed evaluations, and outside the window. Beyond the announced `total` every so manieth
-    evaluation is full, at the list's own mean distance.
+    evaluation is full, at the list's own mean distance (those that renew a feature counted in).
 
     `renewed`: evaluations that run the branch `deeper` on what it kept, and renew the feature of `branch`.
     """
@@ -151,8 +151,9 @@ class ListedPlan:
 
     @property
     def _beyond(self) -> int:
-        """The distance of full evaluations after the announced ones."""
-        return -(-self.total // len(self._full)) if self.end >= 1 and self._full else 1
+        """The distance of full evaluations after the announced ones, where none runs the deeper branch."""
+        renewals = {*self._full, *(k for k in self.renewed if k < self.total)}
+        return -(-self.total // len(renewals)) if self.end >= 1 and renewals else 1
 
     def is_full(self, evaluation: int) -> bool:
         return self.last_full(evaluation) == evaluation

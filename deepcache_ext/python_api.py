@@ -21,7 +21,7 @@ from .hosts.diffusers import Beat, Clock, adds_noise
 from .ladder import Arguments, UnknownLayout
 from .report import PassReport, Reason, summary
 from .session import Session, register_after
-from .settings import FIELDS, SettingsError, parse
+from .settings import FIELD, FIELDS, SettingsError, parse
 from .strategies import estimator_for, plan_for
 
 log = logging.getLogger("deepcache")
@@ -80,11 +80,13 @@ class DeepCache:
         except UnknownLayout as reason:
             self._inactive = str(reason)
         else:
-            if self.settings.cache_branch_id >= ladder.depth:
-                raise SettingsError(
-                    "cache_branch_id", self.settings.cache_branch_id,
-                    f"a whole number from 0 to {ladder.depth - 1} for this UNet",
-                )
+            for name in ("cache_branch_id", "deeper_branch_id"):
+                if getattr(self.settings, name) >= ladder.depth:
+                    lowest = FIELD[name].minimum
+                    raise SettingsError(
+                        name, getattr(self.settings, name),
+                        f"a whole number from {lowest:g} to {ladder.depth - 1} for this UNet",
+                    )
 
     def enable(self) -> DeepCache:
         """Hook the UNet; nothing on it is replaced. Raises ValueError when it is hooked by a DeepCache already, as

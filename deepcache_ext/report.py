@@ -13,7 +13,7 @@ class Reason(str, Enum):
     """Why a call that the plan would have cached ran in full."""
 
     FIRST_SEEN = "first call of its kind"
-    NOT_REFRESHED = "its kept feature was older than the plan's last full evaluation"
+    NOT_REFRESHED = "its kept feature was older than the plan's last evaluation that renews it"
     UNPLACED = "which part of the latent it holds could not be proved"
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"
@@ -75,10 +75,10 @@ class PassReport:
             f"{'hires pass' if self.hires else 'pass'}: {self.fraction}, "
             f"{self.full_calls} full and {self.cached_calls} cached calls, kept {self.kept_bytes / 2**20:.1f} MiB"
         ]
-        if self.full_seconds and self.cached_seconds:
-            full, cached = median(self.full_seconds), median(self.cached_seconds)
-            deeper = f", a deeper one {median(self.deeper_seconds) * 1e3:.1f} ms" if self.deeper_seconds else ""
-            text.append(f"a full call took {full * 1e3:.1f} ms, a cached one {cached * 1e3:.1f} ms{deeper}")
+        kinds = (("cached", self.cached_seconds), ("deeper", self.deeper_seconds))
+        others = [f"a {kind} one {median(took) * 1e3:.1f} ms" for kind, took in kinds if took]
+        if self.full_seconds and others:
+            text.append(", ".join([f"a full call took {median(self.full_seconds) * 1e3:.1f} ms", *others]))
         text += [f"{count} in full: {reason.value}" for reason, count in self.misses.most_common()]
         if self.off:
             text.append(f"off: {self.off}")

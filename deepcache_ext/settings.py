@@ -173,8 +173,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "deeper_branch_id", "Deeper branch", AS_IT_PAYS,
-        "Every second whole evaluation runs this deeper branch instead. "
-        "-1 = where that pays (weighted, which makes more of them then); 0 = never.",
+        "Every second whole evaluation runs this branch instead, if it is deeper than Branch; weighted makes more of "
+        "them for it. -1 = where that pays (weighted only); 0 = never.",
         minimum=AS_IT_PAYS, maximum=MAX_BRANCH,
     ),
 )
@@ -300,11 +300,16 @@ def ranges(text: str) -> list[range]:
 MEANS = {"cache_interval": "uniform", "speed_up": "weighted", "full_evaluations": "custom"}
 
 
+def _unknown(name: Any, value: Any) -> SettingsError:
+    """For a name that is none of ours, whatever stands there."""
+    return SettingsError(str(name)[:80] or "(no name)", value, "the known settings are " + ", ".join(FIELD))
+
+
 def _from_mapping(given: Mapping[Any, Any]) -> Settings:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in FIELD:
-            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+            raise _unknown(name, value)
         values[name] = FIELD[name].parse(value)
     preset = values.setdefault("preset", FIELD["preset"].default)
     if "strategy" not in values:
@@ -329,7 +334,7 @@ def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         return settings
     for name, value in changes.items():
         if name not in FIELD:
-            raise SettingsError(str(name), value, "the known settings are " + ", ".join(FIELD))
+            raise _unknown(name, value)
     values = {name: FIELD[name].parse(value) for name, value in changes.items()}
     values.setdefault("enabled", True)
     if "strategy" not in values:

@@ -50,17 +50,31 @@ def plan_for(
     if few:
         return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
     total = len(sigmas) if sigmas else total
-    full = predict.full_for(total, settings.speed_up, predict.share(branch, depth))
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
-        interval = next((n for n in range(1, total + 1) if -(-total // n) <= full), total)
+        interval = _interval(total, settings.speed_up, [predict.share(one, depth) for one in uniform.branches])
         return UniformPlan(interval, branch, total, *window, deeper), ""
+    full = predict.full_for(total, settings.speed_up, predict.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     if deeper == AS_IT_PAYS:
         deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > ONE_BRANCH_UP_TO else branch
-    listed, renewed = (weighted(sigmas, full, outside, fresh_noise), ()) if deeper <= branch else by_depth(
-        sigmas, settings.speed_up, (branch, deeper), depth, outside, fresh_noise
-    )
-    return ListedPlan(listed, branch, total, *window, renewed, deeper), ""
+    if deeper > branch:
+        listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, fresh_noise)
+        if len(listed) + len(renewed) < total:  # else that alone would be faster than wanted
+            return ListedPlan(listed, branch, total, *window, renewed, deeper), ""
+    return ListedPlan(weighted(sigmas, full, outside, fresh_noise), branch, total, *window), ""
+
+
+def _interval(total: int, speed_up: float, shares: Sequence[float]) -> int:
+    """The least interval at which a uniform plan is nearly that much faster; `shares`: what cached evaluations cost of
+    a full one, those of the deeper branch last where there is one.
+    """
+    for interval in range(1, total + 1):
+        renewals = -(-total // interval)
+        full = -(-renewals // len(shares)) if interval > 1 else renewals
+        cost = full + (renewals - full) * shares[-1] + (total - renewals) * shares[0]
+        if cost * predict.NEARLY * speed_up <= total + 1e-9:
+            return interval
+    return total
 
 
 def _in_turns(
@@ -212,12 +226,13 @@ def by_depth(
     shallow, deeper = (predict.share(branch, depth) for branch in branches)
     count = len(sigmas)
     pairs = (count / (predict.NEARLY * speed_up) - count * shallow) / (1 + deeper - 2 * shallow)
-    renewals = min(max(int(2 * pairs) + 1, 2), count)  # one too many, at most: of an odd number one more is full
+    least = max(2, len(must | {0}))
+    renewals = min(max(int(2 * pairs) + 1, least), count)  # one too many, at most: of an odd number one more is full
     while True:
         chosen = weighted(sigmas, renewals, must, fresh_noise)
         full = tuple(k for place, k in enumerate(chosen) if place % 2 == 0 or k in must)
         renewed = tuple(k for k in chosen if k not in full)
         cost = len(full) + len(renewed) * deeper + (count - len(chosen)) * shallow
-        if renewals <= 2 or count / cost >= predict.NEARLY * speed_up:
+        if renewals <= least or count / cost >= predict.NEARLY * speed_up:
             return full, renewed
         renewals -= 1

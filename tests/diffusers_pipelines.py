@@ -216,12 +216,13 @@ class Output(tuple):
 class Naive:
     """What a cached run must give, found by another way: the UNet's forward is replaced, counts its calls and works
     the live layers by hand. Each call is an evaluation; a timestep that rises begins a new pass; calls of another
-    shape have features of their own, and the first of each is full.
+    shape have features of their own, and the first of each is full. With a `deeper` branch every second full call runs
+    that instead.
     """
 
-    def __init__(self, unet: Any, interval: int, branch: int) -> None:
-        self.unet, self.interval, self.branch = unet, interval, branch
-        self.features: dict[Any, torch.Tensor] = {}
+    def __init__(self, unet: Any, interval: int, branch: int, deeper: int | None = None) -> None:
+        self.unet, self.interval, self.branch, self.deeper = unet, interval, branch, deeper
+        self.features: dict[Any, dict[int, torch.Tensor]] = {}
         self.count, self.full, self.last = 0, 0, None
 
     def __enter__(self) -> Naive:
@@ -242,11 +243,14 @@ class Naive:
         given = {names.get(name, name): value for name, value in given.items() if value is not None}
         for ignored in ("return_dict", "cross_attention_kwargs"):
             given.pop(ignored, None)
-        is_full = self.count % self.interval == 0 or sample.shape not in self.features
+        renewal, between = divmod(self.count, self.interval)
+        branch = self.deeper if self.deeper is not None and renewal % 2 and not between else self.branch
+        is_full = sample.shape not in self.features or (not between and branch == self.branch)
         self.count, self.full = self.count + 1, self.full + is_full
-        output, feature = unets.by_hand(
-            self.unet, self.branch, None if is_full else self.features[sample.shape], sample=sample,
-            timestep=timestep, encoder_hidden_states=encoder_hidden_states, **given,
+        known, found = self.features.setdefault(sample.shape, {}), {}
+        output, _ = unets.by_hand(
+            self.unet, (self.deeper or self.branch) if is_full else branch, None if is_full else known[branch],
+            sample=sample, timestep=timestep, encoder_hidden_states=encoder_hidden_states, features=found, **given,
         )
-        self.features[sample.shape] = feature
+        known.update({one: feature for one, feature in found.items() if is_full or one < branch})
         return Output((output,))

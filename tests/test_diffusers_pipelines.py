@@ -64,6 +64,23 @@ def test_every_pipeline(name):
     assert torch.equal(run(pipe, name), plain)
 
 
+@pytest.mark.parametrize("name", pipelines.BUILD)
+def test_every_pipeline_with_a_deeper_branch(name):
+    pipe = shared(name)
+    before = unets.traces(pipe.unet)
+    with DeepCache(pipe, cache_interval=2, deeper_branch_id=3, estimator="copy") as cache:
+        cached = run(pipe, name)
+    report = cache.report().passes
+    with Naive(pipe.unet, 2, 0, 3) as reference:
+        expected = run(pipe, name)
+    assert torch.equal(cached, expected)
+    assert sum(p.full_calls for p in report) == reference.full
+    assert sum(p.deeper_calls for p in report) > 0
+    assert unets.traces(pipe.unet) == before
+    with Naive(pipe.unet, 2, 0):
+        assert not torch.equal(cached, run(pipe, name))
+
+
 @pytest.mark.parametrize("only_unet", [False, True], ids=["pipeline", "unet"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(pipe, name, only_unet):

@@ -59,6 +59,8 @@ def told(one):
 @pytest.mark.parametrize("settings", [
     {"cache_interval": 2, "cache_branch_id": 4}, {"preset": "Fast"}, {"cache_interval": 9},
     {"cache_interval": 5, "estimator": "forecast", "deeper_branch_id": 11}, {"cache_interval": 1},
+    {"full_evaluations": "0-30", "deeper_branch_id": 5}, {"cache_interval": 5, "estimator": "forecast", "end": 0.3},
+    {"cache_interval": 30, "deeper_branch_id": 5, "start": 0.2},
 ], ids=str)
 def test_what_is_kept_is_foreseen(host, settings, changes):
     """To the byte, where prompts are of one length: by the report of the run itself."""

@@ -51,6 +51,24 @@ def test_a_cell_for_each_evaluation():
     assert strip.header([plan(10), plan(6, hires=True)]) == f"{16 / (5 + 11 * 0.0787):.1f}x, 5 of 16 full"
 
 
+def test_only_branches_that_run_are_named():
+    """A list may leave none to the shallower branch, a short run none to the deeper one."""
+    typed = Settings(enabled=True, strategy="custom", full_evaluations="0-9", deeper_branch_id=5)
+    short = Settings(enabled=True, cache_interval=10, deeper_branch_id=5)
+    assert "5 of 10 full + 5 deeper" in strip.strip([plan(settings=typed)])
+    assert ", branch 5, " in strip.strip([plan(settings=typed)])
+    assert ", branch 0, " in strip.strip([plan(settings=short)])
+    assert ", branch 0 and 5, " in strip.strip([plan(20, settings=short)])
+
+
+def test_times_of_each_kind_are_told():
+    report = PassReport(full_seconds=[0.05], deeper_seconds=[0.03])
+    assert "a full call took 50.0 ms, a deeper one 30.0 ms" in report.lines()
+    report.cached_seconds.append(0.01)
+    assert "a full call took 50.0 ms, a cached one 10.0 ms, a deeper one 30.0 ms" in report.lines()
+    assert len(PassReport(full_seconds=[0.05]).lines()) == 1
+
+
 def test_no_speed_up_without_a_model_and_no_plan_without_steps():
     unknown = plan(10, depth=0)
     assert strip.header([unknown]) == "3 of 10 full" and "as fast" not in strip.strip([unknown])

@@ -80,6 +80,12 @@ def test_the_report_counts_batches_and_names_errors(url):
         ([{"full_evaluations": "0, x"}], {}, ("full_evaluations", "0, x", None)),
         ([{"cache_interval": 10**100}], {}, ("cache_interval", "1" + "0" * 76 + "...", None)),
         ([{"start": [1]}], {}, ("start", "[1]", "a number from 0 to 1")),
+        ([{"cache_branch_id": 12}], {}, ("cache_branch_id", 12, "the loaded model's branches are 0 to 11")),
+        (
+            [{"cache_interval": 3, "deeper_branch_id": 13}], {},
+            ("deeper_branch_id", 13, "the loaded model's branches are 0 to 11"),
+        ),
+        ([{"hires_cache_branch_id": 14}], HIRES, ("hires_cache_branch_id", 14, None)),
         ([True], {"steps": 0}, ("steps", 0, "a whole number from 1 to 150")),
         ([True], {"steps": "many"}, ("steps", "many", "a whole number from 1 to 150")),
         ([True], {"sampler_name": "Nonsense"}, ("sampler_name", "Nonsense", None)),

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.plan import UniformPlan
+from deepcache_ext.plan import ListedPlan, UniformPlan
 
 
 def full(plan, evaluations=None):
@@ -29,6 +29,14 @@ def test_more_evaluations_than_announced():
     assert full(UniformPlan(3, 0, 4), 10) == [0, 3, 6, 9]
     assert full(UniformPlan(3, 0, 4, end=0.5), 8) == [0, 2, 3, 4, 5, 6, 7]
     assert full(UniformPlan(3, 0, 4, start=1.0), 8) == list(range(8))
+
+
+def test_more_evaluations_than_a_list_announces():
+    """What is kept gets no older than it was on the mean, by full evaluations where the deeper ones have an end."""
+    for listed, renewed in (((0, 3, 6, 9), ()), ((0, 6), (3, 9))):
+        plan = ListedPlan(listed, 0, 12, renewed=renewed, deeper=5)
+        assert [k for k in range(12, 24) if plan.is_full(k)] == [12, 15, 18, 21]
+        assert {plan.branch_at(k) for k in range(12, 24)} == {None, 0}
 
 
 PLANS = st.builds(

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepcache_ext.settings import (
@@ -175,6 +175,8 @@ JSON = st.recursive(
 )
 
 
+@example([{"": 0}])
+@example([{"x" * 1000: 0}])
 @given(st.lists(JSON, max_size=18) | st.tuples(st.dictionaries(st.sampled_from(sorted(FIELD)), JSON)))
 def test_whatever_comes_is_settings_or_a_settings_error(args):
     try:

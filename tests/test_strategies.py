@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext import predict
+from deepcache_ext import predict, strategies
 from deepcache_ext.estimators import Copy, Forecast
 from deepcache_ext.foresight import PassAhead, planned
 from deepcache_ext.interface import strip
@@ -158,6 +158,40 @@ def test_wide_plans_go_by_depth():
     assert 8 in ran(KARRAS, speed_up=1.5, deeper_branch_id=8)
     window = ran(KARRAS, speed_up=2.6, start=0.2, end=0.9)
     assert window[:6] == [-1] * 6 and window[27:] == [-1] * 3 and 5 in window
+
+
+@pytest.mark.parametrize("deeper", [1, 5, 9])
+@pytest.mark.parametrize("wanted", [1.0, 1.15, 1.3])
+def test_a_deeper_branch_is_no_faster_than_wanted(deeper, wanted):
+    """Every second evaluation on a deeper branch may be faster than was asked for: at 1 nothing is to change at all."""
+    branches = ran(KARRAS, speed_up=wanted, deeper_branch_id=deeper)
+    gained = predict.speed_up([None if branch < 0 else branch for branch in branches])
+    assert 0.99 * wanted <= gained < wanted + 0.05
+    if wanted == 1.0:
+        assert set(branches) == {-1}
+
+
+@pytest.mark.parametrize("deeper", [-1, 3, 5, 9])
+@pytest.mark.parametrize("wanted", [1.0, 1.3, 2.0, 2.6, 4.0])
+def test_an_interval_for_a_speed(wanted, deeper):
+    """Where the host does not tell noise levels: the densest of all uniform plans that are fast enough."""
+    settings = Settings(enabled=True, strategy="weighted", speed_up=wanted, deeper_branch_id=deeper)
+    plan, _ = plan_for(settings, 30, None, depth=12)
+
+    def gained(interval):
+        those = UniformPlan(interval, 0, 30, deeper=deeper)
+        return predict.speed_up([those.branch_at(k) for k in range(30)])
+
+    assert plan == UniformPlan(min(n for n in range(1, 31) if gained(n) >= 0.99 * wanted), 0, 30, deeper=deeper)
+
+
+def test_a_window_that_leaves_no_choice_is_planned_once(monkeypatch):
+    """It would be planned again for every number of renewals, for seconds in a long run."""
+    asked = []
+    monkeypatch.setattr(strategies, "weighted", lambda *given: asked.append(given) or weighted(*given))
+    sigmas = [14.6 * (0.03 / 14.6) ** (k / 149) for k in range(150)]
+    by_depth(sigmas, 2.6, (0, 5), 12, frozenset(range(75)))
+    assert len(asked) == 1
 
 
 @given(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..foresight import PassAhead, PlannedPass, planned
-from ..settings import Settings, SettingsError, parse
+from ..settings import AS_FIRST_PASS_BRANCH, Settings, SettingsError, parse
 
 Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 """A host's: from values by the names of its API (`steps`, `sampler_name`, ...) to the passes they ask for. Raises
@@ -16,11 +16,27 @@ Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 
 
 def passes_of(settings: Settings, values: Mapping[str, Any], foresee: Foresee) -> list[PlannedPass]:
-    """The plan of each pass, as if enabled; none where it cannot be known before the run. Raises `SettingsError`."""
+    """The plan of each pass, as if enabled; none where it cannot be known before the run. Raises `SettingsError`, for a
+    branch too that the loaded model has not: with that the run would go uncached.
+    """
     passes = foresee(values)
     if settings.strategy == "weighted" and any(ahead.early for ahead in passes):
         return []
-    return [planned(replace(settings, enabled=True), ahead) for ahead in passes]
+    plans = [planned(replace(settings, enabled=True), ahead) for ahead in passes]
+    for one in plans:
+        _check_branches(settings, one)
+    return plans
+
+
+def _check_branches(settings: Settings, one: PlannedPass) -> None:
+    depth = one.ahead.depth
+    if not depth or not one.plan.caches or max(one.plan.branches) < depth:
+        return
+    name = "deeper_branch_id"
+    if min(one.plan.branches) >= depth:
+        own = one.hires and settings.hires_cache_branch_id != AS_FIRST_PASS_BRANCH
+        name = "hires_cache_branch_id" if own else "cache_branch_id"
+    raise SettingsError(name, getattr(settings, name), f"the loaded model's branches are 0 to {depth - 1}")
 
 
 def of_page(args: Sequence[Any], values: Mapping[str, Any], foresee: Foresee) -> tuple[list[PlannedPass], str]:

@@ -35,8 +35,8 @@ def header(passes: Sequence[PlannedPass]) -> str:
 def _pass(name: str, one: PlannedPass) -> str:
     kinds, branches, gain = one.kinds, one.branches, one.speed_up()
     words = one.fraction + ("" if gain is None else f", UNet about {gain:.1f}x as fast")
-    if "cached" in kinds:
-        words += f", branch {' and '.join(map(str, one.plan.branches))}, {one.estimator.name}"
+    if one.live_branches:
+        words += f", branch {' and '.join(map(str, one.live_branches))}, {one.estimator.name}"
     kept = one.kept_bytes()
     if kept:
         words += f", keeps {kept / 2**20:.0f} MiB" if kept >= 2**20 else ", keeps less than 1 MiB"

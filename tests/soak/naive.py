@@ -104,11 +104,10 @@ class Naive:
         return sorted({0} | {one for one in typed if one < self._total})
 
     def _beyond(self, k: int) -> int | None:
-        """Of more evaluations than were announced, full ones as far apart as they were on the mean."""
+        """Of more evaluations than were announced, full ones as far apart as what renews was on the mean."""
         start = self.settings["start"] * self._total
-        full = {j for j in range(self._total) if j < math.ceil(round(start, 6))}
-        full |= set(self._typed[:: len(self._branches)])
-        return self._branch if (k - self._total) % math.ceil(self._total / len(full)) else None
+        known = {j for j in range(self._total) if j < math.ceil(round(start, 6))} | set(self._typed)
+        return self._branch if (k - self._total) % math.ceil(self._total / len(known)) else None
 
     def _source(self, k: int) -> int:
         """The last evaluation before k that ran more than k does."""
