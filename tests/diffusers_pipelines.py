@@ -205,7 +205,7 @@ def enlarged(name: str, scale: int, frames: int) -> dict[str, Any]:
     for key, value in given.items():
         if key in ("height", "width"):
             given[key] = value * scale
-        elif key in ("image", "mask_image"):
+        elif key in ("image", "mask_image") and name != "StableVideoDiffusion":  # which resizes it itself
             given[key] = value.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
         elif key in ("num_frames", "video_length"):
             given[key] = frames
