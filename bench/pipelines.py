@@ -184,8 +184,8 @@ def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]
     if calls != evaluations * len(networks):
         doubts.append(f"{calls} calls were seen in {evaluations} evaluations")
     return {
-        "case": case.name, "evaluations": evaluations, "full": full, "deeper": deeper, "seconds": seconds,
-        "speed_up": ratio(seconds, PLAIN, CACHED).as_json(), "doubts": sorted(set(doubts)),
+        "case": case.name, "evaluations": evaluations, "full": full, "deeper": deeper, "calls": calls,
+        "seconds": seconds, "speed_up": ratio(seconds, PLAIN, CACHED).as_json(), "doubts": sorted(set(doubts)),
     }
 
 

@@ -33,6 +33,7 @@ def test_table_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     figures = json.loads(file.read_text())
     assert figures["machine"]["threads"] == 1
+    assert [kept["calls"] for kept in figures["rows"]] == [6, 6 + 6]
     for kept, match in zip(figures["rows"], found, strict=True):
         assert match is not None
         assert float(match["gain"]) == pytest.approx(kept["speed_up"]["value"], abs=0.006)
