@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .diffusers_ladder import DiffusersLadder
-from .hosts.diffusers import Beat, Clock, adds_noise, noise_level
+from .hosts.diffusers import Beat, Clock, adds_noise
 from .ladder import Arguments, UnknownLayout
 from .report import PassReport, Reason, summary
 from .session import Session, register_after
@@ -180,14 +180,14 @@ class DeepCache:
             log.warning("not active: %s", reason)
         sigma = None
         if self._session.estimator.name == "forecast":
-            sigma = noise_level(scheduler, self._clock.index_in(getattr(scheduler, "timesteps", None)))
+            sigma = self._clock.noise_level(scheduler)
         self._session.tick(lambda: x, sigma)
 
     def _begin_pass(self, scheduler: Any) -> Session:
         settings, total = self.settings, self._clock.remaining
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
-        sigmas = self._sigmas(scheduler)
+        sigmas = self._clock.noise_levels(scheduler)
         plan, remark = plan_for(
             settings, total or 0, sigmas, depth=DiffusersLadder(self._unet).depth,
             fresh_noise=adds_noise(scheduler),
@@ -198,14 +198,6 @@ class DeepCache:
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session
-
-    def _sigmas(self, scheduler: Any) -> list[float] | None:
-        """The noise levels of the evaluations to come, where the scheduler's list tells them."""
-        first = self._clock.index_in(getattr(scheduler, "timesteps", None))
-        if first is None:
-            return None
-        levels = [noise_level(scheduler, first + k) for k in range(self._clock.remaining or 0)]
-        return [level for level in levels if level is not None] if None not in levels else None
 
     def _end_pass(self) -> None:
         session, self._session = self._session, None

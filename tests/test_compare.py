@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from deepcache_ext.interface import compare
 from deepcache_ext.interface.compare import Shot
@@ -56,11 +56,49 @@ def test_the_sheet_holds_every_picture_and_difference(gain):
     assert made.shape[0] > (80 if gain else 40)
 
 
-def test_words_that_are_too_long_are_cut_not_run_into_the_next_picture():
-    shots = [Shot("a very long name of a setting " * 9, flat(100), 1.0), Shot("b", flat(100), 1.0)]
+@pytest.mark.parametrize("label", ["a very long name of a setting " * 9, "full_evaluations=" + "0,1,2," * 40])
+def test_words_that_are_too_long_are_cut_not_run_into_the_next_picture(label):
+    shots = [Shot(label, flat(100), 1.0, label), Shot("b", flat(100), 1.0)]
     made = np.asarray(compare.sheet(shots, 0))
     gap = made[:, compare.MARGIN + 60 : compare.MARGIN + 60 + compare.MARGIN]
     assert (gap == 255).all()
+
+
+FONT = ImageFont.load_default(12)  # what the script takes for pictures up to 350 pixels wide
+
+
+def drawn(words, font=FONT, width=192):
+    """The part of a sheet below the first of two pictures."""
+    size = (width, 40)
+    made = np.asarray(compare.sheet([Shot(words, flat(100, size), 1.0, "7 of 30 full"), Shot("b", flat(9, size), 1.0)],
+                                    0, font))
+    return made[2 * compare.MARGIN + 40 :, compare.MARGIN : compare.MARGIN + width]
+
+
+def test_a_long_setting_stands_on_up_to_three_lines_in_full():
+    setting = "cache_interval=3, cache_branch_id=2, estimator=copy, start=0.1"
+    image = flat(1, (192, 40))
+    lines = compare._words([Shot(setting, image, 1.0), Shot("Fast", image, 2.0, "n")], 192, FONT)
+    assert " ".join(lines[0][:-2]) == setting and 1 < len(lines[0][:-2]) <= 3
+    # The other setting has blank lines in place of them, so that seconds stand beside seconds.
+    assert lines[1] == ["Fast", *[""] * (len(lines[0]) - 3), "2.00 s  0.50x  equal dB", "n"]
+    # They are drawn: what is under the picture is taller than with a short name, and each line has ink in it.
+    short, long = drawn("b"), drawn(setting)
+    line = (len(long) - len(short)) // (len(lines[0]) - 3)
+    assert line > 8
+    for n in range(len(lines[0])):
+        assert long[n * line : (n + 1) * line].min() < 128
+
+
+def test_more_than_three_lines_end_in_dots():
+    setting = "strategy=custom, full_evaluations=0-3, 6, 9, 12, 15, 18, 20, 22, 24, 26, 27, 29; estimator=copy, end=1"
+    *_, third, _, _ = lines = compare._words([Shot(setting, flat(1, (192, 40)), 1.0)], 192, FONT)[0]
+    assert len(lines) == 5 and third.endswith("...") and setting.startswith(" ".join(lines[:3])[:-3])
+
+
+def test_a_word_wider_than_the_picture_is_broken():
+    lines = compare._words([Shot("x cache_interval=3", flat(1), 1.0)], 60, FONT)[0][:-2]
+    assert len(lines) == 3 and lines[0] == "x" and "".join(lines[1:]) == "cache_interval=3"
 
 
 def test_csv_and_html_say_the_same_and_escape():

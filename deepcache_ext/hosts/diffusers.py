@@ -125,6 +125,18 @@ class Clock:
         same = self._place.view.dtype == timesteps.dtype and self._place.view.device == timesteps.device
         return index if same and 0 <= index < len(timesteps) else None
 
+    def noise_level(self, scheduler: Any) -> float | None:
+        """The sigma of the evaluation at hand, where the scheduler's list tells it."""
+        return noise_level(scheduler, self.index_in(getattr(scheduler, "timesteps", None)))
+
+    def noise_levels(self, scheduler: Any) -> list[float] | None:
+        """Those of the evaluation at hand and of all to come."""
+        first = self.index_in(getattr(scheduler, "timesteps", None))
+        if first is None:
+            return None
+        levels = [noise_level(scheduler, first + k) for k in range(self.remaining or 0)]
+        return [level for level in levels if level is not None] if None not in levels else None
+
     def forget(self) -> None:
         self._place = self._value = self._x = self.remaining = None
         self._step = (None, None)

@@ -23,7 +23,7 @@ from ..ladder import AnyLadder, Arguments, UnknownLayout
 from ..report import Reason
 from ..session import Session, register_after
 from .a1111 import A1111, guarded
-from .diffusers import Beat, Clock, adds_noise, noise_level
+from .diffusers import Beat, Clock, adds_noise
 from .generations import Generation
 
 log = logging.getLogger("deepcache")
@@ -176,7 +176,7 @@ class SDNext(A1111):
                 self._say(p, f"not active: {reason}")
         sigma = None
         if session.estimator.name == "forecast":
-            sigma = noise_level(scheduler, self._clock.index_in(getattr(scheduler, "timesteps", None)))
+            sigma = self._clock.noise_level(scheduler)
         session.tick(lambda: x, sigma)
 
     def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
@@ -184,7 +184,7 @@ class SDNext(A1111):
         settings = generation.settings
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
-        sigmas = self._sigmas(scheduler)
+        sigmas = self._clock.noise_levels(scheduler)
         ahead = PassAhead(
             hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), adds_noise(scheduler)
         )
@@ -196,14 +196,6 @@ class SDNext(A1111):
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session
-
-    def _sigmas(self, scheduler: Any) -> list[float] | None:
-        """The noise levels of the evaluations to come, where the scheduler's list tells them."""
-        first = self._clock.index_in(getattr(scheduler, "timesteps", None))
-        if first is None:
-            return None
-        levels = [noise_level(scheduler, first + k) for k in range(self._clock.remaining or 0)]
-        return [level for level in levels if level is not None] if None not in levels else None
 
     def _file(self, generation: Generation) -> None:
         """End the pass; another one of the same batch may follow."""

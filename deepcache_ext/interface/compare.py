@@ -22,7 +22,7 @@ from ..settings import FIELD, FIELDS, PRESETS, SettingsError, parse
 COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
 MARGIN = 8
 LINES = 3
-"""Of text under a picture."""
+"""At most so many for a setting, and for its count of evaluations; what is longer ends in dots."""
 
 
 @dataclass(frozen=True)
@@ -108,26 +108,41 @@ def sheet(shots: Sequence[Shot], gain: float, font: Any = None) -> Image.Image:
     `gain` (left out where `gain` is 0).
     """
     width, height = (max(shot.image.size[k] for shot in shots) for k in (0, 1))
-    line = math.ceil(_height(font) * 1.3)
-    text = LINES * line + MARGIN
+    line, words = math.ceil(_height(font) * 1.3), _words(shots, width, font)
+    text = len(words[0]) * line + MARGIN
     size = len(shots) * (width + MARGIN) + MARGIN, (height + text) + (height + MARGIN if gain else 0) + 2 * MARGIN
     made = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(made)
-    for k, (shot, row) in enumerate(zip(shots, rows(shots), strict=True)):
+    for k, shot in enumerate(shots):
         left = MARGIN + k * (width + MARGIN)
         made.paste(shot.image.convert("RGB"), (left, MARGIN))
-        measured = [f"{row['seconds']} s", row["speed-up"], f"{row['PSNR, dB']} dB" if row["PSNR, dB"] else ""]
-        lines = (shot.label, "  ".join(filter(None, measured)), shot.evaluations)
-        for n, words in enumerate(lines):
-            place = left, MARGIN + height + MARGIN // 2 + n * line
-            draw.text(place, _fitting(draw, words, width, font), "black", font)
+        for n, of_line in enumerate(words[k]):
+            draw.text((left, MARGIN + height + MARGIN // 2 + n * line), of_line, "black", font)
         if gain and k:
             below = MARGIN + height + text
             made.paste(difference(shot.image, shots[0].image, gain), (left, below))
     if gain:
-        words = _fitting(draw, f"differences, {gain:g} times", width, font)
-        draw.text((MARGIN, MARGIN + height + text), words, "black", font)
+        note = _fitting(draw, f"differences, {gain:g} times", width, font)
+        draw.text((MARGIN, MARGIN + height + text), note, "black", font)
     return made
+
+
+def _words(shots: Sequence[Shot], width: int, font: Any) -> list[list[str]]:
+    """Lines below each picture, none wider than `width`: the setting, what was measured, the evaluations. Of one number
+    for all shots, so that like stands beside like.
+    """
+    draw, columns = ImageDraw.Draw(Image.new("RGB", (1, 1))), []
+    for shot, row in zip(shots, rows(shots), strict=True):
+        measured = [f"{row['seconds']} s", row["speed-up"], f"{row['PSNR, dB']} dB" if row["PSNR, dB"] else ""]
+        columns.append((
+            _wrapped(draw, shot.label, width, font), [_fitting(draw, "  ".join(filter(None, measured)), width, font)],
+            _wrapped(draw, shot.evaluations, width, font),
+        ))
+    most = [max(len(column[part]) for column in columns) for part in range(3)]
+    return [
+        [line for part, lines in enumerate(column) for line in lines + [""] * (most[part] - len(lines))]
+        for column in columns
+    ]
 
 
 def _height(font: Any) -> int:
@@ -135,10 +150,33 @@ def _height(font: Any) -> int:
     return int(box[3])
 
 
+def _wrapped(draw: ImageDraw.ImageDraw, words: str, width: int, font: Any) -> list[str]:
+    """At most `LINES` lines, broken at blanks, or within a word that is wider than a line."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if _fits(draw, longer, width, font):
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        while len(word) > 1 and not _fits(draw, word, width, font):
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _fits(draw, word[:n], width, font))
+            lines[-1:], word = [word[:fits], ""], word[fits:]
+        lines[-1] = word
+    if len(lines) > LINES:
+        lines[LINES - 1 :] = [_fitting(draw, " ".join(lines[LINES - 1 :]), width, font)]
+    return lines
+
+
+def _fits(draw: ImageDraw.ImageDraw, words: str, width: int, font: Any) -> bool:
+    return draw.textlength(words, font=font) <= width
+
+
 def _fitting(draw: ImageDraw.ImageDraw, words: str, width: int, font: Any) -> str:
-    if draw.textlength(words, font=font) <= width:
+    if _fits(draw, words, width, font):
         return words
-    while words and draw.textlength(words + "...", font=font) > width:
+    while words and not _fits(draw, words + "...", width, font):
         words = words[:-1]
     return words.rstrip() + "..."
 
