@@ -190,10 +190,11 @@ class ScriptRunner:
                 self._create_script_ui(script)
             groups.append(group)
         if groups:
-            choice.change(
-                lambda index: [gr.update(visible=index == k) for k in range(1, len(groups) + 1)],
-                inputs=[choice], outputs=groups, show_progress=False,
-            )
+            def shown(index: int) -> Any:
+                updates = [gr.update(visible=index == k) for k in range(1, len(groups) + 1)]
+                return updates if len(updates) > 1 else updates[0]  # Gradio takes a list for one output's value
+
+            choice.change(shown, inputs=[choice], outputs=groups, show_progress=False)
         return self.inputs
 
     def run(self, p: Any, *args: Any) -> Any:
