@@ -100,12 +100,13 @@ def _controlnet(unet: Any) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def _animatediff() -> Any:
+def _animatediff(make: Any) -> Any:
+    unet = make("sd1")
     adapter = diffusers.MotionAdapter(
-        block_out_channels=(8, 16, 16), motion_layers_per_block=2, motion_norm_num_groups=4,
-        motion_num_attention_heads=2,
+        block_out_channels=unet.config.block_out_channels, motion_layers_per_block=2,
+        motion_norm_num_groups=unet.config.norm_num_groups, motion_num_attention_heads=2,
     )
-    parts = _sd(unets.make("sd1"))
+    parts = _sd(unet)
     del parts["safety_checker"]
     pipe = diffusers.AnimateDiffPipeline(**parts, motion_adapter=adapter)
     for parameter in pipe.unet.parameters():
@@ -113,7 +114,7 @@ def _animatediff() -> Any:
     return pipe
 
 
-def _svd() -> Any:
+def _svd(make: Any) -> Any:
     vision = CLIPVisionConfig(
         hidden_size=WIDTH, projection_dim=WIDTH, num_hidden_layers=1, num_attention_heads=2, image_size=16,
         intermediate_size=WIDTH, patch_size=8,
@@ -123,7 +124,7 @@ def _svd() -> Any:
             diffusers.AutoencoderKLTemporalDecoder, block_out_channels=[32, 32], in_channels=3, out_channels=3,
             down_block_types=["DownEncoderBlock2D"] * 2, latent_channels=4, sample_size=16,
         ),
-        image_encoder=made(CLIPVisionModelWithProjection, vision), unet=unets.make("svd"),
+        image_encoder=made(CLIPVisionModelWithProjection, vision), unet=make("svd"),
         scheduler=diffusers.EulerDiscreteScheduler(
             **{key: TRAINED[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")},
             interpolation_type="linear", prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002,
@@ -136,65 +137,79 @@ def _svd() -> Any:
 REFINER = {"cross_attention_dim": WIDTH, "projection_class_embeddings_input_dim": WIDTH + 5 * 4}
 
 BUILD: dict[str, tuple[Any, dict[str, Any]]] = {
-    "StableDiffusion": (lambda: diffusers.StableDiffusionPipeline(
-        **_sd(unets.make("sd1")), requires_safety_checker=False,
+    "StableDiffusion": (lambda make: diffusers.StableDiffusionPipeline(
+        **_sd(make("sd1")), requires_safety_checker=False,
     ), {"prompt": PROMPT, "height": 16, "width": 16}),
-    "StableDiffusionImg2Img": (lambda: diffusers.StableDiffusionImg2ImgPipeline(
-        **_sd(unets.make("sd2")), requires_safety_checker=False,
+    "StableDiffusionImg2Img": (lambda make: diffusers.StableDiffusionImg2ImgPipeline(
+        **_sd(make("sd2")), requires_safety_checker=False,
     ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
-    "StableDiffusionInpaint": (lambda: diffusers.StableDiffusionInpaintPipeline(
-        **_sd(unets.make("inpaint")), requires_safety_checker=False,
+    "StableDiffusionInpaint": (lambda make: diffusers.StableDiffusionInpaintPipeline(
+        **_sd(make("inpaint")), requires_safety_checker=False,
     ), {"prompt": PROMPT, "image": picture(), "mask_image": picture(1, 1).round(), "height": 16, "width": 16}),
-    "StableDiffusionInstructPix2Pix": (lambda: diffusers.StableDiffusionInstructPix2PixPipeline(
-        **_sd(unets.make("instruct-pix2pix")), requires_safety_checker=False,
+    "StableDiffusionInstructPix2Pix": (lambda make: diffusers.StableDiffusionInstructPix2PixPipeline(
+        **_sd(make("instruct-pix2pix")), requires_safety_checker=False,
     ), {"prompt": PROMPT, "image": picture()}),
-    "StableDiffusionControlNet": (lambda: diffusers.StableDiffusionControlNetPipeline(
-        **_sd(unet := unets.make("sd1")), controlnet=made(_controlnet, unet), requires_safety_checker=False,
+    "StableDiffusionControlNet": (lambda make: diffusers.StableDiffusionControlNetPipeline(
+        **_sd(unet := make("sd1")), controlnet=made(_controlnet, unet), requires_safety_checker=False,
     ), {"prompt": PROMPT, "image": picture()}),
-    "StableDiffusionXL": (lambda: diffusers.StableDiffusionXLPipeline(
-        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    "StableDiffusionXL": (lambda make: diffusers.StableDiffusionXLPipeline(
+        **_xl(make("sdxl", cross_attention_dim=2 * WIDTH)),
     ), {"prompt": PROMPT, "height": 16, "width": 16}),
-    "StableDiffusionXLImg2Img": (lambda: diffusers.StableDiffusionXLImg2ImgPipeline(
-        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    "StableDiffusionXLImg2Img": (lambda make: diffusers.StableDiffusionXLImg2ImgPipeline(
+        **_xl(make("sdxl", cross_attention_dim=2 * WIDTH)),
     ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
-    "StableDiffusionXLInpaint": (lambda: diffusers.StableDiffusionXLInpaintPipeline(
-        **_xl(unets.make("sdxl", cross_attention_dim=2 * WIDTH)),
+    "StableDiffusionXLInpaint": (lambda make: diffusers.StableDiffusionXLInpaintPipeline(
+        **_xl(make("sdxl", cross_attention_dim=2 * WIDTH)),
     ), {"prompt": PROMPT, "image": picture(), "mask_image": picture(1, 1).round(), "height": 16, "width": 16,
         "strength": 0.9}),
-    "StableDiffusionXL refiner": (lambda: diffusers.StableDiffusionXLImg2ImgPipeline(
-        **_xl(unets.make("refiner", **REFINER), refiner=True), requires_aesthetics_score=True,
+    "StableDiffusionXL refiner": (lambda make: diffusers.StableDiffusionXLImg2ImgPipeline(
+        **_xl(make("refiner", **REFINER), refiner=True), requires_aesthetics_score=True,
     ), {"prompt": PROMPT, "image": picture(), "strength": 0.9}),
     "StableVideoDiffusion": (_svd, {
         "image": picture(), "num_frames": 2, "height": 16, "width": 16, "min_guidance_scale": 1.0,
         "max_guidance_scale": 2.5, "decode_chunk_size": 2,
     }),
     "AnimateDiff": (_animatediff, {"prompt": PROMPT, "num_frames": 2, "height": 16, "width": 16}),
-    "TextToVideoZero": (lambda: diffusers.TextToVideoZeroPipeline(
-        **_sd(unets.make("sd1")), requires_safety_checker=False,
+    "TextToVideoZero": (lambda make: diffusers.TextToVideoZeroPipeline(
+        **_sd(make("sd1")), requires_safety_checker=False,
     ), {"prompt": PROMPT, "video_length": 2, "height": 16, "width": 16, "t0": 2, "t1": 4}),
-    "TextToVideoSD": (lambda: diffusers.TextToVideoSDPipeline(
-        **{key: part for key, part in _sd(unets.make("3d")).items() if key in (
+    "TextToVideoSD": (lambda make: diffusers.TextToVideoSDPipeline(
+        **{key: part for key, part in _sd(make("3d")).items() if key in (
             "vae", "text_encoder", "tokenizer", "unet", "scheduler")},
     ), {"prompt": PROMPT, "num_frames": 2, "height": 16, "width": 16}),
-    "DDPM": (lambda: diffusers.DDPMPipeline(unets.make("ddpm"), scheduler("DDPMScheduler")), {}),
-    "LDMTextToImage": (lambda: diffusers.LDMTextToImagePipeline(
-        vqvae=vae(), bert=text_encoder(), tokenizer=tokenizer(), unet=unets.make("sd1"), scheduler=scheduler(),
+    "DDPM": (lambda make: diffusers.DDPMPipeline(make("ddpm"), scheduler("DDPMScheduler")), {}),
+    "LDMTextToImage": (lambda make: diffusers.LDMTextToImagePipeline(
+        vqvae=vae(), bert=text_encoder(), tokenizer=tokenizer(), unet=make("sd1"), scheduler=scheduler(),
     ), {"prompt": PROMPT, "height": 64, "width": 64}),
 }
 
 PICTURES_ONLY = ("DDPM", "LDMTextToImage")
 
 
-def build(name: str) -> Any:
+def build(name: str, make: Any = unets.make) -> Any:
+    """`make`: of a layout's name and changes to it, the UNet."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe = BUILD[name][0]()
+        pipe = BUILD[name][0](make)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 shared = functools.cache(build)
 """One pipeline of each name for tests that leave no trace on it."""
+
+
+def enlarged(name: str, scale: int, frames: int) -> dict[str, Any]:
+    """What to give `run` for pictures with sides `scale` times as long, and so many frames of a video."""
+    given = dict(BUILD[name][1])
+    for key, value in given.items():
+        if key in ("height", "width"):
+            given[key] = value * scale
+        elif key in ("image", "mask_image") and name != "StableVideoDiffusion":  # which resizes it itself
+            given[key] = value.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        elif key in ("num_frames", "video_length"):
+            given[key] = frames
+    return given
 
 
 def run(pipe: Any, name: str, steps: int = 7, seed: int = 0, **changes: Any) -> torch.Tensor:
