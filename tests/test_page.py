@@ -80,8 +80,14 @@ def enable(page, tab):
 
 
 def open_inner(page, tab, *names):
+    """Gradio 4 may draw the accordion anew just then, on a busy machine after the click: closed."""
     for name in names or ("advanced", "hires"):
-        ours(page, tab, name).locator(".label-wrap").click()
+        head = ours(page, tab, name).locator(".label-wrap")
+        for _ in range(5):
+            if "open" not in (head.get_attribute("class") or "").split():
+                head.click()
+            page.wait_for_timeout(200)
+        expect(head).to_have_class(re.compile(r"\bopen\b"))
 
 
 def number(page, tab, name):
