@@ -13,7 +13,9 @@ SHARES: dict[int, tuple[float, ...]] = {
     12: (0.0787, 0.2243, 0.3802, 0.4699, 0.5641, 0.673, 0.7598, 0.8484, 0.9411, 0.9604, 0.9727, 0.9849),
     9: (0.0145, 0.0378, 0.0661, 0.1289, 0.2141, 0.3062, 0.4372, 0.6586, 0.8821),
 }
-"""By the number of output blocks (SD1.x and SD2.x have 12, SDXL and its refiner 9), then by branch."""
+"""By the number of output blocks (SD1.x and SD2.x have 12, SDXL 9), then by branch. SDXL's refiner has 12, too, of
+other widths, and is taken for an SD1.x.
+"""
 
 USUAL_DEPTH = 12
 

@@ -19,8 +19,9 @@ from torch import nn
 from .diffusers_ladder import DiffusersLadder
 from .hosts.diffusers import Beat, Clock, adds_noise
 from .ladder import Arguments, UnknownLayout
+from .open_call import register_after
 from .report import PassReport, Reason, summary
-from .session import Session, register_after
+from .session import Session
 from .settings import FIELD, FIELDS, SettingsError, parse
 from .strategies import estimator_for, plan_for
 

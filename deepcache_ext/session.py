@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from itertools import chain
 from typing import Any
 
@@ -13,45 +12,17 @@ import torch
 from torch import nn
 
 from . import for_extensions
-from .calls import Call
 from .estimators import Estimator, Moment
 from .ladder import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
+from .open_call import OpenCall, is_traced, register_after
 from .parts import Parts, parts, same_parts
 from .plan import Plan
 from .report import PassReport, Reason
-from .slots import Key, Slot, Slots
+from .slots import Slot, Slots
 from .stopwatch import Kind, Stopwatch
 from .weights import WeightsWatch
 
 log = logging.getLogger("deepcache")
-
-
-@dataclass
-class OpenCall:
-    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing; `given` is
-    what the host called the UNet with, where a cached call runs on something else.
-    """
-
-    call: Call | None = None
-    key: Key | None = None
-    slot: Slot | None = None
-    forward: object = None
-    walks: Walks | None = None
-    cached: bool = False
-    expected_walks: int = 0
-    continues: bool = False
-    suspended: Mapping[str, Any] | None = None
-    nested: bool = False
-    given: Arguments | None = None
-    instead: Arguments | None = None
-
-    @property
-    def is_astray(self) -> bool:
-        """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
-        if not self.cached or self.walks is None:
-            return False
-        renewed = [] if self.walks.failed is not None else [len(those) for those in self.walks.features.values()]
-        return self.walks.astray or any(count != self.expected_walks for count in (self.walks.supplied, *renewed))
 
 
 class Session:
@@ -273,7 +244,7 @@ class Session:
         if self._open:
             return OpenCall(nested=True, suspended=self._ladder.take_down())
         self._ladder.take_down()
-        if _is_traced():
+        if is_traced():
             return self._plain(Reason.TRACED)
         if self._latent is not None:
             self._slots.start_evaluation(self._latent())
@@ -439,18 +410,3 @@ class Session:
         log.exception("error inside DeepCache; this pass goes on uncached")
         self.report.misses[Reason.ERROR] += 1
         self.turn_off(Reason.ERROR.value)
-
-
-def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
-    """A forward hook that is called when the forward raises too."""
-    try:
-        return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
-    except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
-        return unet.register_forward_hook(hook, with_kwargs=True)
-
-
-def _is_traced() -> bool:
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return True
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

@@ -20,8 +20,9 @@ from torch import nn
 from ..diffusers_ladder import DiffusersLadder
 from ..foresight import PassAhead, planned
 from ..ladder import AnyLadder, Arguments, UnknownLayout
+from ..open_call import register_after
 from ..report import Reason
-from ..session import Session, register_after
+from ..session import Session
 from .a1111 import A1111, guarded
 from .diffusers import Beat, Clock, adds_noise
 from .generations import Generation
