@@ -97,7 +97,9 @@ def test_notices_a_feature_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_notices_a_clock_that_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UniformPlan, "is_full", lambda self, index: index % 3 == 1 or index == 0)
+    off_by_one = lambda index: index % 3 == 1 or index == 0  # noqa: E731
+    monkeypatch.setattr(UniformPlan, "is_full", lambda self, index: off_by_one(index))
+    monkeypatch.setattr(UniformPlan, "branch_at", lambda self, index: None if off_by_one(index) else self.branch)
     monkeypatch.setattr(UniformPlan, "source", lambda self, evaluation: 0)
     found = failures("euler_a")
     assert "full, but its feature was at hand" in found
