@@ -122,7 +122,8 @@ class Checker:
         truth = self.truths.of(made)
         cached = self._was_cached(made, len(truth.features))
         if made.part is not None:
-            deeper = self.rule is not None and self.rule.branch is not None and self.rule.branch != self.rule.branches[0]
+            rule = self.rule
+            deeper = rule is not None and rule.branch is not None and rule.branch != rule.branches[0]
             ran = FULL if not cached else DEEPER if deeper else CACHED
             self.passes[-1][1][-1] = max(self.passes[-1][1][-1], ran)
         if self.rule is None or made.part is None:
