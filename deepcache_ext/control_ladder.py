@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Blocks, Ladder, Observed, Shape, Supplied, Walks
+from .ladder import Ladder, Shape, Walks
+from .shadows import Blocks, Observed, Supplied
 
 LISTS = ("input_blocks", "zero_convs")
 SINGLES = ("middle_block", "middle_block_out")

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from .calls import Call, Same
-from .ladder import Arguments, Blocks, Observed, Shadow, Stand, Supplied, UnknownLayout, Walks, own_forward
+from .ladder import Arguments, UnknownLayout, Walks, own_forward
+from .shadows import Blocks, Observed, Shadow, Stand, Supplied
 
 LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 """A block's lists with one entry for each layer, in the order in which a layer calls them."""

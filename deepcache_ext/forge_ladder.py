@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Arguments, Ladder, Noted, Walks, own_forward
+from .ladder import Arguments, Ladder, Walks, own_forward
+from .shadows import Noted
 
 PARAMETERS = ("x", "timesteps", "context", "y", "control", "transformer_options")
 """Of the forwards, in their order; whatever else is named goes through."""

@@ -11,7 +11,7 @@ its *boundary* is the block whose output is the kept feature: output block n-2-b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from .calls import Call
 from .other_caches import other_cache
+from .shadows import Blocks, Noted, Observed, Shadow, Supplied
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a UNet's forward is called with: positional and named."""
@@ -29,110 +30,6 @@ NAMES = ("input_blocks", "middle_block", "output_blocks")
 
 class UnknownLayout(ValueError):
     """The UNet cannot be cached; `str()` says why, in words for a user."""
-
-
-def _itself(real: Any) -> Any:
-    """What a copy or a pickle of a shadow is made of: the real thing."""
-    return real
-
-
-class Shadow:
-    """Is asked in place of `_real`; for every question that the subclass does not answer, the real one does.
-
-    accelerate, for instance, asks `getattr(blocks, "0")`.
-    """
-
-    _real: Any
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_real":
-            raise AttributeError(name)
-        return getattr(self._real, name)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _itself, (self._real,)
-
-
-class Stand(Shadow):
-    """Stands in a ladder for the block `real`: callable like it, and iterable like it, since some forwards
-    (reForge's) do not call a block but go through its layers. ControlNet's asks for `input_blocks[0][0].in_channels`.
-    """
-
-    def __init__(self, real: Any) -> None:
-        self._real = real
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._real[index]
-
-    def __len__(self) -> int:
-        return len(self._real)
-
-    def __bool__(self) -> bool:
-        return bool(self._real)  # a block without a length is true
-
-
-class Observed(Stand):
-    """Runs the real block and hands a look at its output to `see`."""
-
-    def __init__(self, real: Any, see: Callable[[torch.Tensor], None]) -> None:
-        super().__init__(real)
-        self._see = see
-
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output = self._real(*args, **kwargs)
-        self._see(output)
-        return output
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self._real
-        yield self._passing
-
-    def _passing(self, h: torch.Tensor) -> torch.Tensor:
-        self._see(h)
-        return h
-
-
-class Supplied(Stand):
-    """Runs nothing and returns what `supply` gives."""
-
-    def __init__(self, real: Any, supply: Callable[[], torch.Tensor]) -> None:
-        super().__init__(real)
-        self._supply = supply
-
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self._supply()
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self
-
-
-class Noted(Stand):
-    """Hands a look at what the block is given to `see`, then runs the block."""
-
-    def __init__(self, real: Any, see: Callable[[Any], None]) -> None:
-        super().__init__(real)
-        self._see = see
-
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._see(args[0] if args else None)
-        output: torch.Tensor = self._real(*args, **kwargs)
-        return output
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self._passing
-        yield from self._real
-
-    def _passing(self, h: torch.Tensor) -> torch.Tensor:
-        self._see(h)
-        return h
-
-
-class Blocks(Shadow, list[Any]):
-    """The blocks of one call, in place of a ModuleList."""
-
-    def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
-        super().__init__(blocks)
-        self._real = real
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from torch import nn
 
 from deepcache_ext import DeepCache
 from deepcache_ext.diffusers_ladder import DiffusersLadder
-from deepcache_ext.ladder import Blocks, UnknownLayout, own_forward
+from deepcache_ext.ladder import UnknownLayout, own_forward
 from deepcache_ext.python_api import helpers_branch
 from deepcache_ext.report import Reason
+from deepcache_ext.shadows import Blocks
 from tests import diffusers_unets as unets
 
 
