@@ -23,7 +23,7 @@ ONE_BRANCH_UP_TO = 0.5
 runs a deeper branch instead, and there are more of them for the same cost (docs/strategies.md).
 """
 DEEPER = {12: 5, 9: 5}
-"""The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x (measured) and SDXL (not)."""
+"""The deeper branch by the number of output blocks: the two finest levels of SD1.x (measured), SD2.x and SDXL (not)."""
 
 
 def plan_for(
