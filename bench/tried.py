@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d
 from bench.evidence.metrics import psnr
 from bench.evidence.studio import checkpoint_called, pairs_for
 from deepcache_ext import predict
-from deepcache_ext.strategies import non_uniform, weighted
+from deepcache_ext.strategies import Nature, non_uniform, weighted
 from demo.webui import checkpoints
 from demo.webui.real_parts import external, sampling
 
@@ -256,7 +256,7 @@ def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str,
         "dense early": frozenset(dense),
         "dense late": frozenset({0, *(steps - 1 - k for k in dense[:-1])}),
         "the paper's": frozenset(non_uniform(steps, max(1, round(interval)), round(0.3 * steps), 1.4)),
-        "weighted": frozenset(weighted(sigmas, count, fresh_noise=sampler == "Euler a")),
+        "weighted": frozenset(weighted(sigmas, count, nature=Nature(sampler == "Euler a", "v"))),
     }
 
 

@@ -17,7 +17,7 @@ import torch
 from bench.evidence.metrics import psnr
 from bench.tried import ESTIMATORS, Studio, Way
 from deepcache_ext import predict
-from deepcache_ext.strategies import weighted, weights
+from deepcache_ext.strategies import Nature, weighted, weights
 
 TRUST = "trust, a channel"
 RIVALS = ("weighted", "by depth", "adaptive", "calibrated")
@@ -27,7 +27,7 @@ def by_depth(sigmas: Sequence[float], speed: float, branch: int, every: int, fre
     """Of the weighted evaluations only each `every`-th is full, the others run `branch`; as many as `speed` allows."""
     steps, found = len(sigmas), Way(frozenset({0}), 0)
     for count in range(2, steps + 1):
-        renewed = sorted(weighted(sigmas, count, fresh_noise=fresh_noise))
+        renewed = sorted(weighted(sigmas, count, nature=Nature(fresh_noise, "v")))
         full = frozenset(renewed[::every])
         deeper = {k: branch for k in renewed if k not in full}
         cost = len(full) + len(deeper) * predict.share(branch) + (steps - count) * predict.share(0)
@@ -52,7 +52,7 @@ def calibrated(sigmas: Sequence[float], seen: Sequence[torch.Tensor], full: int,
     two full ones missed in `seen`, by dynamic programming over those two.
     """
     steps, place = len(sigmas), np.log(np.asarray(sigmas))
-    taken = weights(sigmas, fresh_noise)
+    taken = weights(sigmas, Nature(fresh_noise, "v"))
     drift = 1.0 if fresh_noise else (0.8 + 0.35 * np.asarray(sigmas)) * sigmas / np.sqrt(1 + np.square(sigmas))
     weight = taken / drift  # the measured error takes the place of the law's drift
     flat = torch.stack([one.flatten() for one in seen])
@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         seen = features(others, sampler, steps, guidance)
         for asked in map(float, options.speed_ups.split(",")):
             full = predict.full_for(steps, asked, predict.share(0))
-            ways = {"weighted": Way(frozenset(weighted(sigmas, full, fresh_noise=fresh_noise)), 0, ESTIMATORS[TRUST])}
+            chosen = frozenset(weighted(sigmas, full, nature=Nature(fresh_noise, "v")))
+            ways = {"weighted": Way(chosen, 0, ESTIMATORS[TRUST])}
             for branch, every in ((2, 2), (5, 2), (8, 2), (2, 3)):
                 name = f"by depth: each {every}. full, the others branch {branch}"
                 ways[name] = by_depth(sigmas, asked, branch, every, fresh_noise)

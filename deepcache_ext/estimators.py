@@ -154,7 +154,7 @@ class Forecast:
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
-FORECAST_UP_TO = 0.75
+FORECAST_UP_TO = 0.8
 """How far apart in log sigma full evaluations may lie on average for `auto` to forecast: further apart a copy came
 nearer, at 14 to 60 steps alike (docs/strategies.md).
 """

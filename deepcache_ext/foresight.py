@@ -10,8 +10,8 @@ from . import predict
 from .estimators import Estimator
 from .plan import Plan, UniformPlan
 from .report import fraction
-from .settings import Settings
-from .strategies import estimator_for, plan_for
+from .settings import CALIBRATED, Settings
+from .strategies import USUAL, Nature, estimator_for, plan_for
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,20 @@ class PassAhead:
 
     `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
     (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
-    model is loaded. `fresh_noise`: its sampler adds noise in the course of the pass. `early`: more will be known when
+    model is loaded. `nature`: of its sampler and model. `early`: more will be known when
     the pass begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept
-    feature takes, by branch; empty where that is not known.
+    feature takes, by branch; empty where that is not known. `checkpoint`, `checksum` and `sampler`: as the host calls
+    them, for what is calibrated; "" where it does not tell.
     """
 
     hires: bool
     total: int
     sigmas: tuple[float, ...] | None = None
     depth: int = 0
-    fresh_noise: bool = False
+    nature: Nature = USUAL
+    checkpoint: str = ""
+    checksum: str = ""
+    sampler: str = ""
     early: bool = False
     feature_bytes: tuple[int, ...] = ()
 
@@ -114,11 +118,11 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
     """The plan that `settings` give for a pass. Raises `SettingsError` for full evaluations that cannot be read."""
     own, sigmas = settings.for_pass(ahead.hires), None if ahead.sigmas is None else list(ahead.sigmas)
     if settings.covers(ahead.hires):
-        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.fresh_noise)
+        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas)
-    wide = own.strategy == "weighted" and own.estimator == "auto" and estimator.name == "copy"
+    wide = own.strategy in ("weighted", CALIBRATED) and own.estimator == "auto" and estimator.name == "copy"
     return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide and plan.caches else "")
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .diffusers_ladder import DiffusersLadder
-from .hosts.diffusers import Beat, Clock, adds_noise
+from .hosts.diffusers import Beat, Clock, nature_of
 from .ladder import Arguments, UnknownLayout
 from .open_call import register_after
 from .report import PassReport, Reason, summary
@@ -193,7 +193,7 @@ class DeepCache:
         sigmas = self._clock.noise_levels(scheduler)
         plan, remark = plan_for(
             settings, total or 0, sigmas, depth=DiffusersLadder(self._unet).depth,
-            fresh_noise=adds_noise(scheduler),
+            nature=nature_of(scheduler),
         )
         if remark and total is not None:
             log.warning("%s", remark)

@@ -105,7 +105,8 @@ MAX_BRANCH = 47
 
 MAX_TEXT = 1000
 
-STRATEGIES = ("weighted", "uniform", "non-uniform", "custom")
+CALIBRATED = "calibrated"
+STRATEGIES = ("weighted", "uniform", "non-uniform", "custom", CALIBRATED)
 
 FIELDS: tuple[Field, ...] = (
     Field("enabled", "Enabled", False, "Make pictures faster; they change a little."),
@@ -147,21 +148,24 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "strategy", "Strategy", "weighted",
         "Which evaluations are whole. Weighted: as many as Speed-up allows, where an error would count most; uniform: "
-        "every Nth; non-uniform: the paper's, denser around a centre; custom: as typed.",
+        "every Nth; non-uniform: the paper's, denser around a centre; custom: as typed; calibrated: as Calibrate found",
         choices=STRATEGIES,
     ),
     Field(
         "speed_up", "Speed-up", PRESETS["Quality"]["speed_up"],
-        "Weighted: how many times faster the UNet should run through its evaluations. Higher changes the picture more.",
+        "Weighted and calibrated: how many times faster the UNet should run through its evaluations. Higher changes "
+        "the picture more.",
         minimum=1.0, maximum=5.0,
     ),
     Field(
         "hires_speed_up", "Hires speed-up", AS_FIRST_PASS_SPEED_UP,
-        "Speed-up in the hires pass. 0 = as in the first pass.", minimum=AS_FIRST_PASS_SPEED_UP, maximum=5.0,
+        "Speed-up in the hires pass; with custom that pass is then weighted. 0 = as in the first pass.",
+        minimum=AS_FIRST_PASS_SPEED_UP, maximum=5.0,
     ),
     Field(
         "full_evaluations", "Full evaluations", "",
-        "Custom: the evaluations at which the whole UNet runs, counted from 0, such as 0-3, 6, 9, 12-29:3.",
+        "Custom: the evaluations at which the whole UNet runs, counted from 0, such as 0-3, 6, 9, 12-29:3; with 15/5 "
+        "number 15 runs branch 5 instead.",
     ),
     Field(
         "center", "Center", 0.3, "Non-uniform: where in the run whole evaluations are densest.",
@@ -184,7 +188,8 @@ OBEYED = {
     "weighted": ("speed_up", "hires_speed_up"),
     "uniform": ("cache_interval", "hires_cache_interval"),
     "non-uniform": ("cache_interval", "center", "power", "hires_cache_interval"),
-    "custom": ("full_evaluations",),
+    "custom": ("full_evaluations", "hires_speed_up"),
+    CALIBRATED: ("speed_up", "hires_speed_up"),
 }
 """What each strategy obeys besides what all do."""
 STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
@@ -224,12 +229,15 @@ class Settings:
         return self.enabled and self.passes != ("first only" if hires else "hires only")
 
     def for_pass(self, hires: bool) -> Settings:
-        """The settings with `cache_interval`, `cache_branch_id` and `speed_up` as they hold in that pass."""
+        """The settings with strategy, interval, branch and speed-up as they hold in that pass."""
         if not hires:
             return self
         interval, branch = self.hires_cache_interval, self.hires_cache_branch_id
+        # A list of evaluations is one pass's; a calibrated plan is the first pass's.
+        listed = self.strategy == CALIBRATED or (self.strategy == "custom" and self.hires_speed_up)
         return replace(
             self,
+            strategy="weighted" if listed else self.strategy,
             cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
             cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
             speed_up=self.hires_speed_up or self.speed_up,
@@ -276,24 +284,27 @@ def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
     ]
 
 
-RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?::(\d{1,6}))?)?")
+RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?::(\d{1,6}))?)?(?:/(\d{1,2}))?")
 
 
-def ranges(text: str) -> list[range]:
-    """Full evaluations as typed: `0-3, 6, 9` are 0 1 2 3 6 9; `12-29:3` is every third from 12 to 29; commas or blanks
-    between them. Raises `SettingsError`.
+def ranges(text: str) -> list[tuple[range, int | None]]:
+    """Evaluations as typed, each with the branch that it runs, None for the whole UNet: `0-3, 6, 9` are 0 1 2 3 6 9;
+    `12-29:3` is every third from 12 to 29; `15/5` is 15 with branch 5. Commas or blanks between them. Raises
+    `SettingsError`; of branches there may be one.
     """
-    allowed = "evaluations counted from 0, and ranges of them, such as 0-3, 6, 9, 12-29:3"
-    found = []
-    for part in re.split(r"[,;\s]+", re.sub(r"\s*([-:])\s*", r"\1", text.strip(" ,;"))):
+    allowed = "evaluations counted from 0, and ranges of them, such as 0-3, 6, 9, 12-29:3, or 15/5 with branch 5"
+    found: list[tuple[range, int | None]] = []
+    for part in re.split(r"[,;\s]+", re.sub(r"\s*([-:/])\s*", r"\1", text.strip(" ,;"))):
         match = RANGE.fullmatch(part)
         if match is None:
             raise SettingsError("full_evaluations", text, allowed)
-        first, last, step = (None if group is None else int(group) for group in match.groups())
+        first, last, step, branch = (None if group is None else int(group) for group in match.groups())
         assert first is not None
         if step == 0 or (last is not None and last < first):
             raise SettingsError("full_evaluations", text, allowed)
-        found.append(range(first, first + 1 if last is None else last + 1, step or 1))
+        found.append((range(first, first + 1 if last is None else last + 1, step or 1), branch))
+    if len({branch for _, branch in found if branch is not None}) > 1:
+        raise SettingsError("full_evaluations", text, "one branch alone may stand after /")
     return found
 
 
@@ -356,5 +367,8 @@ def _checked(settings: Settings) -> Settings:
     if 0 < settings.hires_speed_up < 1:
         raise SettingsError("hires_speed_up", settings.hires_speed_up, "0, or a number from 1 to 5")
     if settings.strategy == "custom":
-        ranges(settings.full_evaluations)
+        for _, branch in ranges(settings.full_evaluations):
+            if branch is not None and not settings.cache_branch_id < branch <= MAX_BRANCH:
+                allowed = f"after / a branch deeper than cache_branch_id ({settings.cache_branch_id}), to {MAX_BRANCH}"
+                raise SettingsError("full_evaluations", settings.full_evaluations, allowed)
     return settings

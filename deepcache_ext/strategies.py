@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import predict
 from .estimators import ESTIMATORS, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
 from .plan import ListedPlan, Plan, UniformPlan
-from .settings import AS_IT_PAYS, Settings, ranges
+from .settings import AS_IT_PAYS, CALIBRATED, Settings, ranges
+
+
+@dataclass(frozen=True)
+class Nature:
+    """What of a pass decides how much an error counts. `fresh_noise`: its sampler adds noise in the course of it
+    (ancestral, SDE). `prediction`: what the UNet says, "eps" (noise) or "v".
+    """
+
+    fresh_noise: bool = False
+    prediction: str = "eps"
+
+
+USUAL = Nature()
 
 FEW = 12
 """Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength)."""
@@ -27,12 +41,12 @@ DEEPER = {12: 5, 9: 5}
 
 
 def plan_for(
-    settings: Settings, total: int, sigmas: Sequence[float] | None, depth: int, fresh_noise: bool = False
+    settings: Settings, total: int, sigmas: Sequence[float] | None, depth: int, nature: Nature = USUAL
 ) -> tuple[Plan, str]:
     """The plan of a pass of `total` evaluations on a UNet of `depth` output blocks, and a remark for the user or "".
 
     `sigmas`: the noise level of each evaluation as `Moment.sigma` counts it, or None where the host does not tell;
-    their number is the better one. `fresh_noise`: the sampler adds noise in the course of the pass (ancestral, SDE).
+    their number is the better one. `nature`: of sampler and model.
     Raises `SettingsError` for a list of full evaluations that cannot be read.
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
@@ -42,8 +56,14 @@ def plan_for(
     if settings.strategy == "uniform":
         warned = few and uniform.caches
         return uniform, f"only {total} evaluations: caching may change the picture much" if warned else ""
+    if settings.strategy == CALIBRATED:
+        plan, remark = plan_for(replace(settings, strategy="weighted"), total, sigmas, depth, nature)
+        return plan, remark or "no profile: weighted instead of calibrated"
     if settings.strategy == "custom":
-        return _in_turns(custom(settings.full_evaluations, total), branch, total, window, deeper), ""
+        full_ones, renewed, own = custom(settings.full_evaluations, total, branch)
+        if renewed:
+            return ListedPlan(full_ones, branch, total, *window, renewed, own), ""
+        return _in_turns(full_ones, branch, total, window, deeper), ""
     if settings.strategy == "non-uniform":
         listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
         return _in_turns(listed, branch, total, window, deeper), ""
@@ -58,10 +78,10 @@ def plan_for(
     if deeper == AS_IT_PAYS:
         deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > ONE_BRANCH_UP_TO else branch
     if deeper > branch:
-        listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, fresh_noise)
+        listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, nature)
         if len(listed) + len(renewed) < total:  # else that alone would be faster than wanted
             return ListedPlan(listed, branch, total, *window, renewed, deeper), ""
-    return ListedPlan(weighted(sigmas, full, outside, fresh_noise), branch, total, *window), ""
+    return ListedPlan(weighted(sigmas, full, outside, nature), branch, total, *window), ""
 
 
 def _interval(total: int, speed_up: float, shares: Sequence[float]) -> int:
@@ -135,20 +155,54 @@ def non_uniform(total: int, interval: int, center: int, power: float) -> tuple[i
 # What a user types -------------------------------------------------------------------------------------------
 
 
-def custom(text: str, total: int) -> tuple[int, ...]:
-    """Full evaluations as typed (`settings.ranges`), and 0. Those beyond the run's end are left out. Raises
-    `SettingsError`.
+def custom(text: str, total: int, branch: int = 0) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """As typed (`settings.ranges`): full evaluations, and 0; those that run a branch deeper than `branch`, and which.
+    Those beyond the run's end are left out; those whose branch is not deeper are full. Raises `SettingsError`.
     """
-    return tuple(sorted({0, *(k for part in ranges(text) for k in part[:total] if k < total)}))
+    full, renewed, deeper = {0}, set[int](), 0
+    for part, own in ranges(text):
+        if own is None or own <= branch:
+            full.update(part[:total])
+        else:
+            renewed.update(part[:total])
+            deeper = own
+    found = sorted(k for k in full if k < total), sorted(k for k in renewed - full if k < total)
+    return tuple(found[0]), tuple(found[1]), deeper
+
+
+def written(full: Sequence[int], renewed: Sequence[int] = (), deeper: int = 0) -> str:
+    """The text that `custom` reads as these evaluations: `0-3, 6/5, 9`."""
+    kinds = {**dict.fromkeys(renewed, deeper), **dict.fromkeys(full)}
+    parts: list[tuple[int, int, int | None]] = []
+    for k, branch in sorted(kinds.items()):
+        if parts and parts[-1][1:] == (k - 1, branch):
+            parts[-1] = parts[-1][0], k, branch
+        else:
+            parts.append((k, k, branch))
+    return ", ".join(
+        (f"{first}" if first == last else f"{first}-{last}") + ("" if branch is None else f"/{branch}")
+        for first, last, branch in parts
+    )
 
 
 # Where an error counts most ----------------------------------------------------------------------------------
 
-ORDER = 1.5
-"""An error of the forecast grows with this power of the distance in log sigma."""
+@dataclass(frozen=True)
+class Law:
+    """How the error of a plan is predicted. `order`: an error of the forecast grows with this power of the distance in
+    log sigma. `tilt`: further power of sigma in the weights, below 0 for more at the end of the run.
+    """
+
+    order: float = 1.5
+    tilt: float = 0.0
 
 
-def weights(sigmas: Sequence[float], fresh_noise: bool = False) -> np.ndarray:
+ONE_BRANCH = Law()
+BY_DEPTH = Law(order=2.0, tilt=-0.2)
+"""What gave the best pictures of the tuning half (docs/strategies.md)."""
+
+
+def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRANCH) -> np.ndarray:
     """How much an error of the UNet's kept feature at each evaluation counts in the finished picture, (n,).
 
     Three factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate
@@ -157,28 +211,33 @@ def weights(sigmas: Sequence[float], fresh_noise: bool = False) -> np.ndarray:
     log s, measured on the trained checkpoint. A single error is forgotten faster than the second factor says, but
     early errors feed on each other; of the laws that were tried this one gave the best pictures (docs/strategies.md).
     A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
+
+    That is for a UNet that says v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise it
+    takes s times as much: there all weights get the quotient of the two, sqrt(1 + s^2).
     """
     now = np.asarray(sigmas, dtype=np.float64)
     after = np.append(now[1:], 0.0)
     taken = np.abs(1 - after / now)
     left = 1 / np.sqrt(1 + after**2)
-    drift = 1.0 if fresh_noise else (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
-    return taken * left * drift
+    drift = 1.0 if nature.fresh_noise else (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
+    share = 1.0 if nature.prediction == "v" else np.sqrt(1 + now**2)
+    return taken * left * drift * share * now**law.tilt
 
 
 def weighted(
-    sigmas: Sequence[float], full: int, must: frozenset[int] = frozenset(), fresh_noise: bool = False
+    sigmas: Sequence[float], full: int, must: frozenset[int] = frozenset(), nature: Nature = USUAL,
+    law: Law = ONE_BRANCH,
 ) -> tuple[int, ...]:
     """The `full` evaluations (more where `must` asks for more) with the least predicted error of all such choices.
 
-    A cached evaluation adds the square of its weight times (distance in log sigma from the last full one)^ORDER;
+    A cached evaluation adds the square of its weight times (distance in log sigma from the last full one)^order;
     dynamic programming over the last full evaluation and how many there were.
     """
     count = len(sigmas)
     full = max(full, len(must | {0}))
     if full >= count:
         return tuple(range(count))
-    place, weight = np.log(np.asarray(sigmas, dtype=np.float64)), weights(sigmas, fresh_noise)
+    place, weight = np.log(np.asarray(sigmas, dtype=np.float64)), weights(sigmas, nature, law)
     widest = min(count, max(8, 3 * -(-count // full)))
     # added[k, gap - 1]: what the cached evaluations between a full one at k and the next at k + gap add.
     added = np.full((count, widest), np.inf)
@@ -190,7 +249,7 @@ def weighted(
                 break
             if k + gap in must:
                 break
-            total += float((weight[k + gap] * abs(place[k + gap] - place[k]) ** ORDER) ** 2)
+            total += float((weight[k + gap] * abs(place[k + gap] - place[k]) ** law.order) ** 2)
     best = np.full(count, np.inf)
     best[0] = 0.0
     came_from = np.zeros((full, count), dtype=int)
@@ -218,7 +277,8 @@ def by_depth(
     branches: tuple[int, int],
     depth: int,
     must: frozenset[int] = frozenset(),
-    fresh_noise: bool = False,
+    nature: Nature = USUAL,
+    law: Law = BY_DEPTH,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The full evaluations, and those that run the deeper one of the two `branches`: of the `weighted` ones, as many as
     `speed_up` allows, every second runs the deeper branch, but where `must` asks for a full one.
@@ -229,7 +289,7 @@ def by_depth(
     least = max(2, len(must | {0}))
     renewals = min(max(int(2 * pairs) + 1, least), count)  # one too many, at most: of an odd number one more is full
     while True:
-        chosen = weighted(sigmas, renewals, must, fresh_noise)
+        chosen = weighted(sigmas, renewals, must, nature, law)
         full = tuple(k for place, k in enumerate(chosen) if place % 2 == 0 or k in must)
         renewed = tuple(k for k in chosen if k not in full)
         cost = len(full) + len(renewed) * deeper + (count - len(chosen)) * shallow

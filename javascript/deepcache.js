@@ -36,6 +36,7 @@
     }
 
     window.deepcacheChanged = changed;
+    window.deepcacheGenerate = (tab) => gradioApp().querySelector(`#${tab}_generate`)?.click();
     onAfterUiUpdate(function() {
         gradioApp().querySelectorAll(".deepcache-inner").forEach(reachable);
         for (const tab of ["txt2img", "img2img"]) {

@@ -4,10 +4,11 @@ from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts.a1111_foresight import branches
 from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee, pastes_updates_only
-from deepcache_ext.interface import api, console, infotext, options, page, ui, xyz
+from deepcache_ext.interface import api, calibrate, console, infotext, options, page, ui, xyz
 
 host = adapter()
-joined = page.Page(foresee, lambda: host.last_run)
+joined = page.Page(foresee, lambda: host.last_run, host.profiles)
+requests = calibrate.Requests()
 allow_in_control_tab(scripts, ui.TITLE)
 
 
@@ -20,23 +21,27 @@ class DeepCacheScript(scripts.Script):
 
     def ui(self, is_img2img):
         accordion = ui.build(self.elem_id, host.disabled)
-        joined.add("img2img" if is_img2img else "txt2img", accordion)
+        tab = "img2img" if is_img2img else "txt2img"
+        joined.add(tab, accordion)
+        ui.connect_calibrate(accordion, tab, requests.press)
         self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, pastes_updates_only())
         self.paste_field_names = infotext.paste_names(self.infotext_fields)
-        return list(accordion.components.values())
+        return [*accordion.components.values(), accordion.request]
 
     def before_process(self, p, *args):
-        host.before_process(p, args)
+        settings, asked = requests.taken(args)
+        host.calibrate(p, settings, asked)
+        host.before_process(p, settings)
 
     # A pass may be announced twice: hosts before 1.10 know only the first two of these three.
     def process_batch(self, p, *args, **kwargs):
-        host.before_sampling(p, args)
+        host.before_sampling(p, calibrate.split(args)[0])
 
     def before_hr(self, p, *args):
-        host.before_sampling(p, args)
+        host.before_sampling(p, calibrate.split(args)[0])
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        host.before_sampling(p, args)
+        host.before_sampling(p, calibrate.split(args)[0])
 
     def post_sample(self, p, ps=None, *args):
         host.after_sampling(p)
@@ -55,7 +60,7 @@ def obey_options():
 
 
 def on_app_started(_blocks, app):
-    api.mount(app, foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts))
+    api.mount(app, foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts), host.profiles)
 
 
 obey_options()

@@ -12,8 +12,20 @@ from deepcache_ext.estimators import Copy, Forecast
 from deepcache_ext.foresight import PassAhead, planned
 from deepcache_ext.interface import strip
 from deepcache_ext.plan import ListedPlan, UniformPlan
-from deepcache_ext.settings import Settings, SettingsError, ranges
-from deepcache_ext.strategies import ORDER, by_depth, custom, estimator_for, non_uniform, plan_for, weighted, weights
+from deepcache_ext.settings import Settings, SettingsError, parse, ranges
+from deepcache_ext.strategies import (
+    BY_DEPTH,
+    ONE_BRANCH,
+    Nature,
+    by_depth,
+    custom,
+    estimator_for,
+    non_uniform,
+    plan_for,
+    weighted,
+    weights,
+    written,
+)
 
 SIGMAS = [14.6, 9.0, 5.5, 3.4, 2.1, 1.3, 0.8, 0.45, 0.2, 0.05]
 
@@ -48,7 +60,29 @@ def test_non_uniform_for_any_number_of_evaluations(total, interval, center, powe
      ("5;40", (0, 5)), ("100-999999", (0,)), (" 3, ", (0, 3))],
 )
 def test_custom(text, expected):
-    assert custom(text, 30) == expected
+    assert custom(text, 30) == (expected, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "full", "renewed"),
+    [("0, 3/5, 6", (0, 6), (3,)), ("0/5", (0,), ()), ("2-8:2/5, 4", (0, 4), (2, 6, 8)), ("1 / 5; 2", (0, 2), (1,))],
+)
+def test_custom_with_a_deeper_branch(text, full, renewed):
+    assert custom(text, 9) == (full, renewed, 5)
+    assert custom(text, 9, branch=5)[:2] == (tuple(sorted({*full, *renewed})), ()), "no deeper: the whole UNet instead"
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(1, 40)), st.integers(1, 11))
+def test_what_is_written_is_read_again(full, renewed, deeper):
+    full, renewed = {0, *full}, renewed - full
+    text = written(sorted(full), sorted(renewed), deeper)
+    assert custom(text, 41) == (tuple(sorted(full)), tuple(sorted(renewed)), deeper if renewed else 0)
+
+
+@pytest.mark.parametrize("text", ["0, 3/5, 6/4", "3/", "/5", "3/0", "3/48"])
+def test_custom_with_a_branch_that_cannot_be(text):
+    with pytest.raises(SettingsError, match="full_evaluations"):
+        parse([{"enabled": True, "full_evaluations": text}])
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "1-5:0", "-2", "1..5", "1-2-3", "1.5", "9" * 9])
@@ -64,7 +98,7 @@ def predicted(sigmas, chosen):
         if k in chosen:
             last = k
         else:
-            error += (weight[k] * abs(math.log(sigmas[k] / sigmas[last])) ** ORDER) ** 2
+            error += (weight[k] * abs(math.log(sigmas[k] / sigmas[last])) ** ONE_BRANCH.order) ** 2
     return error
 
 
@@ -196,25 +230,25 @@ def test_a_window_that_leaves_no_choice_is_planned_once(monkeypatch):
 
 @given(
     st.integers(12, 60), st.floats(1.5, 4.5), st.sampled_from([1, 3, 5, 9]), st.floats(0, 0.3), st.floats(0.7, 1),
-    st.booleans(),
+    st.builds(Nature, st.booleans(), st.sampled_from(["eps", "v"])),
 )
-def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, fresh_noise):
+def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, nature):
     sigmas = [14.6 * (0.03 / 14.6) ** (k / (count - 1)) for k in range(count)]
     must = frozenset(k for k in range(count) if not start * count <= k < end * count)
-    full, renewed = by_depth(sigmas, speed, (0, deeper), 12, must, fresh_noise)
+    full, renewed = by_depth(sigmas, speed, (0, deeper), 12, must, nature)
     assert {0, *must} <= set(full) and not set(full) & set(renewed)
     branches = [None if k in full else deeper if k in renewed else 0 for k in range(count)]
     assert predict.speed_up(branches) >= 0.99 * speed or must or len(full) == 1
     if not must:
         chosen = sorted({*full, *renewed})
         assert chosen[::2] == list(full)
-        more = weighted(sigmas, len(chosen) + 1, fresh_noise=fresh_noise)
+        more = weighted(sigmas, len(chosen) + 1, nature=nature, law=BY_DEPTH)
         cost = len(more[::2]) + len(more[1::2]) * predict.share(deeper) + (count - len(more)) * predict.share(0)
         assert count / cost < 0.99 * speed or len(chosen) == count
 
 
 @pytest.mark.parametrize(
-    ("steps", "speed_up", "hinted"), [(30, 2.6, False), (30, 3.8, True), (20, 2.6, True), (20, 2, False)]
+    ("steps", "speed_up", "hinted"), [(30, 2.6, False), (30, 3.8, True), (20, 3, True), (20, 2, False)]
 )
 def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
     sigmas = tuple(14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps))
@@ -244,7 +278,7 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
 
 
 @pytest.mark.parametrize(("steps", "interval", "expected"), [
-    (30, 3, Forecast), (30, 4, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 7, Copy),
+    (30, 3, Forecast), (30, 5, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 8, Copy),
 ])
 def test_auto_counts_in_log_sigma_where_the_levels_are_known(steps, interval, expected):
     sigmas = [14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps)]

@@ -15,16 +15,21 @@ from typing import Any
 
 from modules import shared
 
+from ..calibration import Wish
 from ..control_ladder import ControlledLadder
-from ..foresight import PassAhead, planned
+from ..foresight import PassAhead, PlannedPass
 from ..ladder import AnyLadder, UnknownLayout
 from ..outcome import RunOutcome
+from ..profiles import Profiles
 from ..report import Reason
 from ..session import Session
 from ..settings import INFOTEXT_KEYS, Settings, SettingsError, overridden, overruled, parse
+from ..strategies import Nature
 from .a1111_controlnet import control_units
 from .a1111_networks import loaded_networks
 from .a1111_schedule import adds_noise, noise_level, noise_levels
+from .calibrator import NotCalibrated, calibrate
+from .checkpoint import checkpoint_of, prediction_of
 from .generations import Generation, Generations
 
 log = logging.getLogger("deepcache")
@@ -56,10 +61,12 @@ class A1111:
 
     `disabled`: the kill switch; every hook then does nothing. It may be thrown at any time. `last_run`: what the
     latest generation that came to its end did, in whichever tab or through the API; None before the first.
+    `profiles`: where calibrated plans are kept.
     """
 
-    def __init__(self, disabled: bool = False) -> None:
+    def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
         self.disabled = disabled
+        self.profiles = profiles or Profiles()
         self.last_run: RunOutcome | None = None
         self._generations = Generations()
         self._last_params: Callable[[], Any] = lambda: None
@@ -67,6 +74,21 @@ class A1111:
         self._failed = False
 
     # Script hooks -------------------------------------------------------------------------------------------
+
+    @guarded
+    def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
+        """A generation begins and shall calibrate first. `asked`: what `Wish.parse` takes, or None for not at all."""
+        if asked is None or asked is False or getattr(p, "deepcache_calibrates", False):
+            return
+        try:
+            wish, settings = Wish.parse(asked), settings_of(p, args)
+            if getattr(p, "deepcache_overrides", None):
+                raise NotCalibrated("a script changes DeepCache's settings; choose none")
+            path, plan = calibrate(p, settings, wish, lambda: self.last_run, self.profiles)
+        except (SettingsError, NotCalibrated) as why:
+            self._say(p, f"not calibrated: {why}")
+            return
+        self._say(p, f"calibrated: {plan.in_words}; saved as {path.name}")
 
     @guarded
     def before_process(self, p: Any, args: Sequence[Any]) -> None:
@@ -183,16 +205,32 @@ class A1111:
     def _begin_pass(self, p: Any, generation: Generation, params: Any) -> None:
         """Now the host knows how many evaluations it expects."""
         generation.ready = False
-        hires = _is_hires(p)
+        hires, model = _is_hires(p), getattr(p, "sd_model", None) or shared.sd_model
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
         blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
-        ahead = PassAhead(hires, total, None if sigmas is None else tuple(sigmas), len(blocks or ()), adds_noise(p))
-        generation.planned = found = planned(generation.settings, ahead)
-        generation.estimators.add(found.estimator.name)
+        ahead = PassAhead(
+            hires, total, None if sigmas is None else tuple(sigmas), len(blocks or ()),
+            Nature(adds_noise(p), prediction_of(model)), *checkpoint_of(model), sampler_of(p),
+        )
+        found = self._planned(p, generation, ahead)
         generation.session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
         if found.remark:
             self._say(p, found.remark)
+
+    def _planned(self, p: Any, generation: Generation, ahead: PassAhead) -> PlannedPass:
+        """The pass's plan; a calibrated one goes into the settings, and so into the infotext."""
+        settings, found = self.profiles.planned(generation.settings, ahead)
+        if settings is not generation.settings:
+            generation.settings = settings
+            if generation.outcome is not None:
+                generation.outcome.settings = settings
+            for key in INFOTEXT_KEYS:
+                p.extra_generation_params.pop(key, None)
+            p.extra_generation_params.update(generation.infotext())
+        generation.planned = found
+        generation.estimators.add(found.estimator.name)
+        return found
 
     def _attach(self, p: Any, session: Session, params: Any) -> None:
         if not session.plan.caches or session.is_off:
@@ -232,6 +270,11 @@ class A1111:
 def settings_of(p: Any, args: Sequence[Any]) -> Settings:
     """The script's own values, and on top of them what `p.deepcache_overrides` names (the axes of an XYZ grid)."""
     return overridden(parse(args), getattr(p, "deepcache_overrides", None) or {})
+
+
+def sampler_of(p: Any) -> str:
+    """As the host calls it."""
+    return str(getattr(p, "sampler_name", "") or "")
 
 
 def _is_hires(p: Any) -> bool:

@@ -18,7 +18,9 @@ from modules import shared
 from ..foresight import PassAhead
 from ..memory import numbers_per_place
 from ..settings import SettingsError
+from ..strategies import Nature
 from .a1111_schedule import adds_noise, counts_timesteps, is_unipc, schedule_of, sigma_of, spread
+from .checkpoint import checkpoint_of, prediction_of
 
 try:
     from modules import devices
@@ -172,7 +174,9 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
         p.sampler = sd_samplers.create_sampler(p.sampler_name, model)
         _as_configured(p.sampler)
         sigmas = _sigmas(p, model, steps, last, total)
-        return PassAhead(hires, total, sigmas, len(blocks), adds_noise(p), feature_bytes=kept)
+        nature = Nature(adds_noise(p), prediction_of(model))
+        named = (*checkpoint_of(model), p.sampler_name)
+        return PassAhead(hires, total, sigmas, len(blocks), nature, *named, feature_bytes=kept)
     except Exception:  # a sampler of another extension
         return PassAhead(hires, total, None, len(blocks), early=True, feature_bytes=kept)
 

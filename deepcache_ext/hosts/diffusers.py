@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ..strategies import Nature
+
 NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver|UFOGen|VDM|TDD|Langevin")
 """Names of schedulers that add fresh noise in the course of a run; the last four are SD.Next's own."""
 
@@ -186,3 +188,9 @@ def adds_noise(scheduler: Any) -> bool:
         return True
     algorithm = str(getattr(getattr(scheduler, "config", None), "algorithm_type", ""))
     return algorithm.startswith("sde") or NOISE_ADDING.search(type(scheduler).__name__) is not None
+
+
+def nature_of(scheduler: Any) -> Nature:
+    """Of the sampler, and of the UNet that the scheduler is made for; a sample is taken for v."""
+    told = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
+    return Nature(adds_noise(scheduler), "eps" if told == "epsilon" else "v")

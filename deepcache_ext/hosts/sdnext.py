@@ -21,10 +21,12 @@ from ..diffusers_ladder import DiffusersLadder
 from ..foresight import PassAhead, planned
 from ..ladder import AnyLadder, Arguments, UnknownLayout
 from ..open_call import register_after
+from ..profiles import Profiles
 from ..report import Reason
 from ..session import Session
-from .a1111 import A1111, guarded
-from .diffusers import Beat, Clock, adds_noise
+from .a1111 import A1111, guarded, sampler_of
+from .checkpoint import checkpoint_of
+from .diffusers import Beat, Clock, nature_of
 from .generations import Generation
 
 log = logging.getLogger("deepcache")
@@ -39,8 +41,8 @@ class SDNext(A1111):
     `postprocess_batch`: UNet calls outside of that are not ours.
     """
 
-    def __init__(self, disabled: bool = False) -> None:
-        super().__init__(disabled)
+    def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
+        super().__init__(disabled, profiles)
         self._clock = Clock()
         self._pass: tuple[int, bool, bool] | None = None
         self._watched: dict[int, tuple[nn.Module, list[Any]]] = {}
@@ -183,16 +185,18 @@ class SDNext(A1111):
     def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
         hires, total = _is_hires(p), self._clock.remaining
         settings = generation.settings
-        if total is None:  # no list of timesteps: only a plan that needs no end can be followed
-            settings = replace(settings, strategy="uniform")
         sigmas = self._clock.noise_levels(scheduler)
         ahead = PassAhead(
-            hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), adds_noise(scheduler)
+            hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), nature_of(scheduler),
+            *checkpoint_of(shared.sd_model), sampler_of(p),
         )
-        generation.planned = found = planned(settings, ahead)
+        if total is None:  # no list of timesteps: only a plan that needs no end can be followed
+            generation.planned = found = planned(replace(settings, strategy="uniform"), ahead)
+            generation.estimators.add(found.estimator.name)
+        else:
+            found = self._planned(p, generation, ahead)
         if found.remark and total is not None:
             self._say(p, found.remark)
-        generation.estimators.add(found.estimator.name)
         session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")

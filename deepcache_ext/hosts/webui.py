@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from modules import paths
+
 from ..foresight import PassAhead
+from ..profiles import Profiles
 from . import a1111_foresight
 from .a1111 import A1111
 from .forge import Forge
@@ -18,10 +22,11 @@ except ImportError:  # `modules.sd_models_compile` is SD.Next's alone
 
 
 def adapter(disabled: bool = False) -> A1111:
-    """The host's adapter; `disabled`: the kill switch."""
+    """The host's adapter; `disabled`: the kill switch. Profiles lie beside the host's checkpoints."""
+    profiles = Profiles(Path(paths.models_path) / "DeepCache" if hasattr(paths, "models_path") else None)
     if SDNext is not None:
-        return SDNext(disabled=disabled)
-    return (Forge if _has("modules_forge") else A1111)(disabled=disabled)
+        return SDNext(disabled, profiles)
+    return (Forge if _has("modules_forge") else A1111)(disabled, profiles)
 
 
 def foresee(values: Mapping[str, Any]) -> list[PassAhead]:

@@ -12,7 +12,9 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from ..foresight import speed_up_of
 from ..outcome import RunOutcome
+from ..profiles import Profiles
 from ..settings import Settings, SettingsError, parse
+from . import calibrate
 from .plans import Foresee, passes_of
 
 TITLE = "deepcache"
@@ -22,7 +24,10 @@ EXAMPLE = {
 }
 
 
-def mount(app: FastAPI, foresee: Foresee, latest: Callable[[], RunOutcome | None], api_auth: str | None) -> None:
+def mount(
+    app: FastAPI, foresee: Foresee, latest: Callable[[], RunOutcome | None], api_auth: str | None,
+    profiles: Profiles | None = None,
+) -> None:
     """Add the routes. `api_auth`: the host's `--api-auth`, `user:password[,user:password]`; the host guards its own
     routes only, so these ask for the same.
     """
@@ -40,7 +45,7 @@ def mount(app: FastAPI, foresee: Foresee, latest: Callable[[], RunOutcome | None
         """
         try:
             settings = settings_in(payload)
-            passes = passes_of(settings, asked_in(payload), foresee)
+            passes = passes_of(settings, asked_in(payload), foresee, profiles)
         except SettingsError as error:
             detail = {"field": error.field, "value": _short(error.value), "range": error.allowed}
             raise HTTPException(status_code=422, detail=detail) from error
@@ -82,7 +87,7 @@ def settings_in(payload: Mapping[str, Any]) -> Settings:
     args = (given.get("args") or []) if isinstance(given, Mapping) else given
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise SettingsError("args", args, "a list of values, or of one object with names")
-    return parse(args)
+    return parse(calibrate.split(args)[0])
 
 
 def asked_in(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .. import likeness
 from ..settings import FIELD, FIELDS, PRESETS, SettingsError, parse
 
 COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
@@ -68,15 +69,6 @@ def _typed(name: str, text: str) -> Any:
     return text
 
 
-def psnr(image: Image.Image, reference: Image.Image) -> float:
-    """Peak signal to noise ratio in dB over all channels; infinite where they are equal, nan where sizes differ."""
-    if image.size != reference.size:
-        return math.nan
-    a, b = (np.asarray(one.convert("RGB"), dtype=np.float64) for one in (image, reference))
-    error = float(np.mean((a - b) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
 def difference(image: Image.Image, reference: Image.Image, gain: float) -> Image.Image:
     """How far each place is off, times `gain`; black is equal."""
     if image.size != reference.size:
@@ -89,12 +81,16 @@ def rows(shots: Sequence[Shot]) -> list[dict[str, str]]:
     """One row a shot, under `COLUMNS`; the first shot is the uncached one."""
     reference, found = shots[0], []
     for shot in shots:
-        likeness = "" if shot is reference else _decibels(psnr(shot.image, reference.image))
+        like = "" if shot is reference else _decibels(_psnr(shot.image, reference.image))
         faster = f"{reference.seconds / shot.seconds:.2f}x" if shot.seconds > 0 else ""
         found.append(dict(zip(
-            COLUMNS, (shot.label, f"{shot.seconds:.2f}", faster, likeness, shot.evaluations), strict=True
+            COLUMNS, (shot.label, f"{shot.seconds:.2f}", faster, like, shot.evaluations), strict=True
         )))
     return found
+
+
+def _psnr(image: Image.Image, reference: Image.Image) -> float:
+    return likeness.psnr(image.convert("RGB"), reference.convert("RGB"))
 
 
 def _decibels(value: float) -> str:

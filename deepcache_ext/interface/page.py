@@ -9,8 +9,9 @@ from typing import Any
 
 from ..foresight import PlannedPass
 from ..outcome import RunOutcome
+from ..profiles import Profiles
 from ..settings import STRATEGYS_OWN
-from . import last_run, plans, strip, ui
+from . import calibrate, last_run, plans, strip, ui
 
 log = logging.getLogger("deepcache")
 
@@ -45,8 +46,10 @@ class Page:
     what there is.
     """
 
-    def __init__(self, foresee: plans.Foresee, latest: Callable[[], RunOutcome | None]) -> None:
-        self._foresee, self._latest = foresee, latest
+    def __init__(
+        self, foresee: plans.Foresee, latest: Callable[[], RunOutcome | None], profiles: Profiles | None = None
+    ) -> None:
+        self._foresee, self._latest, self._profiles = foresee, latest, profiles or Profiles()
         self._accordions: dict[str, ui.Accordion] = {}
         self._controls: dict[str, dict[str, Any]] = {tab: {} for tab in TABS}
         self._complete: set[str] = set()
@@ -83,23 +86,27 @@ class Page:
         names, count = list(controls), len(accordion.components)
 
         def show(*values: Any) -> list[Any]:
-            args = values[:count]
-            asked = {n: _plain(controls[n], v) for n, v in zip(names, values[count:], strict=True)}
+            args, wish, rest = values[:count], values[count : count + 2], values[count + 2 :]
+            asked = {n: _plain(controls[n], v) for n, v in zip(names, rest, strict=True)}
             passes, problem = self._plan(tab, args, asked)
-            enabled, strategy = args[0], dict(zip(accordion.components, args, strict=True))["strategy"]
-            head = strip.header(passes) if enabled else ""
+            own_values = dict(zip(accordion.components, args, strict=True))
+            head = strip.header(passes) if own_values["enabled"] else ""
+            status = calibrate.status(
+                passes, self._profiles, own_values["cache_branch_id"], own_values["speed_up"], *wish
+            )
             return [
                 f"<span>{escape(head)}</span>" if head else "", strip.strip(passes, problem),
-                last_run.table(self._latest()), *ui.shown_for(strategy),
+                last_run.table(self._latest()), status, *ui.shown_for(own_values["strategy"]),
             ]
 
         own = [accordion.components[name] for name in STRATEGYS_OWN]
         accordion.refresh.click(
-            show, inputs=[*accordion.components.values(), *controls.values()],
-            outputs=[accordion.header, accordion.strip, accordion.last_run, *own], show_progress=False, queue=False,
+            show, inputs=[*accordion.components.values(), *accordion.wish, *controls.values()],
+            outputs=[accordion.header, accordion.strip, accordion.last_run, accordion.calibrated, *own],
+            show_progress=False, queue=False,
         )
         changed = f"() => {{ if (window.deepcacheChanged) deepcacheChanged('{tab}'); }}"
-        for control in (*accordion.components.values(), *controls.values()):
+        for control in (*accordion.components.values(), *accordion.wish, *controls.values()):
             if not hasattr(control, "change"):
                 continue
             try:
@@ -111,7 +118,7 @@ class Page:
         if "steps" not in asked:
             return [], ""
         try:
-            return plans.of_page(args, {**asked, "img2img": tab == "img2img"}, self._foresee)
+            return plans.of_page(args, {**asked, "img2img": tab == "img2img"}, self._foresee, self._profiles)
         except Exception:  # the page must stand whatever the host's controls hold
             log.debug("no plan of %s", asked, exc_info=True)
             return [], ""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..foresight import PassAhead, PlannedPass, planned
-from ..settings import AS_FIRST_PASS_BRANCH, Settings, SettingsError, parse
+from ..foresight import PassAhead, PlannedPass
+from ..profiles import Profiles
+from ..settings import AS_FIRST_PASS_BRANCH, CALIBRATED, Settings, SettingsError, parse
 
 Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 """A host's: from values by the names of its API (`steps`, `sampler_name`, ...) to the passes they ask for. Raises
@@ -15,14 +16,17 @@ Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 """
 
 
-def passes_of(settings: Settings, values: Mapping[str, Any], foresee: Foresee) -> list[PlannedPass]:
+def passes_of(
+    settings: Settings, values: Mapping[str, Any], foresee: Foresee, profiles: Profiles | None = None
+) -> list[PlannedPass]:
     """The plan of each pass, as if enabled; none where it cannot be known before the run. Raises `SettingsError`, for a
     branch too that the loaded model has not: with that the run would go uncached.
     """
     passes = foresee(values)
-    if settings.strategy == "weighted" and any(ahead.early for ahead in passes):
+    own, by_noise = replace(settings, enabled=True), ("weighted", CALIBRATED)
+    if any(ahead.early and settings.for_pass(ahead.hires).strategy in by_noise for ahead in passes):
         return []
-    plans = [planned(replace(settings, enabled=True), ahead) for ahead in passes]
+    plans = [(profiles or Profiles()).planned(own, ahead)[1] for ahead in passes]
     for one in plans:
         _check_branches(settings, one)
     return plans
@@ -32,16 +36,18 @@ def _check_branches(settings: Settings, one: PlannedPass) -> None:
     depth = one.ahead.depth
     if not depth or not one.plan.caches or max(one.plan.branches) < depth:
         return
-    name = "deeper_branch_id"
+    name = "full_evaluations" if "/" in settings.full_evaluations else "deeper_branch_id"
     if min(one.plan.branches) >= depth:
         own = one.hires and settings.hires_cache_branch_id != AS_FIRST_PASS_BRANCH
         name = "hires_cache_branch_id" if own else "cache_branch_id"
     raise SettingsError(name, getattr(settings, name), f"the loaded model's branches are 0 to {depth - 1}")
 
 
-def of_page(args: Sequence[Any], values: Mapping[str, Any], foresee: Foresee) -> tuple[list[PlannedPass], str]:
+def of_page(
+    args: Sequence[Any], values: Mapping[str, Any], foresee: Foresee, profiles: Profiles | None = None
+) -> tuple[list[PlannedPass], str]:
     """As `passes_of`, from the script's own arguments; what is wrong with them comes in words."""
     try:
-        return passes_of(parse(args), values, foresee), ""
+        return passes_of(parse(args), values, foresee, profiles), ""
     except SettingsError as error:
         return [], str(error)

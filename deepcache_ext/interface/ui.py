@@ -10,7 +10,9 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from ..settings import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
+from ..calibration import PICTURES, TRIES
+from ..settings import CALIBRATED, CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
+from . import calibrate
 
 try:
     from modules.ui_components import InputAccordion
@@ -29,7 +31,8 @@ class Accordion:
     """What was drawn: `components` are the script's arguments, in their order; the others only show something.
 
     `header`: in the accordion's head; `strip`: the plan; `notice`: about a pasted infotext; `last_run`: the table;
-    `refresh`: a button that brings all of them up to date, pressed by the page's script too.
+    `refresh`: a button that brings all of them up to date, pressed by the page's script too. `calibrated`: what is;
+    `wish`: how to calibrate; `request`: hidden, the last of the script's arguments, what Calibrate asks for.
     """
 
     header: Any
@@ -37,6 +40,10 @@ class Accordion:
     strip: Any = None
     last_run: Any = None
     refresh: Any = None
+    calibrated: Any = None
+    calibrate: Any = None
+    request: Any = None
+    wish: tuple[Any, ...] = ()
     components: dict[str, Any] = field(default_factory=dict)
 
 
@@ -111,12 +118,45 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
             slider("hires_speed_up", step=0.1)
             slider("hires_cache_interval")
             slider("hires_cache_branch_id", SHOWN_BRANCHES)
+    with gr.Accordion("Calibrate", open=False, elem_id=elem_id("calibrate"), elem_classes=["deepcache-inner"]):
+        gr.HTML(f"<p class='deepcache-note'>{calibrate.NOTE}</p>")
+        accordion.calibrated = _html(elem_id("calibrated"), "deepcache-calibrated")
+        with gr.Row():
+            accordion.wish = tuple(
+                gr.Slider(
+                    one.minimum, one.maximum, one.default, step=1, label=one.label, info=one.info,
+                    elem_id=elem_id(f"calibrate_{one.name}"),
+                ) for one in (PICTURES, TRIES)
+            )
+        accordion.calibrate = gr.Button(
+            "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-refresh"]
+        )
+        accordion.request = gr.Textbox("", visible=False, elem_id=elem_id("calibrate_request"))
+        accordion.request.do_not_save_to_config = True
     with gr.Accordion("Last run", open=False, elem_id=elem_id("last_run"), elem_classes=["deepcache-inner"]):
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
         accordion.refresh = gr.Button(
             "Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-refresh"]
         )
     return made
+
+
+def connect_calibrate(accordion: Accordion, tab: str, press: Callable[[Any, Any], str]) -> None:
+    """The button sets the strategy and starts a generation, which takes the word of `press` with it."""
+    components = accordion.components
+
+    def pressed(pictures: Any, tries: Any) -> list[Any]:
+        return [press(pictures, tries), gr.update(value=True), gr.update(value=CUSTOM), gr.update(value=CALIBRATED)]
+
+    outputs = [accordion.request, *(components[name] for name in ("enabled", "preset", "strategy"))]
+    done = accordion.calibrate.click(
+        pressed, inputs=list(accordion.wish), outputs=outputs, show_progress=False, queue=False
+    )
+    start = f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}"
+    try:
+        done.then(fn=None, _js=start, show_progress=False, queue=False)
+    except TypeError:  # Gradio 4
+        done.then(fn=None, js=start, show_progress=False, queue=False)
 
 
 def _connect(components: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modules import cmd_args, errors, extensions, shared_cmd_options
+from modules import cmd_args, errors, extensions, paths, paths_internal, shared_cmd_options
 
 
 def load_module(path: Path) -> object:
@@ -32,6 +32,8 @@ def prepare(arguments: Sequence[str], install: bool = True) -> None:
                 errors.report(f"Error running preload() for {preload}", exc_info=True)
     vars(shared_cmd_options.cmd_opts).clear()
     cmd_args.parser.parse_args(list(arguments), namespace=shared_cmd_options.cmd_opts)
+    if shared_cmd_options.cmd_opts.models_dir:
+        paths_internal.models_path = paths.models_path = shared_cmd_options.cmd_opts.models_dir
     if install:
         for extension in extensions.active():
             _run_installer(Path(extension.path))

@@ -16,7 +16,6 @@ from demo.webui.checkpoints import picture_code, text_encoder
 class LoadedCheckpoint(nn.Module):
     """All but the U-Net, which each host keeps in a place of its own: subclasses have it as `_unet`."""
 
-    parameterization = "eps"
     cond_stage_key = "txt"
     is_sd2 = is_sd3 = is_ssd = False
     _unet: nn.Module
@@ -34,7 +33,7 @@ class LoadedCheckpoint(nn.Module):
         self.sd_model_hash = info.shorthash
         self.cond_stage_model = text_encoder(info.checkpoint)
         self.pictures = picture_code(info.checkpoint)
-        self.says_v = info.checkpoint.trained.get("prediction") == "v"
+        self.parameterization = info.checkpoint.trained.get("prediction", "eps")
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +41,7 @@ class LoadedCheckpoint(nn.Module):
 
     def as_noise(self, said: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Noise in x [B, 4, h, w] at timesteps t [B], also of a U-Net that says v: all samplers ask for noise."""
-        if not self.says_v:
+        if self.parameterization != "v":
             return said
         kept = self.alphas_cumprod[t.float().round().long().clamp(0, 999)].view(-1, 1, 1, 1)
         return kept.sqrt() * said + (1 - kept).sqrt() * x

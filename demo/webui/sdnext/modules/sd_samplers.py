@@ -52,7 +52,7 @@ def create_sampler(name: str, pipe: Any) -> Any:
     config = find_sampler_config(name)
     if config is None:
         raise ValueError(f"bad sampler name: {name}")
-    prediction = "v_prediction" if pipe.parts.says_v else "epsilon"
+    prediction = "v_prediction" if pipe.parts.parameterization == "v" else "epsilon"
     wanted = {**NOISE_LEVELS, **config.options, "prediction_type": prediction}
     pipe.scheduler = config.scheduler(**wanted)
     return pipe.scheduler

@@ -1,0 +1,77 @@
+"""The Calibrate button: what it asks the next generation for, and what is calibrated so far."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ..calibration import Wish
+from ..foresight import PlannedPass
+from ..profiles import MadeFor, ProfileError, Profiles
+from ..settings import FIELDS
+
+NAME = "calibrate"
+"""In the API's object of settings: true, or an object with `pictures` and `tries`."""
+
+NOTE = (
+    "Tries plans with the prompt and settings above, and keeps the one whose pictures come closest to uncached ones. "
+    "Strategy calibrated then uses it for this checkpoint, sampler, schedule and number of steps, and this speed-up."
+)
+MOST = 100
+"""So many presses without a generation are remembered."""
+
+
+class Requests:
+    """Presses of the button. A press goes as a word, in a hidden text box, to the generation that it starts; there it
+    counts once, though the word stays in the box.
+    """
+
+    def __init__(self) -> None:
+        self._pressed: dict[str, Wish] = {}
+
+    def press(self, pictures: Any, tries: Any) -> str:
+        """A new word. Raises `SettingsError`."""
+        wish, word = Wish.parse({"pictures": pictures, "tries": tries}), secrets.token_hex(8)
+        self._pressed[word] = wish
+        while len(self._pressed) > MOST:
+            self._pressed.pop(next(iter(self._pressed)))
+        return word
+
+    def taken(self, args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
+        """The script's arguments as `settings.parse` takes them, and what was asked for: what the API says, a `Wish`,
+        or None.
+        """
+        rest, asked = split(args)
+        return rest, self._pressed.pop(asked, None) if isinstance(asked, str) else asked
+
+
+def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
+    """The arguments that are settings, and what asks for calibrating: the box's word, or what the API says, or None."""
+    if args and isinstance(args[0], Mapping):
+        settings = {name: value for name, value in args[0].items() if name != NAME}
+        return [settings, *args[1:]], args[0].get(NAME)
+    if len(args) == len(FIELDS) + 1 and isinstance(args[-1], str):
+        return args[:-1], args[-1]
+    return args, None
+
+
+def status(
+    passes: Sequence[PlannedPass], profiles: Profiles, branch: int, speed_up: float, pictures: Any, tries: Any
+) -> str:
+    """What is calibrated for the run that is set up, and how long calibrating would take, in HTML."""
+    try:
+        wish = Wish.parse({"pictures": pictures, "tries": tries})
+        said = f"Takes about as long as {wish.cost(speed_up):.0f} uncached pictures."
+        if passes and passes[0].ahead.checkpoint:
+            made_for = MadeFor.of(passes[0].ahead, branch)
+            known = "; ".join(
+                f"{one.speed_up:g}x {one.psnr:.1f} dB (weighted {one.weighted_psnr:.1f})"
+                for one in profiles.fitting(made_for)
+            )
+            here = f"{made_for.checkpoint}, {made_for.sampler}, {len(made_for.sigmas)} evaluations"
+            said = f"{here}: {known or 'not calibrated yet'}. {said}"
+    except (ValueError, ProfileError) as error:
+        said = str(error)
+    return f"<p class='deepcache-note'>{escape(said)}</p>"
