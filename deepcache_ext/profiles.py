@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .foresight import PassAhead, PlannedPass, planned
-from .settings import CALIBRATED, CUSTOM, Settings, ranges
+from .settings import AS_IT_PAYS, CALIBRATED, CUSTOM, Settings, ranges
 
 VERSION = 1
 LARGEST = 2**20
@@ -139,11 +139,21 @@ def from_text(text: str) -> Profile:
     try:
         given = body["made_for"]
         made_for = MadeFor(**{**given, "sigmas": tuple(float(sigma) for sigma in given["sigmas"])})
-        plans = tuple(CalibratedPlan(**one) for one in body["plans"])
+        plans = tuple(_plan(**one) for one in body["plans"])
         _check(made_for, plans)
     except (ValueError, TypeError, KeyError) as error:
         raise ProfileError(f"it cannot be read: {error}") from error
     return Profile(made_for, plans)
+
+
+def _plan(
+    *, speed_up: Any, evaluations: Any, psnr: Any, weighted_psnr: Any, pictures: Any, tries: Any
+) -> CalibratedPlan:
+    if not isinstance(evaluations, str):
+        raise ValueError("evaluations")
+    return CalibratedPlan(
+        float(speed_up), evaluations, float(psnr), float(weighted_psnr), int(pictures), int(tries)
+    )
 
 
 def _check(made_for: MadeFor, plans: tuple[CalibratedPlan, ...]) -> None:
@@ -185,8 +195,8 @@ class Profiles:
         except ProfileError as error:
             return replace(settings, strategy="weighted"), f"{error}: weighted instead of calibrated"
         return replace(
-            settings, strategy="custom", preset=CUSTOM, full_evaluations=plan.evaluations, deeper_branch_id=0,
-            hires_speed_up=settings.hires_speed_up or settings.speed_up,
+            settings, strategy="custom", preset=CUSTOM, full_evaluations=plan.evaluations,
+            deeper_branch_id=AS_IT_PAYS, hires_speed_up=settings.hires_speed_up or settings.speed_up,
         ), ""
 
     def plan_for(self, wanted: MadeFor, speed_up: float) -> CalibratedPlan:

@@ -238,6 +238,7 @@ class Settings:
         return replace(
             self,
             strategy="weighted" if listed else self.strategy,
+            deeper_branch_id=AS_IT_PAYS if self.strategy == CALIBRATED else self.deeper_branch_id,
             cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
             cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
             speed_up=self.hires_speed_up or self.speed_up,

@@ -120,7 +120,7 @@ def test_script_info(url):
     assert [a["label"] for a in args] == [
         "DeepCache", "Preset", "Interval", "Branch", "Estimator", "Start", "End", "Passes", "Hires interval",
         "Hires branch", "Strategy", "Speed-up", "Hires speed-up", "Full evaluations", "Center", "Power",
-        "Deeper branch",
+        "Deeper branch", "Calibrate request",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]
     assert (args[2]["minimum"], args[2]["maximum"], args[2]["value"]) == (1, 50, 3)

@@ -19,7 +19,8 @@ OBEYED = {
     "weighted": {"speed_up", "hires_speed_up"},
     "uniform": {"cache_interval", "hires_cache_interval"},
     "non-uniform": {"cache_interval", "center", "power", "hires_cache_interval"},
-    "custom": {"full_evaluations"},
+    "custom": {"full_evaluations", "hires_speed_up"},
+    "calibrated": {"speed_up", "hires_speed_up"},
 }
 STALE = 4.5
 ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache_branch_id"}

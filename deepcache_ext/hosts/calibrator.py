@@ -19,7 +19,7 @@ from ..likeness import psnr
 from ..outcome import RunOutcome
 from ..plan import UniformPlan
 from ..profiles import CalibratedPlan, MadeFor, ProfileError, Profiles
-from ..settings import Settings
+from ..settings import AS_IT_PAYS, Settings
 from ..strategies import FEW
 
 
@@ -97,7 +97,7 @@ def _judged(studio: _Studio, plan: str, reference: Sequence[Any]) -> float:
 
 
 def _listed(plan: str) -> dict[str, Any]:
-    return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": 0}
+    return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": AS_IT_PAYS}
 
 
 def _scores(images: Sequence[Any], reference: Sequence[Any]) -> list[float]:

@@ -44,7 +44,8 @@ class Requests:
         or None.
         """
         rest, asked = split(args)
-        return rest, self._pressed.pop(asked, None) if isinstance(asked, str) else asked
+        from_box = asked is not None and not isinstance(args[0], Mapping)
+        return rest, self._pressed.pop(asked, None) if from_box else asked
 
 
 def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:

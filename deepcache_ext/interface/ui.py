@@ -131,7 +131,9 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
         accordion.calibrate = gr.Button(
             "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-refresh"]
         )
-        accordion.request = gr.Textbox("", visible=False, elem_id=elem_id("calibrate_request"))
+        accordion.request = gr.Textbox(
+            "", label="Calibrate request", visible=False, elem_id=elem_id("calibrate_request")
+        )
         accordion.request.do_not_save_to_config = True
     with gr.Accordion("Last run", open=False, elem_id=elem_id("last_run"), elem_classes=["deepcache-inner"]):
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")

@@ -1,0 +1,195 @@
+"""Calibrate in each of the hosts that the demo plays: the profile, its use, and everything that can come between."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepcache_ext import profiles
+from demo.webui.boot import Host, boot
+from demo.webui.hosts import HOSTS
+
+WISHES: dict[str, Any] = {
+    "prompt": "red apple", "steps": 14, "width": 96, "height": 96, "sampler_name": "Euler", "seed": 5, "cfg_scale": 5,
+}
+SHADOWED = {"input_blocks", "middle_block", "output_blocks", "down_blocks", "mid_block", "up_blocks"}
+
+
+@pytest.fixture(scope="module", params=sorted(HOSTS))
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    folder = tmp_path_factory.mktemp("models")
+    with boot(host=request.param, arguments=["--models-dir", str(folder)]) as running:
+        running.folder = folder / "DeepCache"  # type: ignore[attr-defined]
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_profiles(host: Host) -> None:
+    for path in files(host):
+        path.unlink()
+
+
+def files(host: Host) -> list[Path]:
+    return sorted(host.folder.glob("*"))  # type: ignore[attr-defined]
+
+
+def script(host: Host) -> ModuleType:
+    return next(data.module for data in host.module("scripts").scripts_data if hasattr(data.module, "requests"))
+
+
+def made(host: Host, wishes: dict[str, Any] | None = None, **settings: Any) -> Any:
+    given = {"enabled": True, "strategy": "calibrated", "speed_up": 1.6, **settings}
+    request = {**WISHES, **(wishes or {}), "alwayson_scripts": {"DeepCache": {"args": [given]}}}
+    return host.txt2img(**request)
+
+
+def told(host: Host, result: Any) -> str:
+    """Under the picture, or in the report where a host has no comments."""
+    return str(getattr(result, "comments", "")) + json.dumps(script(host).host.last_run.as_json())
+
+
+def equal(a: Any, b: Any) -> bool:
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True))
+
+
+QUICK = {"pictures": 2, "tries": 6}
+
+
+def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) -> None:
+    uncached = host.txt2img(**WISHES)
+    first = made(host, calibrate=QUICK)
+    (path,) = files(host)
+    profile = profiles.from_text(path.read_text(encoding="utf-8"))
+    (plan,) = profile.plans
+    assert profile.made_for.sampler == "Euler" and len(profile.made_for.sigmas) == 14 and plan.tries == 6
+    assert profile.made_for.checkpoint == "demo-sd1" and profile.made_for.checksum and path.name == profile.file_name
+    assert plan.psnr >= plan.weighted_psnr > 20
+    told_params = first.extra_generation_params
+    assert told_params["DeepCache full evaluations"] == plan.evaluations
+    assert told_params["DeepCache strategy"] == "custom" and "DeepCache speed-up" not in told_params
+    again = made(host)
+    assert equal(first, again) and not equal(first, uncached)
+    # Of the infotext alone, without the profile.
+    path.unlink()
+    alone = made(host, strategy="custom", full_evaluations=plan.evaluations)
+    assert equal(first, alone)
+    assert len(host.txt2img(**WISHES).images) == 1 and equal(host.txt2img(**WISHES), uncached)
+    assert not SHADOWED & set(vars(host.unet))
+    assert not host.unet._forward_hooks and not host.unet._forward_pre_hooks
+
+
+def test_a_host_without_a_profile_says_so(host: Host) -> None:
+    result = made(host)
+    assert result.extra_generation_params["DeepCache strategy"] == "weighted"
+    assert "nothing has been calibrated: weighted instead of calibrated" in told(host, result)
+
+
+def test_a_press_counts_once(host: Host) -> None:
+    ours = script(host)
+    word = ours.requests.press(2, 4)
+    controls = [True, "Custom", 3, 0, "auto", 0.0, 1.0, "both", 0, -1, "calibrated", 1.6, 0.0, "", 0.3, 1.4, -1, word]
+    request = {**WISHES, "alwayson_scripts": {"DeepCache": {"args": controls}}}
+    host.txt2img(**request)
+    (path,) = files(host)
+    path.unlink()
+    result = host.txt2img(**request)  # the box still holds the word
+    assert files(host) == [] and len(result.images) == 1
+    host.txt2img(**{**WISHES, "alwayson_scripts": {"DeepCache": {"args": [*controls[:-1], "of another time"]}}})
+    assert files(host) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "wishes", "words"),
+    [
+        ({"pictures": 99}, {}, "pictures = 99 is not allowed: a whole number from 2 to 16"),
+        ("soon", {}, "calibrate = 'soon' is not allowed: true, or an object with pictures and tries"),
+        (QUICK, {"steps": 8}, "only 8 evaluations: it needs 12 or more"),
+    ],
+)
+def test_what_cannot_be_calibrated_makes_the_picture_and_says_why(
+    host: Host, asked: Any, wishes: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script(host).host._said.clear()
+    monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
+    result = made(host, wishes, calibrate=asked)
+    assert len(result.images) == 1 and files(host) == []
+    assert f"not calibrated: {words}" in caplog.text
+
+
+def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Host) -> None:
+    uncached = host.txt2img(**WISHES)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 60:
+            host.interrupt()
+
+    handle = host.unet.register_forward_pre_hook(count)
+    try:
+        made(host, calibrate=QUICK)
+    finally:
+        handle.remove()
+    assert calls < 120 and files(host) == []
+    assert equal(host.txt2img(**WISHES), uncached)
+    assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
+
+
+def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:
+    uncached = host.txt2img(**WISHES)
+    calls = 0
+
+    def fail(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 60:
+            raise MemoryError("made for this test")
+
+    handle = host.unet.register_forward_pre_hook(fail)
+    try:
+        result = made(host, calibrate=QUICK)
+    finally:
+        handle.remove()
+    assert len(result.images) == 1 and files(host) == []
+    assert equal(host.txt2img(**WISHES), uncached)
+    assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
+
+
+def test_a_script_that_sets_our_settings_is_left_alone(host: Host) -> None:
+    """As an X/Y/Z grid or the compare script: each of their pictures would calibrate."""
+    ours, processing = script(host), host.module("processing")
+    kind = processing.StableDiffusionProcessingTxt2Img
+    p = kind(**{key: value for key, value in WISHES.items()})
+    p.deepcache_overrides = {"cache_interval": 2}
+    ours.host.calibrate(p, [{"enabled": True}], True)
+    assert files(host) == []
+
+
+def test_what_is_tried_is_not_saved_and_has_no_hires_pass(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    processing = host.module("processing")
+    inner = processing.process_images
+
+    def spy(p: Any) -> Any:
+        if getattr(p, "deepcache_calibrates", False):
+            seen.append((p.enable_hr, p.do_not_save_samples, p.do_not_save_grid, p.seed, p.batch_size * p.n_iter))
+        return inner(p)
+
+    monkeypatch.setattr(processing, "process_images", spy)
+    result = made(host, {"enable_hr": True, "hr_scale": 1.5, "hr_second_pass_steps": 12}, calibrate=QUICK)
+    assert len(seen) == QUICK["tries"] + 4 or len(seen) == QUICK["tries"] + 3
+    assert {one[:3] for one in seen} == {(False, True, True)} and {one[4] for one in seen} == {2}
+    assert {one[3] for one in seen} == {5, 7}, "judged by other seeds than it was found with"
+    passes = script(host).host.last_run.passes
+    assert [one.report.hires for one in passes] == [False, True] and len(files(host)) == 1
+    assert passes[0].planned.remark == passes[1].planned.remark == ""
+    assert result.extra_generation_params["DeepCache hires speed-up"] == 1.6
