@@ -213,15 +213,19 @@ def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRAN
     A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
 
     That is for a UNet that says v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise it
-    takes s times as much: there all weights get the quotient of the two, sqrt(1 + s^2).
+    takes s times as much: there the third factor gets the quotient of the two, sqrt(1 + s^2), and stays with fresh
+    noise too.
     """
     now = np.asarray(sigmas, dtype=np.float64)
     after = np.append(now[1:], 0.0)
     taken = np.abs(1 - after / now)
     left = 1 / np.sqrt(1 + after**2)
-    drift = 1.0 if nature.fresh_noise else (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
-    share = 1.0 if nature.prediction == "v" else np.sqrt(1 + now**2)
-    return taken * left * drift * share * now**law.tilt
+    drift = (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
+    if nature.prediction != "v":
+        drift *= np.sqrt(1 + now**2)
+    elif nature.fresh_noise:
+        drift = np.ones_like(now)
+    return taken * left * drift * now**law.tilt
 
 
 def weighted(

@@ -27,8 +27,9 @@ ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache
 
 
 @pytest.fixture(scope="module")
-def url():
-    with boot(model="tinyA", host=HOST) as host:
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    with boot(model="tinyA", host=HOST, arguments=["--models-dir", str(folder)]) as host:
         # Where its ui-config.json is of an earlier version, the host puts in what was the preset's value then.
         for control in host.module("shared").demo.blocks.values():
             if control.elem_id == "script_img2img_deepcache_speed_up":
@@ -227,6 +228,31 @@ def test_generate_tells_what_it_did(opened):
     opened.locator("#txt2img_hr-visible-checkbox").check()
     generate(opened, steps=14)
     expect(heads).to_have_text(["txt2img", "first pass", "hires pass"], timeout=120_000)
+
+
+def test_calibrate_makes_a_profile_and_goes_on_with_it(opened):
+    for name, value in {"width": 64, "height": 64, "steps": 14}.items():
+        type_number(opened, opened.locator(f"#txt2img_{name} input[type=number]"), value)
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img", "calibrate")
+    status = shown(opened, "txt2img", "calibrated")
+    expect(status).to_contain_text("tinyA, Euler, 14 evaluations: not calibrated yet. Takes about as long as 113")
+    for name, value in {"calibrate_pictures": 2, "calibrate_tries": 5}.items():
+        type_number(opened, number(opened, "txt2img", name), value)
+    expect(status).to_contain_text("Takes about as long as 13 uncached pictures.")
+    ours(opened, "txt2img", "calibrate_button").click()
+    expect(status).to_contain_text(re.compile(r"1\.6x \d+\.\d dB \(weighted \d+\.\d\)"), timeout=120_000)
+    info = prose(opened, "html_info_txt2img")
+    expect(info).to_contain_text("DeepCache strategy: custom", timeout=60_000)
+    assert chosen(opened, "txt2img", "strategy") == "calibrated" and chosen(opened, "txt2img", "preset") == "Custom"
+    expect(shown(opened, "txt2img", "strip")).not_to_contain_text("instead of calibrated")
+    # Generate goes by it, and does not calibrate once more, though the button's word is still on the page.
+    opened.locator("#txt2img_generate").click()
+    type_number(opened, opened.locator("#txt2img_steps input[type=number]"), 15)
+    expect(status).to_contain_text("15 evaluations: not calibrated yet")
+    expect(shown(opened, "txt2img", "strip")).to_contain_text(
+        "made for 14 evaluations, this run has 15: weighted instead of calibrated"
+    )
 
 
 def test_a_generation_without_it_does_not_mention_it(opened):
