@@ -13,6 +13,7 @@ import copy as copy_module
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.nn.functional import avg_pool2d
@@ -141,10 +142,13 @@ class Way:
 
 
 class Studio:
-    """The demo's checkpoint, and one batch of prompts with their noise."""
+    """The demo's checkpoint, or the one in `folder` that `python -m train` wrote, and one batch of prompts with their
+    noise.
+    """
 
-    def __init__(self, pairs: int) -> None:
-        checkpoint = checkpoint_called("demo-sd1")
+    def __init__(self, pairs: int, folder: Path | None = None) -> None:
+        checkpoint = checkpoint_called("demo-sd1") if folder is None else _only_one(folder)
+        self.prediction = str(checkpoint.trained["prediction"])
         self.unet = checkpoints.make_unet(checkpoint)
         self.unet.load_state_dict(checkpoints.state_dict(checkpoint, self.unet))
         text, code = checkpoints.text_encoder(checkpoint), checkpoints.picture_code(checkpoint)
@@ -168,6 +172,16 @@ class Studio:
         some._context = self._context[[*which, *(count + k for k in which)]]
         return some
 
+    def of_one_prompt(self, pictures: int) -> Studio:
+        """The same with the first prompt and as many seeds."""
+        some, count = self.picked(range(pictures)), len(self._seeds)
+        some._context = self._context[[*[0] * pictures, *[count] * pictures]]
+        return some
+
+    @property
+    def count(self) -> int:
+        return len(self._seeds)
+
     @staticmethod
     def _drawn(seed: int, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -188,8 +202,8 @@ class Studio:
             out = self._call(inputs, self.schedule.sigma_to_t(torch.cat([sigma] * 2)), float(sigma[0]), count, way)
             count += 1
             cond, uncond = out.chunk(2)
-            v = uncond + guidance * (cond - uncond)
-            return x / scale**2 - v * sigma.view(-1, 1, 1, 1) / scale
+            said = (uncond + guidance * (cond - uncond)) * sigma.view(-1, 1, 1, 1)
+            return x - said if self.prediction == "eps" else x / scale**2 - said / scale
 
         x, more = self._noise * sigmas[0], {}
         if sampler == "Euler a":
@@ -246,6 +260,11 @@ class Studio:
         return out, {**kept, **({None: out} if None in wanted else {})}
 
 
+def _only_one(folder: Path) -> checkpoints.Checkpoint:
+    (weights,) = folder.glob("*.safetensors")
+    return checkpoints.available(folder)[weights.stem]
+
+
 def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str, frozenset[int]]:
     """Ways to spread so many full evaluations over a run."""
     sigmas = [float(sigma) for sigma in studio.sigmas(sampler, steps)[:-1]]
@@ -256,7 +275,7 @@ def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str,
         "dense early": frozenset(dense),
         "dense late": frozenset({0, *(steps - 1 - k for k in dense[:-1])}),
         "the paper's": frozenset(non_uniform(steps, max(1, round(interval)), round(0.3 * steps), 1.4)),
-        "weighted": frozenset(weighted(sigmas, count, nature=Nature(sampler == "Euler a", "v"))),
+        "weighted": frozenset(weighted(sigmas, count, nature=Nature(sampler == "Euler a", studio.prediction))),
     }
 
 

@@ -168,7 +168,7 @@ def test_a_script_that_sets_our_settings_is_left_alone(host: Host) -> None:
     """As an X/Y/Z grid or the compare script: each of their pictures would calibrate."""
     ours, processing = script(host), host.module("processing")
     kind = processing.StableDiffusionProcessingTxt2Img
-    p = kind(**{key: value for key, value in WISHES.items()})
+    p = kind(**WISHES)
     p.deepcache_overrides = {"cache_interval": 2}
     ours.host.calibrate(p, [{"enabled": True}], True)
     assert files(host) == []

@@ -14,7 +14,7 @@ import torch
 
 from .card import write
 from .data import download, pictures
-from .learn import train
+from .learn import PREDICTIONS, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -25,13 +25,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; this small network gains little by more")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="v", help="what the UNet learns to say")
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on from the last state; without it, or with an empty cache, from scratch",
     )
     parser.add_argument("--cache", type=Path, default=REPOSITORY / "build" / "train", help="download and state")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "demo" / "checkpoint")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="default: demo/checkpoint; with eps build/eps-sd1")
+    options = parser.parse_args()
+    if options.out is None:
+        folders = {"v": REPOSITORY / "demo" / "checkpoint", "eps": REPOSITORY / "build" / "eps-sd1"}
+        options.out = folders[options.prediction]
+    return options
 
 
 def main() -> int:
@@ -44,9 +49,9 @@ def main() -> int:
         "on one busy thread of a server CPU 18 minutes were enough (demo/checkpoint/README.md)", flush=True,
     )
     model, progress = train(
-        found, options.cache, options.minutes, options.device, options.batch, options.resume
+        found, options.cache, options.minutes, options.device, options.batch, options.resume, options.prediction
     )
-    write(model.cpu(), found, progress, options.out, options.device, options.batch)
+    write(model.cpu(), found, progress, options.out, options.device, options.batch, prediction=options.prediction)
     return 0
 
 

@@ -21,7 +21,7 @@ from .learn import BUCKETS, EMPTY, LAYOUT, Model, Progress, alphas_cumprod, code
 
 STEPS, GUIDANCE, SEED = 30, 5.0, 1
 
-CARD = """# demo-sd1: a small trained text-to-image checkpoint
+CARD = """# {name}: a small trained text-to-image checkpoint
 
 A diffusion model for the demo and the benchmarks: Stable Diffusion 1's U-Net (`ldm`'s `UNetModel`: 4 levels, 2 blocks
 each, 12 input and 12 output blocks, cross attention) with {parameters:.2f} M parameters, trained from scratch by
@@ -52,13 +52,12 @@ as nothing. Negative prompts, `AND`, `[from:to:when]` and prompts of more than 7
 - Text: a vector for each word (by hash, {buckets} buckets), for each of the 77 places, and the sum of a chunk's words
   through a small network, added at every place. Kept in the same file, as `cond_stage_model.*`; the U-Net as
   `model.diffusion_model.*`; all 16 bit.
-- It predicts v; the embedded host turns that into noise, so that all its samplers apply. Noise: Stable Diffusion's
-  schedule, betas 0.00085 to 0.012, linear in their roots, 1000 steps.
+- It predicts {says}. Noise: Stable Diffusion's schedule, betas 0.00085 to 0.012, linear in their roots, 1000 steps.
 
 ## Training
 
 - {done} steps of {batch} pictures in {minutes:.1f} minutes ({pace:.2f} s a step) on {hardware};
-  {words:.0%} empty prompts, AdamW, an average of the weights, v loss with equal weight for all timesteps. Loss over
+  {words:.0%} empty prompts, AdamW, an average of the weights, loss with equal weight for all timesteps. Loss over
   the last 200 steps: {loss:.4f}.
 - No augmentation: {count} pictures are learned by heart, and other seeds give nearly the same picture.
 
@@ -86,7 +85,7 @@ UNSEEN = "Nobody has looked at this sheet yet."
 
 
 @torch.no_grad()
-def sample(model: Model, texts: list[str], seed: int = SEED) -> torch.Tensor:
+def sample(model: Model, texts: list[str], seed: int = SEED, prediction: str = "v") -> torch.Tensor:
     """Latents [texts, 4, SIZE, SIZE] after Euler's method over k-diffusion's default noise levels."""
     kept = alphas_cumprod()
     levels = ((1 - kept) / kept).sqrt()
@@ -100,8 +99,9 @@ def sample(model: Model, texts: list[str], seed: int = SEED) -> torch.Tensor:
     for now, then in zip(sigmas, [*sigmas[1:], torch.tensor(0.0)], strict=True):
         t = (levels - now).abs().argmin().repeat(2 * len(texts))
         scaled = x / (now**2 + 1).sqrt()
-        v = model.unet(scaled.repeat(2, 1, 1, 1), t, context=context)
-        eps = v / (now**2 + 1).sqrt() + now / (now**2 + 1).sqrt() * scaled.repeat(2, 1, 1, 1)
+        eps = model.unet(scaled.repeat(2, 1, 1, 1), t, context=context)
+        if prediction == "v":
+            eps = eps / (now**2 + 1).sqrt() + now / (now**2 + 1).sqrt() * scaled.repeat(2, 1, 1, 1)
         asked, empty = eps.chunk(2)
         x = x + (empty + GUIDANCE * (asked - empty)) * (then - now)
     return x
@@ -157,7 +157,8 @@ def forget_unmet(model: Model) -> None:
 
 
 def write(
-    model: Model, pictures: torch.Tensor, progress: Progress, folder: Path, device: str, batch: int, seen: str = UNSEEN
+    model: Model, pictures: torch.Tensor, progress: Progress, folder: Path, device: str, batch: int, seen: str = UNSEEN,
+    prediction: str = "v",
 ) -> None:
     """Fill demo/checkpoint/ from a trained model and the pictures [N, 4, h, w] it was trained on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,20 +167,23 @@ def write(
     forget_unmet(model)
     tensors = {UNET + name: tensor.half().contiguous() for name, tensor in model.unet.state_dict().items()}
     tensors |= {TEXT + name: tensor.half().contiguous() for name, tensor in model.text.state_dict().items()}
-    save_file(tensors, folder / f"{LAYOUT.name}.safetensors")
+    name = LAYOUT.name if prediction == "v" else f"{prediction}-sd1"
+    save_file(tensors, folder / f"{name}.safetensors")
     known: dict[str, Any] = {
         "layout": LAYOUT.layout, "width": LAYOUT.width, "context": LAYOUT.context, "config": LAYOUT.config,
         "trained": {
-            "prediction": "v", "buckets": BUCKETS, "mean": code.mean, "spread": code.spread,
+            "prediction": prediction, "buckets": BUCKETS, "mean": code.mean, "spread": code.spread,
             "size": 8 * SIZE, "prompts": list(VOCABULARY), "steps": progress.step,
         },
     }
-    (folder / f"{LAYOUT.name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     names = list(WELL_KNOWN)
-    sheet(sample(model, names), names, code, folder / "contact_sheet.png")
+    sheet(sample(model, names, prediction=prediction), names, code, folder / "contact_sheet.png")
     loss_curve(progress.losses, folder / "loss.png")
     recent = progress.losses[-200:]
     text = CARD.format(
+        name=name, says="v; the embedded host turns that into noise, so that all its samplers apply"
+        if prediction == "v" else "the noise",
         parameters=sum(tensor.numel() for tensor in tensors.values()) / 1e6, count=len(VOCABULARY), steps=STEPS,
         guidance=GUIDANCE, seed=SEED, seen=seen, vocabulary=fill(", ".join(VOCABULARY) + ".", 118),
         size=SIZE, pixels=8 * SIZE,

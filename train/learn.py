@@ -1,4 +1,4 @@
-"""The training loop: v prediction on Stable Diffusion's noise schedule, with empty prompts now and then."""
+"""The training loop: v, or the noise, predicted on Stable Diffusion's schedule, with empty prompts now and then."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from demo.webui.toys import PictureCode, TextEncoder
 from .data import PHRASES, SIZE, VOCABULARY
 
 BUCKETS = 1024
+PREDICTIONS = ("v", "eps")
 EMPTY = 0.12
 """Share of empty prompts, for classifier-free guidance."""
 
@@ -103,7 +104,8 @@ def fused_attention() -> Iterator[None]:
 
 @fused_attention()
 def train(
-    pictures: torch.Tensor, folder: Path, minutes: float, device: str, batch: int, resume: bool
+    pictures: torch.Tensor, folder: Path, minutes: float, device: str, batch: int, resume: bool,
+    prediction: str = "v",
 ) -> tuple[Model, Progress]:
     """The averaged model after `minutes` of training on pictures [N, 4, h, w] in -1..1."""
     layout = torch.channels_last
@@ -111,7 +113,7 @@ def train(
     average = Model().to(device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    progress, state, goal = Progress(), folder / "state.pt", minutes * 60
+    progress, state, goal = Progress(), folder / f"state-{prediction}.pt", minutes * 60
     if resume and state.exists():
         found = torch.load(state, map_location=device, weights_only=True)
         model.load_state_dict(found["model"])
@@ -141,7 +143,7 @@ def train(
         x = (a * x0 + s * noise).contiguous(memory_format=layout)
         with torch.autocast(device.partition(":")[0], torch.bfloat16):
             said = model(x, t, prompts(model.text, names, rng).to(device))
-        loss = functional.mse_loss(said.float(), a * noise - s * x0)
+        loss = functional.mse_loss(said.float(), noise if prediction == "eps" else a * noise - s * x0)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

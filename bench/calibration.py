@@ -1,0 +1,100 @@
+"""`python -m bench.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `bench.tried`.
+
+The search tries its plans on the seeds of one prompt, as in the WebUI. What it finds, the weighted plan that ships and
+plain uniform copying are then held against the uncached pictures of other prompts. All on the half of the words that
+`make evidence` does not report on; `--checkpoint FOLDER` takes another checkpoint that `python -m train` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from bench.evidence.metrics import psnr
+from bench.tried import ESTIMATORS, Studio, Way
+from deepcache_ext import predict
+from deepcache_ext.calibration import Wanted, Wish, search
+from deepcache_ext.foresight import PassAhead, PlannedPass, planned
+from deepcache_ext.settings import Settings
+from deepcache_ext.strategies import Nature
+
+DEPTH = predict.USUAL_DEPTH
+NAMES = {"copy": "copy", "forecast": "trust, a channel"}
+
+
+class Trial:
+    """Plans on the pictures of one studio."""
+
+    def __init__(self, studio: Studio, sampler: str, steps: int, guidance: float) -> None:
+        self._studio, self._asked = studio, (sampler, steps, guidance)
+        self._uncached = studio.run(*self._asked)
+
+    def scores(self, plan: PlannedPass) -> tuple[list[float], float]:
+        """PSNR in dB of each picture, and the speed-up."""
+        branches = plan.branches
+        full = frozenset(k for k, branch in enumerate(branches) if branch is None)
+        deeper = {k: branch for k, branch in enumerate(branches) if branch}
+        way = Way(full, 0, ESTIMATORS[NAMES[plan.estimator.name]], deeper)
+        found = psnr(self._studio.run(*self._asked, way), self._uncached)
+        return [float(one) for one in found], len(branches) / way.cost
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.calibration", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="default: the demo's")
+    parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
+    parser.add_argument("--steps", default="20,30")
+    parser.add_argument("--speed-ups", default="1.6,2.0,2.6")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pictures", type=int, default=Wish().pictures)
+    parser.add_argument("--tries", type=int, default=Wish().tries)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    both = Studio(options.pictures + options.pairs, options.checkpoint)
+    tuning, others = both.of_one_prompt(options.pictures), both.picked(range(options.pictures, both.count))
+    print("| steps | sampler | asked | uniform copy | weighted | calibrated |\n|---|---|---|---|---|---|")
+    for steps in map(int, options.steps.split(",")):
+        for sampler in options.samplers.split(","):
+            trials = [Trial(studio, sampler, steps, options.guidance) for studio in (tuning, others)]
+            sigmas = tuple(float(sigma) for sigma in both.sigmas(sampler, steps)[:-1])
+            nature = Nature(sampler == "Euler a", both.prediction)
+            for asked in map(float, options.speed_ups.split(",")):
+                cells = line(*trials, PassAhead(False, steps, sigmas, DEPTH, nature), asked, options.tries)
+                print(f"| {steps} | {sampler} | {asked:g}x | " + " | ".join(cells) + " |", flush=True)
+
+
+def line(tuning: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int) -> list[str]:
+    """Of uniform copying, the weighted plan and the calibrated one: likeness and speed-up on `others`."""
+    weighted = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
+    first = planned(weighted, ahead)
+
+    def listed(text: str) -> PlannedPass:
+        return planned(replace(weighted, strategy="custom", full_evaluations=text), ahead)
+
+    assert ahead.sigmas is not None
+    wanted = Wanted(ahead.sigmas, speed_up, 0, ahead.depth, ahead.nature)
+    found = search(
+        wanted, tuple(first.branches), tuning.scores(first)[0], tries, lambda text: tuning.scores(listed(text))[0]
+    )
+    copying = next(
+        one for one in (uniform(ahead, interval) for interval in range(2, ahead.total))
+        if (one.speed_up() or math.inf) >= predict.NEARLY * speed_up
+    )
+    results = (others.scores(one) for one in (copying, first, listed(found.plan)))
+    return [f"{fmean(scores):.1f} at {reached:.2f}x" for scores, reached in results]
+
+
+def uniform(ahead: PassAhead, interval: int) -> PlannedPass:
+    return planned(Settings(enabled=True, cache_interval=interval, estimator="copy"), ahead)
+
+
+if __name__ == "__main__":
+    main()
