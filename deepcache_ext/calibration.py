@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from . import predict
-from .settings import Field, SettingsError
+from .settings import MAX_TEXT, Field, SettingsError
 from .strategies import DEEPER, USUAL, Law, Nature, by_depth, weighted, written
 
 Branches = tuple[int | None, ...]
@@ -90,9 +90,16 @@ class Wanted:
         return max(DEEPER.get(self.blocks, self.branch), self.branch)
 
     def allows(self, plan: Branches) -> bool:
-        """Whether it is fast enough and leaves something out."""
+        """Whether it is fast enough, leaves something out, and can be written down."""
         fast = predict.speed_up(plan, self.blocks) >= predict.NEARLY * self.speed_up
-        return fast and any(branch is not None for branch in plan)
+        return fast and any(branch is not None for branch in plan) and len(self.text(plan)) <= MAX_TEXT
+
+    def text(self, plan: Branches) -> str:
+        """As typed for the strategy `custom`. Of branches deeper than `branch` there may be one."""
+        full = [k for k, branch in enumerate(plan) if branch is None]
+        renewed = {k: branch for k, branch in enumerate(plan) if branch is not None and branch != self.branch}
+        (deeper,) = set(renewed.values()) or {0}
+        return written(full, list(renewed), deeper)
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,12 @@ def search(
                 break
             proposals, changing = _changed(best, wanted, chance), True
             continue
-        scored[proposal] = bounded(judge(_text(proposal)))
+        scored[proposal] = bounded(judge(wanted.text(proposal)))
         if _is_better(scored[proposal], scored[best]):
             best = proposal
             if changing:
                 proposals = _changed(best, wanted, chance)
-    return Found(_text(best), _text(first), len(scored))
+    return Found(wanted.text(best), wanted.text(first), len(scored))
 
 
 def _by_weights(wanted: Wanted) -> Iterator[Branches]:
@@ -179,10 +186,3 @@ def bounded(scores: Sequence[float]) -> list[float]:
     """Scores of which means can be taken."""
     return [min(float(score), EQUAL) for score in scores]
 
-
-def _text(plan: Branches) -> str:
-    deeper = max((branch for branch in plan if branch is not None), default=0)
-    full = [k for k, branch in enumerate(plan) if branch is None]
-    shallow = min((branch for branch in plan if branch is not None), default=0)
-    renewed = [k for k, branch in enumerate(plan) if branch == deeper and deeper > shallow]
-    return written(full, renewed, deeper)

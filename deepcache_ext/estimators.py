@@ -154,9 +154,11 @@ class Forecast:
 
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
-FORECAST_UP_TO = 0.8
+FORECAST_UP_TO = 0.75
 """How far apart in log sigma full evaluations may lie on average for `auto` to forecast: further apart a copy came
 nearer, at 14 to 60 steps alike (docs/strategies.md).
 """
+FORECAST_BY_DEPTH_UP_TO = 0.9
+"""The same of evaluations that renew the shallower of two features."""
 FORECAST_UP_TO_STEPS = 3.4
 """The same in evaluations, for where the noise levels are not known: right at about 30 steps."""

@@ -11,7 +11,7 @@ from .estimators import Estimator
 from .plan import Plan, UniformPlan
 from .report import fraction
 from .settings import CALIBRATED, Settings
-from .strategies import USUAL, Nature, estimator_for, plan_for
+from .strategies import USUAL, Nature, estimator_for, gap, plan_for
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,13 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas)
-    wide = own.strategy in ("weighted", CALIBRATED) and own.estimator == "auto" and estimator.name == "copy"
-    return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide and plan.caches else "")
+    wide = own.strategy in ("weighted", CALIBRATED) and plan.caches and (gap(plan, sigmas) or 0) > WIDE
+    return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide else "")
 
 
+WIDE = 0.8
 TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
-"""Where whole evaluations lie too far apart for a forecast: from there on the measured pictures (docs/evidence.md) are
+"""Where evaluations that renew the kept feature lie further apart: the measured pictures (docs/evidence.md) are
 hardly ahead of uncached ones at fewer steps with some samplers, and behind with others.
 """
 

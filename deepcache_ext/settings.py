@@ -228,16 +228,19 @@ class Settings:
         """Whether the hires pass (or else the first, or img2img, pass) is to be cached."""
         return self.enabled and self.passes != ("first only" if hires else "hires only")
 
+    @property
+    def is_of_one_pass(self) -> bool:
+        """Whether the plan is the first pass's alone: a calibrated one, or a list beside a speed-up for others."""
+        return self.strategy == CALIBRATED or (self.strategy == "custom" and self.hires_speed_up > 0)
+
     def for_pass(self, hires: bool) -> Settings:
         """The settings with strategy, interval, branch and speed-up as they hold in that pass."""
         if not hires:
             return self
         interval, branch = self.hires_cache_interval, self.hires_cache_branch_id
-        # A list of evaluations is one pass's; a calibrated plan is the first pass's.
-        listed = self.strategy == CALIBRATED or (self.strategy == "custom" and self.hires_speed_up)
         return replace(
             self,
-            strategy="weighted" if listed else self.strategy,
+            strategy="weighted" if self.is_of_one_pass else self.strategy,
             deeper_branch_id=AS_IT_PAYS if self.strategy == CALIBRATED else self.deeper_branch_id,
             cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
             cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
@@ -358,8 +361,8 @@ def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return _checked(Settings(**merged))
 
 
-KEEPS = {"uniform": ("non-uniform",)}
-"""Strategies that obey what means another: an interval is the non-uniform one's too."""
+KEEPS = {"uniform": ("non-uniform",), "weighted": (CALIBRATED,)}
+"""Strategies that obey what means another: an interval is the non-uniform one's too, a speed-up the calibrated's."""
 
 
 def _checked(settings: Settings) -> Settings:

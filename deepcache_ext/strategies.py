@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import predict
-from .estimators import ESTIMATORS, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
+from .estimators import ESTIMATORS, FORECAST_BY_DEPTH_UP_TO, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
 from .plan import ListedPlan, Plan, UniformPlan
 from .settings import AS_IT_PAYS, CALIBRATED, Settings, ranges
 
@@ -76,7 +76,9 @@ def plan_for(
     full = predict.full_for(total, settings.speed_up, predict.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     if deeper == AS_IT_PAYS:
-        deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > ONE_BRANCH_UP_TO else branch
+        # Of a UNet that says noise, whose sampler adds some, by depth gave the better pictures at any distance.
+        near = 0.0 if nature.fresh_noise and nature.prediction == "eps" else ONE_BRANCH_UP_TO
+        deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > near else branch
     if deeper > branch:
         listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, nature)
         if len(listed) + len(renewed) < total:  # else that alone would be faster than wanted
@@ -114,14 +116,27 @@ def estimator_for(
     """
     name = settings.estimator
     if name == "auto":
-        if sigmas and all(0 < s < math.inf for s in sigmas):
-            far, total = _width(sigmas) / FORECAST_UP_TO, len(sigmas)
+        apart = gap(plan, sigmas)
+        if apart is not None:
+            near = apart <= (FORECAST_BY_DEPTH_UP_TO if len(plan.branches) > 1 else FORECAST_UP_TO)
         else:
             total = total or 120
-            far = total / FORECAST_UP_TO_STEPS
-        renewed = sum(plan.branch_at(k) != min(plan.branches) for k in range(total))
-        name = "forecast" if far <= renewed else "copy"
+            near = total / FORECAST_UP_TO_STEPS <= _renewals(plan, total)
+        name = "forecast" if near else "copy"
     return ESTIMATORS[name]()
+
+
+def gap(plan: Plan, sigmas: Sequence[float] | None) -> float | None:
+    """How far apart in log sigma evaluations that renew the kept feature lie on average; None where the noise levels
+    are not known.
+    """
+    if not sigmas or not all(0 < s < math.inf for s in sigmas):
+        return None
+    return _width(sigmas) / max(_renewals(plan, len(sigmas)), 1)
+
+
+def _renewals(plan: Plan, total: int) -> int:
+    return sum(plan.branch_at(k) != min(plan.branches) for k in range(total))
 
 
 def _width(sigmas: Sequence[float]) -> float:

@@ -29,9 +29,9 @@ class DeepCacheScript(scripts.Script):
         return [*accordion.components.values(), accordion.request]
 
     def before_process(self, p, *args):
-        settings, asked = requests.taken(args)
-        host.calibrate(p, settings, asked)
-        host.before_process(p, settings)
+        args, asked = requests.taken(args)
+        host.calibrate(p, args, asked)
+        host.before_process(p, args)
 
     # A pass may be announced twice: hosts before 1.10 know only the first two of these three.
     def process_batch(self, p, *args, **kwargs):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcache_ext import profiles
+from deepcache_ext import profile_file
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 
@@ -66,7 +66,7 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     uncached = host.txt2img(**WISHES)
     first = made(host, calibrate=QUICK)
     (path,) = files(host)
-    profile = profiles.from_text(path.read_text(encoding="utf-8"))
+    profile = profile_file.from_text(path.read_text(encoding="utf-8"))
     (plan,) = profile.plans
     assert profile.made_for.sampler == "Euler" and len(profile.made_for.sigmas) == 14 and plan.tries == 6
     assert profile.made_for.checkpoint == "demo-sd1" and profile.made_for.checksum and path.name == profile.file_name
@@ -140,6 +140,7 @@ def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Ho
     finally:
         handle.remove()
     assert calls < 120 and files(host) == []
+    assert host.module("shared").state.textinfo is None
     assert equal(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
@@ -160,6 +161,7 @@ def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:
     finally:
         handle.remove()
     assert len(result.images) == 1 and files(host) == []
+    assert getattr(result, "comments", "").count("not calibrated:") == 1
     assert equal(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
@@ -180,7 +182,7 @@ def test_what_is_tried_is_not_saved_and_has_no_hires_pass(host: Host, monkeypatc
     inner = processing.process_images
 
     def spy(p: Any) -> Any:
-        if getattr(p, "deepcache_calibrates", False):
+        if script(host).host._calibrates:
             seen.append((p.enable_hr, p.do_not_save_samples, p.do_not_save_grid, p.seed, p.batch_size * p.n_iter))
         return inner(p)
 
@@ -193,3 +195,69 @@ def test_what_is_tried_is_not_saved_and_has_no_hires_pass(host: Host, monkeypatc
     assert [one.report.hires for one in passes] == [False, True] and len(files(host)) == 1
     assert passes[0].planned.remark == passes[1].planned.remark == ""
     assert result.extra_generation_params["DeepCache hires speed-up"] == 1.6
+
+
+def test_a_plan_that_is_refused_is_no_perfect_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that could not follow its plan is uncached, and equal to the picture that it is held against."""
+    inner = script(host).host._begin
+
+    def refused(p: Any, args: Any) -> Any:
+        overrides = getattr(p, "deepcache_overrides", None) or {}
+        if overrides.get("strategy") == "custom":
+            p.deepcache_overrides = {**overrides, "full_evaluations": "none that can be read"}
+        return inner(p, args)
+
+    monkeypatch.setattr(script(host).host, "_begin", refused)
+    result = made(host, calibrate=QUICK)
+    assert len(result.images) == 1 and files(host) == []
+
+
+def test_a_broken_picture_is_not_measured(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD.Next gives what there is when a run breaks off."""
+    ours, calls = script(host).host, 0
+    inner = ours._end_pass
+
+    def shorter(p: Any, generation: Any) -> None:
+        nonlocal calls
+        inner(p, generation)
+        outcome = generation.outcome
+        if ours._calibrates and outcome is not None and outcome.passes:
+            calls += 1
+            if calls > 8:
+                outcome.passes[-1].report.evaluations = 9
+
+    monkeypatch.setattr(ours, "_end_pass", shorter)
+    result = made(host, calibrate=QUICK)
+    assert calls > 8 and len(result.images) == 1 and files(host) == []
+
+
+def test_a_picture_made_inside_another_does_not_calibrate_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ADetailer: a new `p` whose arguments still ask for it."""
+    processing, ours = host.module("processing"), script(host)
+    inner, depth, deepest_seen = processing.process_images, 0, 0
+    again = ours.host.calibrate
+
+    def counted(p: Any, args: Any, asked: Any) -> None:
+        nonlocal depth, deepest_seen
+        depth += 1
+        deepest_seen = max(deepest_seen, depth)
+        try:
+            if depth > 1:
+                runs.append(asked)
+                again(p, args, True)  # what its arguments would say
+                return
+            again(p, args, asked)
+        finally:
+            depth -= 1
+
+    runs: list[Any] = []
+    monkeypatch.setattr(ours.host, "calibrate", counted)
+    made(host, calibrate=QUICK)
+    assert deepest_seen == 2 and len(runs) >= QUICK["tries"] and len(files(host)) == 1
+    assert processing.process_images is inner
+
+
+def test_the_words_of_the_tries_stay_with_them(host: Host) -> None:
+    result = made(host, {"steps": 12}, speed_up=4.0, calibrate=QUICK)  # its plan has a remark in every try
+    comments = getattr(result, "comments", "")
+    assert comments.count("DeepCache:") <= 1

@@ -2,24 +2,30 @@
 
 import dataclasses
 import json
+import math
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext import profiles
+from deepcache_ext import profile_file, profiles
+from deepcache_ext.calibration import Wish
 from deepcache_ext.foresight import PassAhead
-from deepcache_ext.profiles import CalibratedPlan, MadeFor, Profile, ProfileError, Profiles
-from deepcache_ext.settings import Settings, parse
+from deepcache_ext.interface import calibrate, plans
+from deepcache_ext.profile_file import CalibratedPlan, MadeFor, Profile, ProfileError
+from deepcache_ext.profiles import Profiles
+from deepcache_ext.settings import FIELDS, Settings, overridden, parse
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 AHEAD = PassAhead(False, 20, SIGMAS, 12, checkpoint="photo", checksum="0123456789", sampler="Euler")
 PLAN = CalibratedPlan(2.0, "0, 2/5, 4, 8, 15-19", 44.5, 42.25, 4, 40)
+"""Of 1.94x, for 20 evaluations."""
 ASKED = Settings(enabled=True, strategy="calibrated", speed_up=2.0)
 
 
-def made_for(**changes):
-    return MadeFor.of(dataclasses.replace(AHEAD, **changes), 0)
+def made_for(settings=ASKED, **changes):
+    return MadeFor.of(dataclasses.replace(AHEAD, **changes), settings)
 
 
 @pytest.fixture
@@ -29,8 +35,8 @@ def book(tmp_path):
     return known
 
 
-def path_of(book):
-    (found,) = book._folder.glob("*")
+def path_of(book, but=None):
+    (found,) = (path for path in book._folder.glob("*.json") if path != but)
     return found
 
 
@@ -90,11 +96,23 @@ def test_what_is_the_same_in_other_words_fits(book, change):
     assert book.plan_for(made_for(**change), 2.01) == PLAN
 
 
-def test_another_speed_or_branch_does_not_fit(book):
+def test_the_newest_of_two_that_fit(book):
+    better = dataclasses.replace(PLAN, evaluations="0, 2, 4, 8, 15-19")
+    path = book.add(made_for(checkpoint="as it is called now"), better)
+    for one, age in ((path, 100), (path_of(book, but=path), 200)):
+        os.utime(one, (age, age))
+    assert book.plan_for(made_for(), 2.0) == PLAN
+    os.utime(path, (300, 300))
+    assert book.plan_for(made_for(), 2.0) == better
+
+
+def test_another_speed_branch_or_window_does_not_fit(book):
     with pytest.raises(ProfileError, match=r"made for 2x, not 1\.6x"):
         book.plan_for(made_for(), 1.6)
     with pytest.raises(ProfileError, match="made for branch 0, not 1"):
-        book.plan_for(MadeFor.of(AHEAD, 1), 2.0)
+        book.plan_for(made_for(dataclasses.replace(ASKED, cache_branch_id=1)), 2.0)
+    with pytest.raises(ProfileError, match=r"made for start 0 and end 1, not start 0\.3 and end 1"):
+        book.plan_for(made_for(dataclasses.replace(ASKED, start=0.3)), 2.0)
 
 
 def test_the_reason_is_of_the_profile_that_comes_closest(book):
@@ -151,8 +169,9 @@ def test_damaged_files_are_told_and_stop_nothing(book, kind, words):
     path.write_text(damaged(path.read_text(), kind))
     settings, found = book.planned(ASKED, AHEAD)
     assert settings.strategy == "weighted" and words in found.remark and path.name in found.remark
+    assert book.fitting(made_for()) == []
     book.add(made_for(), PLAN)
-    assert book.plan_for(made_for(), 2.0) == PLAN
+    assert book.plan_for(made_for(), 2.0) == PLAN and path.with_suffix(".unread").exists()
 
 
 def test_files_that_are_no_text_or_too_large(book, monkeypatch):
@@ -165,7 +184,7 @@ def test_files_that_are_no_text_or_too_large(book, monkeypatch):
 
 
 def signed(body):
-    return json.dumps({**body, "checksum": profiles._digest(body)})
+    return json.dumps({**body, "checksum": profile_file._digest(body)})
 
 
 @pytest.mark.parametrize(
@@ -173,29 +192,63 @@ def signed(body):
     [("made_for", {"sigmas": []}), ("made_for", {"sigmas": [1, "x"]}), ("made_for", {"sigmas": [-1.0]}),
      ("made_for", {"sampler": 3}), ("made_for", {"more": 1}), ("plans", {"speed_up": 50}),
      ("plans", {"evaluations": "0-x"}), ("plans", {"evaluations": "0, 3/0"}), ("plans", {"psnr": "high"}),
-     ("plans", {"evaluations": 7})],
+     ("plans", {"evaluations": 7}), ("plans", {"evaluations": "0, 3/12"}), ("plans", {"evaluations": "0"}),
+     ("plans", {"evaluations": "0" + " " * 1000}), ("plans", {"pictures": math.inf}), ("plans", {"tries": True}),
+     ("plans", {"speed_up": 10**400}), ("plans", {"psnr": math.nan}), ("made_for", {"sigmas": [5e-324]}),
+     ("made_for", {"checkpoint": "\ud800"}), ("made_for", {"sampler": "x" * 400}), ("made_for", {"branch": None}),
+     ("made_for", {"sigmas": {"0": 1}}), ("made_for", {"sigmas": [1.0] * 2000})],
 )
 def test_signed_nonsense_is_refused(part, change):
-    body = json.loads(profiles.as_text(Profile(made_for(), (PLAN,))))
+    body = json.loads(profile_file.as_text(Profile(made_for(), (PLAN,))))
     del body["checksum"]
     target = body[part] if part == "made_for" else body[part][0]
     target.update(change)
     with pytest.raises(ProfileError, match="cannot be read"):
-        profiles.from_text(signed(body))
+        profile_file.from_text(signed(body))
+
+
+NAMES = st.text(max_size=30).filter(str.isprintable)
 
 
 @given(
-    st.text(max_size=30), st.text(max_size=10), st.text(max_size=30),
-    st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30), st.floats(1, 5), st.floats(0, 100),
+    NAMES, NAMES, NAMES, st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=30), st.floats(1, 5), st.floats(0, 100),
 )
 def test_a_file_says_what_was_written(checkpoint, checksum, sampler, sigmas, speed_up, psnr):
-    plan = CalibratedPlan(speed_up, "0, 5/4", psnr, psnr, 4, 40)
+    plan = CalibratedPlan(speed_up, "0-99, 5/4", psnr, psnr, 4, 40)
     profile = Profile(MadeFor(checkpoint, checksum, sampler, tuple(sigmas), 0, 12), (plan,))
-    assert profiles.from_text(profiles.as_text(profile)) == profile
+    assert profile_file.from_text(profile_file.as_text(profile)) == profile
     assert "/" not in profile.file_name and "\\" not in profile.file_name and len(profile.file_name) < 130
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reader(text):
     with pytest.raises(ProfileError):
-        profiles.from_text(text)
+        profile_file.from_text(text)
+
+
+def test_what_the_page_foresees_is_what_runs(book):
+    hires = dataclasses.replace(AHEAD, hires=True, sigmas=SIGMAS[5:])
+    for asked in (ASKED, dataclasses.replace(ASKED, speed_up=3.0, deeper_branch_id=0)):
+        settings, run = asked, []
+        for ahead in (AHEAD, hires):
+            settings, one = book.planned(settings, ahead)
+            run.append(one.branches)
+        seen = plans.passes_of(asked, {}, lambda _: [AHEAD, hires], book)
+        assert [one.branches for one in seen] == run
+
+
+def test_an_axis_of_speeds_stays_calibrated():
+    assert overridden(ASKED, {"speed_up": 2.6}) == dataclasses.replace(ASKED, speed_up=2.6)
+    assert overridden(ASKED, {"cache_interval": 3}).strategy == "uniform"
+
+
+@pytest.mark.parametrize("word", [None, "", "something"])
+def test_the_hidden_box_is_no_setting(word):
+    requests = calibrate.Requests()
+    controls = [field.default for field in FIELDS]
+    assert requests.taken([*controls, word]) == (controls, None)
+    assert requests.taken([{"enabled": True, "calibrate": word}]) == ([{"enabled": True}], word)
+    assert requests.taken(controls) == (controls, None) and requests.taken([]) == ([], None)
+    pressed = requests.press(2, 5)
+    assert requests.taken([*controls, pressed]) == (controls, Wish(2, 5))
+    assert requests.taken([*controls, pressed]) == (controls, None)

@@ -278,7 +278,7 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
 
 
 @pytest.mark.parametrize(("steps", "interval", "expected"), [
-    (30, 3, Forecast), (30, 5, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 8, Copy),
+    (30, 3, Forecast), (30, 4, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 7, Copy),
 ])
 def test_auto_counts_in_log_sigma_where_the_levels_are_known(steps, interval, expected):
     sigmas = [14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps)]

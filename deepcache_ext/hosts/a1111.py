@@ -71,24 +71,30 @@ class A1111:
         self._generations = Generations()
         self._last_params: Callable[[], Any] = lambda: None
         self._said: set[str] = set()
-        self._failed = False
+        self._failed = self._calibrates = False
 
     # Script hooks -------------------------------------------------------------------------------------------
 
     @guarded
     def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
         """A generation begins and shall calibrate first. `asked`: what `Wish.parse` takes, or None for not at all."""
-        if asked is None or asked is False or getattr(p, "deepcache_calibrates", False):
+        if asked is None or asked is False or self._calibrates:
             return
+        self._calibrates, self._failed = True, False
         try:
             wish, settings = Wish.parse(asked), settings_of(p, args)
             if getattr(p, "deepcache_overrides", None):
-                raise NotCalibrated("a script changes DeepCache's settings; choose none")
+                raise NotCalibrated("a script sets DeepCache's settings for each picture; calibrate without it")
             path, plan = calibrate(p, settings, wish, lambda: self.last_run, self.profiles)
         except (SettingsError, NotCalibrated) as why:
             self._say(p, f"not calibrated: {why}")
-            return
-        self._say(p, f"calibrated: {plan.in_words}; saved as {path.name}")
+        except Exception as error:  # the host's own, as when memory runs out
+            log.exception("calibrating failed")
+            self._say(p, f"not calibrated: {type(error).__name__}: {error}")
+        else:
+            self._say(p, f"calibrated: {plan.in_words}; saved as {path.name}")
+        finally:
+            self._calibrates = False
 
     @guarded
     def before_process(self, p: Any, args: Sequence[Any]) -> None:

@@ -16,11 +16,18 @@ from modules import processing, shared
 
 from ..calibration import Branches, Found, Wanted, Wish, bounded, search
 from ..likeness import psnr
-from ..outcome import RunOutcome
+from ..outcome import PassOutcome, RunOutcome
 from ..plan import UniformPlan
-from ..profiles import CalibratedPlan, MadeFor, ProfileError, Profiles
+from ..profile_file import CalibratedPlan, MadeFor, ProfileError
+from ..profiles import Profiles
 from ..settings import AS_IT_PAYS, Settings
 from ..strategies import FEW
+
+WHOLE = {"strategy": "uniform", "cache_interval": 1}
+"""Uncached, bit for bit, and yet with passes that tell how they went."""
+
+EXTRA_PICTURES = ("return_mask", "return_mask_composite")
+"""Options of hosts that put more among the pictures."""
 
 
 class NotCalibrated(Exception):
@@ -34,16 +41,20 @@ def calibrate(
     and is else left as it is. `latest`: what the last generation did. Raises `NotCalibrated`.
     """
     processing.fix_seed(p)
-    studio = _Studio(p, settings, wish)
-    weighted = studio.make({"strategy": "weighted", "speed_up": settings.speed_up})
-    wanted, made_for, first = _wanted(settings, latest())
-    found = _search(wanted, first, wish.tries, studio, weighted)
-    # Judged by pictures that the search has not seen: what was found by chance does not stand this.
-    studio.seed += wish.pictures
-    reference = studio.make({"enabled": False})
-    before = after = _judged(studio, found.first, reference)
-    if found.plan != found.first:
-        after = _judged(studio, found.plan, reference)
+    studio = _Studio(p, wish, latest)
+    try:
+        weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": AS_IT_PAYS}
+        pictures = studio.make(weighted)
+        wanted, made_for = _wanted(settings, studio.first_pass)
+        found = _search(wanted, tuple(studio.first_pass.planned.branches), wish.tries, studio, pictures)
+        # Judged by pictures that the search has not seen: what was found by chance does not stand this.
+        studio.seed += wish.pictures
+        reference = studio.make(WHOLE)
+        before = after = fmean(_scores(studio.make(_listed(found.first)), reference))
+        if found.plan != found.first:
+            after = fmean(_scores(studio.make(_listed(found.plan)), reference))
+    finally:
+        studio.close()
     plan = found.plan if after > before else found.first
     calibrated = CalibratedPlan(
         settings.speed_up, plan, round(max(before, after), 2), round(before, 2), wish.pictures, found.tries
@@ -54,17 +65,13 @@ def calibrate(
         raise NotCalibrated(f"the profile could not be saved: {error}") from error
 
 
-def _wanted(settings: Settings, run: RunOutcome | None) -> tuple[Wanted, MadeFor, Branches]:
-    """From the first pass of the run that is just over; with the plan that it followed. Raises `NotCalibrated`."""
-    if run is None or not run.passes:
-        raise NotCalibrated("no pass of the UNet was seen")
-    ahead = run.passes[0].planned.ahead
+def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
+    """`seen`: a first pass with the weighted plan. Raises `NotCalibrated`."""
+    ahead, first = seen.planned.ahead, tuple(seen.planned.branches)
     try:
-        made_for = MadeFor.of(ahead, settings.cache_branch_id)
+        made_for = MadeFor.of(ahead, settings)
     except ProfileError as error:
         raise NotCalibrated(str(error)) from error
-    if run.passes[0].report.off:
-        raise NotCalibrated(f"not active: {run.passes[0].report.off}")
     count = len(made_for.sigmas)
     if count < FEW:
         raise NotCalibrated(f"only {count} evaluations: it needs {FEW} or more")
@@ -73,15 +80,15 @@ def _wanted(settings: Settings, run: RunOutcome | None) -> tuple[Wanted, MadeFor
     wanted = Wanted(
         made_for.sigmas, settings.speed_up, made_for.branch, made_for.blocks, ahead.nature, must
     )
-    first = tuple(run.passes[0].planned.branches)
-    if all(branch is None for branch in first):
-        raise NotCalibrated(f"at a speed-up of {settings.speed_up:g} nothing is left out")
-    return wanted, made_for, first
+    if not wanted.allows(first):
+        reached = seen.planned.speed_up() or 1.0
+        raise NotCalibrated(f"{settings.speed_up:g}x cannot be reached with these settings, only {reached:.2f}x")
+    return wanted, made_for
 
 
 def _search(wanted: Wanted, first: Branches, tries: int, studio: _Studio, weighted: Sequence[Any]) -> Found:
     """`weighted`: the pictures of the plan `first`."""
-    uncached = studio.make({"enabled": False})
+    uncached = studio.make(WHOLE)
     found = [_scores(weighted, uncached)]
 
     def judge(plan: str) -> list[float]:
@@ -92,48 +99,72 @@ def _search(wanted: Wanted, first: Branches, tries: int, studio: _Studio, weight
     return search(wanted, first, found[0], tries, judge)
 
 
-def _judged(studio: _Studio, plan: str, reference: Sequence[Any]) -> float:
-    return fmean(_scores(studio.make(_listed(plan)), reference))
-
-
 def _listed(plan: str) -> dict[str, Any]:
     return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": AS_IT_PAYS}
 
 
 def _scores(images: Sequence[Any], reference: Sequence[Any]) -> list[float]:
+    if any(one.size != other.size for one, other in zip(images, reference, strict=True)):
+        raise NotCalibrated("the host made pictures of different sizes")
     pairs = zip(images, reference, strict=True)
     return bounded([psnr(one.convert("RGB"), other.convert("RGB")) for one, other in pairs])
 
 
 class _Studio:
-    """Pictures of `p` from one seed on."""
+    """Pictures of `p` from one seed on. `first_pass`: of the last ones."""
 
-    def __init__(self, p: Any, settings: Settings, wish: Wish) -> None:
-        self._p, self._pictures = p, wish.pictures
-        self._common = {"enabled": True, "passes": "both"}
+    first_pass: PassOutcome
+
+    def __init__(self, p: Any, wish: Wish, latest: Callable[[], RunOutcome | None]) -> None:
+        self._p, self._pictures, self._latest = p, wish.pictures, latest
         self.seed, self.told = int(p.seed), ""
         self._batch = min(max(int(p.batch_size), 1), wish.pictures)
+        self._iterations = -(-wish.pictures // self._batch)
+        self._evaluations = 0
         shared.state.job_count = wish.runs * self._iterations + int(p.n_iter)
 
-    @property
-    def _iterations(self) -> int:
-        return -(-self._pictures // self._batch)
-
     def make(self, settings: Mapping[str, Any]) -> list[Any]:
-        """The pictures; no hires pass, nothing saved. Raises `NotCalibrated` where the user has had enough."""
+        """The pictures; no hires pass, nothing saved. Raises `NotCalibrated` where they are not what was asked for."""
         shared.state.textinfo = ": ".join(filter(None, ("DeepCache calibrates", self.told)))
-        again = copy.copy(self._p)
-        again.extra_generation_params = dict(self._p.extra_generation_params)
-        again.override_settings = dict(self._p.override_settings or {})
-        again.deepcache_overrides, again.deepcache_calibrates = {**self._common, **settings}, True
-        again.seed, again.batch_size, again.n_iter = self.seed, self._batch, self._iterations
-        again.enable_hr = False
-        again.do_not_save_samples = again.do_not_save_grid = True
-        made = processing.process_images(again)
-        if shared.state.interrupted or getattr(shared.state, "stopping_generation", False):
+        before = self._latest()
+        made = processing.process_images(self._again(settings))
+        state = shared.state
+        if state.interrupted or state.skipped or getattr(state, "stopping_generation", False):
             raise NotCalibrated("interrupted, nothing was saved")
+        run = self._latest()
+        self._check(run if run is not before else None)
         first = getattr(made, "index_of_first_image", 0)
         images = list(made.images[first : first + self._pictures]) if made is not None else []
         if len(images) < self._pictures:
             raise NotCalibrated(f"the host made {len(images)} pictures instead of {self._pictures}")
         return images
+
+    def close(self) -> None:
+        """What is left to do is the generation that waits."""
+        shared.state.job_count = shared.state.job_no + int(self._p.n_iter)
+        shared.state.textinfo = None
+
+    def _again(self, settings: Mapping[str, Any]) -> Any:
+        again = copy.copy(self._p)
+        again.extra_generation_params = dict(self._p.extra_generation_params)
+        again.override_settings = dict(self._p.override_settings or {})
+        known = getattr(shared.opts, "data", {})
+        again.override_settings.update({name: False for name in EXTRA_PICTURES if name in known})
+        if isinstance(getattr(self._p, "comments", None), (dict, list)):
+            again.comments = type(self._p.comments)()
+        again.deepcache_overrides = {"enabled": True, "passes": "both", **settings}
+        again.seed, again.batch_size, again.n_iter = self.seed, self._batch, self._iterations
+        again.enable_hr = False
+        again.do_not_save_samples = again.do_not_save_grid = True
+        return again
+
+    def _check(self, run: RunOutcome | None) -> None:
+        """That it ran as planned: what was not cached would count as a perfect plan, what broke off as a picture."""
+        passes = [] if run is None else [one for one in run.passes if not one.report.hires]
+        wrong = next((one.report.off for one in passes if one.report.off), run.error if run is not None else "")
+        if wrong or len(passes) < self._iterations:
+            raise NotCalibrated(f"a run did not go as planned: {wrong or 'not all passes of the UNet were seen'}")
+        self.first_pass = passes[0]
+        self._evaluations = self._evaluations or passes[0].report.evaluations
+        if any(one.report.evaluations != self._evaluations for one in passes[: self._iterations]):
+            raise NotCalibrated("a run broke off, or had another number of evaluations")

@@ -190,7 +190,10 @@ class SDNext(A1111):
             hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), nature_of(scheduler),
             *checkpoint_of(shared.sd_model), sampler_of(p),
         )
-        if total is None:  # no list of timesteps: only a plan that needs no end can be followed
+        if _is_refiner(p) and settings.is_of_one_pass:
+            generation.planned = found = planned(settings.for_pass(hires=True), ahead)
+            generation.estimators.add(found.estimator.name)
+        elif total is None:  # no list of timesteps: only a plan that needs no end can be followed
             generation.planned = found = planned(replace(settings, strategy="uniform"), ahead)
             generation.estimators.add(found.estimator.name)
         else:

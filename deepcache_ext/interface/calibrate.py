@@ -9,8 +9,9 @@ from typing import Any
 
 from ..calibration import Wish
 from ..foresight import PlannedPass
-from ..profiles import MadeFor, ProfileError, Profiles
-from ..settings import FIELDS
+from ..profile_file import MadeFor, ProfileError
+from ..profiles import Profiles
+from ..settings import FIELDS, Settings
 
 NAME = "calibrate"
 """In the API's object of settings: true, or an object with `pictures` and `tries`."""
@@ -53,20 +54,20 @@ def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
     if args and isinstance(args[0], Mapping):
         settings = {name: value for name, value in args[0].items() if name != NAME}
         return [settings, *args[1:]], args[0].get(NAME)
-    if len(args) == len(FIELDS) + 1 and isinstance(args[-1], str):
+    if len(args) == len(FIELDS) + 1 and isinstance(args[-1], (str, type(None))):
         return args[:-1], args[-1]
     return args, None
 
 
 def status(
-    passes: Sequence[PlannedPass], profiles: Profiles, branch: int, speed_up: float, pictures: Any, tries: Any
+    passes: Sequence[PlannedPass], profiles: Profiles, settings: Settings, pictures: Any, tries: Any
 ) -> str:
     """What is calibrated for the run that is set up, and how long calibrating would take, in HTML."""
     try:
         wish = Wish.parse({"pictures": pictures, "tries": tries})
-        said = f"Takes about as long as {wish.cost(speed_up):.0f} uncached pictures."
+        said = f"Takes about as long as {wish.cost(settings.speed_up):.0f} uncached pictures."
         if passes and passes[0].ahead.checkpoint:
-            made_for = MadeFor.of(passes[0].ahead, branch)
+            made_for = MadeFor.of(passes[0].ahead, settings)
             known = "; ".join(
                 f"{one.speed_up:g}x {one.psnr:.1f} dB (weighted {one.weighted_psnr:.1f})"
                 for one in profiles.fitting(made_for)

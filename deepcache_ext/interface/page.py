@@ -10,7 +10,7 @@ from typing import Any
 from ..foresight import PlannedPass
 from ..outcome import RunOutcome
 from ..profiles import Profiles
-from ..settings import STRATEGYS_OWN
+from ..settings import STRATEGYS_OWN, SettingsError, parse
 from . import calibrate, last_run, plans, strip, ui
 
 log = logging.getLogger("deepcache")
@@ -91,9 +91,7 @@ class Page:
             passes, problem = self._plan(tab, args, asked)
             own_values = dict(zip(accordion.components, args, strict=True))
             head = strip.header(passes) if own_values["enabled"] else ""
-            status = calibrate.status(
-                passes, self._profiles, own_values["cache_branch_id"], own_values["speed_up"], *wish
-            )
+            status = self._calibrated(args, passes, wish)
             return [
                 f"<span>{escape(head)}</span>" if head else "", strip.strip(passes, problem),
                 last_run.table(self._latest()), status, *ui.shown_for(own_values["strategy"]),
@@ -113,6 +111,12 @@ class Page:
                 control.change(fn=None, _js=changed, show_progress=False, queue=False)
             except TypeError:  # Gradio 4
                 control.change(fn=None, js=changed, show_progress=False, queue=False)
+
+    def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass], wish: tuple[Any, ...]) -> str:
+        try:
+            return calibrate.status(passes, self._profiles, parse(args), *wish)
+        except SettingsError:
+            return ""  # the plan's place says what is wrong
 
     def _plan(self, tab: str, args: tuple[Any, ...], asked: Mapping[str, Any]) -> tuple[list[PlannedPass], str]:
         if "steps" not in asked:

@@ -26,9 +26,11 @@ def passes_of(
     own, by_noise = replace(settings, enabled=True), ("weighted", CALIBRATED)
     if any(ahead.early and settings.for_pass(ahead.hires).strategy in by_noise for ahead in passes):
         return []
-    plans = [(profiles or Profiles()).planned(own, ahead)[1] for ahead in passes]
-    for one in plans:
-        _check_branches(settings, one)
+    plans, known = [], profiles or Profiles()
+    for ahead in passes:
+        own, one = known.planned(own, ahead)  # as in a run, the hires pass has what became of the settings
+        _check_branches(own, one)
+        plans.append(one)
     return plans
 
 
@@ -36,7 +38,8 @@ def _check_branches(settings: Settings, one: PlannedPass) -> None:
     depth = one.ahead.depth
     if not depth or not one.plan.caches or max(one.plan.branches) < depth:
         return
-    name = "full_evaluations" if "/" in settings.full_evaluations else "deeper_branch_id"
+    listed = settings.strategy == "custom" and "/" in settings.full_evaluations
+    name = "full_evaluations" if listed else "deeper_branch_id"
     if min(one.plan.branches) >= depth:
         own = one.hires and settings.hires_cache_branch_id != AS_FIRST_PASS_BRANCH
         name = "hires_cache_branch_id" if own else "cache_branch_id"
