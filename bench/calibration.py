@@ -1,6 +1,7 @@
 """`python -m bench.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `bench.tried`.
 
-The search tries its plans on the seeds of one prompt, as in the WebUI. What it finds, the weighted plan that ships and
+The search tries its plans on the seeds of one prompt, and keeps what it finds if other seeds say so too, as in the
+WebUI. That plan, the weighted plan that ships and
 plain uniform copying are then held against the uncached pictures of other prompts. All on the half of the words that
 `make evidence` does not report on; `--checkpoint FOLDER` takes another checkpoint that `python -m train` wrote.
 """
@@ -58,12 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    both = Studio(options.pictures + options.pairs, options.checkpoint)
-    tuning, others = both.of_one_prompt(options.pictures), both.picked(range(options.pictures, both.count))
+    both, pictures = Studio(2 * options.pictures + options.pairs, options.checkpoint), options.pictures
+    studios = (
+        both.of_one_prompt(range(pictures)), both.of_one_prompt(range(pictures, 2 * pictures)),
+        both.picked(range(2 * pictures, both.count)),
+    )
     print("| steps | sampler | asked | uniform copy | weighted | calibrated |\n|---|---|---|---|---|---|")
     for steps in map(int, options.steps.split(",")):
         for sampler in options.samplers.split(","):
-            trials = [Trial(studio, sampler, steps, options.guidance) for studio in (tuning, others)]
+            trials = [Trial(studio, sampler, steps, options.guidance) for studio in studios]
             sigmas = tuple(float(sigma) for sigma in both.sigmas(sampler, steps)[:-1])
             nature = Nature(sampler == "Euler a", both.prediction)
             for asked in map(float, options.speed_ups.split(",")):
@@ -71,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"| {steps} | {sampler} | {asked:g}x | " + " | ".join(cells) + " |", flush=True)
 
 
-def line(tuning: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int) -> list[str]:
+def line(
+    tuning: Trial, judging: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int
+) -> list[str]:
     """Of uniform copying, the weighted plan and the calibrated one: likeness and speed-up on `others`."""
     weighted = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
     first = planned(weighted, ahead)
@@ -84,11 +90,14 @@ def line(tuning: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries:
     found = search(
         wanted, tuple(first.branches), tuning.scores(first)[0], tries, lambda text: tuning.scores(listed(text))[0]
     )
+    best = listed(found.plan)
+    if fmean(judging.scores(best)[0]) <= fmean(judging.scores(first)[0]):
+        best = first
     copying = next(
         one for one in (uniform(ahead, interval) for interval in range(2, ahead.total))
         if (one.speed_up() or math.inf) >= predict.NEARLY * speed_up
     )
-    results = (others.scores(one) for one in (copying, first, listed(found.plan)))
+    results = (others.scores(one) for one in (copying, first, best))
     return [f"{fmean(scores):.1f} at {reached:.2f}x" for scores, reached in results]
 
 

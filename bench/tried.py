@@ -172,10 +172,10 @@ class Studio:
         some._context = self._context[[*which, *(count + k for k in which)]]
         return some
 
-    def of_one_prompt(self, pictures: int) -> Studio:
-        """The same with the first prompt and as many seeds."""
-        some, count = self.picked(range(pictures)), len(self._seeds)
-        some._context = self._context[[*[0] * pictures, *[count] * pictures]]
+    def of_one_prompt(self, which: Sequence[int]) -> Studio:
+        """The seeds of some of the pictures, with the first one's prompt."""
+        some, count = self.picked(which), len(self._seeds)
+        some._context = self._context[[*[0] * len(which), *[count] * len(which)]]
         return some
 
     @property
