@@ -6,13 +6,15 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deepcache_ext import profile_file
+from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 
@@ -143,6 +145,83 @@ def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Ho
     assert host.module("shared").state.textinfo is None
     assert equal(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
+
+
+def test_skip_ends_it_too(host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host forgets it at the next picture: what is half made must not be what plans are judged by."""
+    script(host).host._said.clear()
+    monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 60:
+            host.module("shared").state.skip()
+
+    handle = host.unet.register_forward_pre_hook(count)
+    try:
+        made(host, calibrate=QUICK)
+    finally:
+        handle.remove()
+    assert calls < 120 and files(host) == [] and "not calibrated:" in caplog.text
+
+
+def test_every_plan_and_the_picture_get_the_same_of_the_common_generator(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VAEs of real hosts draw from it in img2img, so that plans would be judged by different pictures."""
+    seen: list[torch.Tensor] = []
+    processing, ours = host.module("processing"), script(host).host
+    inner, begin = processing.process_images, ours.before_process
+
+    def spy(p: Any) -> Any:
+        seen.append(torch.get_rng_state())
+        result = inner(p)
+        torch.rand(3)
+        return result
+
+    def begun(p: Any, *args: Any) -> None:
+        if not getattr(p, "deepcache_told", ""):
+            seen.append(torch.get_rng_state())
+        begin(p, *args)
+
+    monkeypatch.setattr(processing, "process_images", spy)
+    monkeypatch.setattr(ours, "before_process", begun)
+    made(host, calibrate=QUICK)
+    assert len(seen) > QUICK["tries"] + 3 and all(torch.equal(seen[0], state) for state in seen)
+
+
+def test_a_script_that_chooses_each_seed_is_told(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a prompt matrix."""
+    script(host).host._said.clear()
+    monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
+    p = host.module("processing").StableDiffusionProcessingTxt2Img(**WISHES)
+    p.seed = [5, 5]
+    script(host).host.calibrate(p, [{"enabled": True}], True)
+    assert "not calibrated: a script chooses the seed of each picture" in caplog.text and p.seed == [5, 5]
+
+
+def test_what_a_host_says_of_its_checkpoint() -> None:
+    class Eps:
+        pass
+
+    class V_PREDICTION(Eps):
+        pass
+
+    def shell(**inner: Any) -> Any:
+        unet = SimpleNamespace(model=SimpleNamespace(**inner))
+        return SimpleNamespace(parameterization="eps", forge_objects=SimpleNamespace(unet=unet))
+
+    assert prediction_of(shell(model_sampling=V_PREDICTION())) == "v"
+    assert prediction_of(shell(model_sampling=Eps())) == prediction_of(SimpleNamespace()) == "eps"
+    assert prediction_of(shell(predictor=SimpleNamespace(prediction_type="v_prediction"))) == "v"
+    assert prediction_of(SimpleNamespace(parameterization="v")) == "v"
+    for name, known in {"Diffusers/of-v1.5": "of-v1.5", "sub/a.b.safetensors": "a.b", "of.ckpt": "of"}.items():
+        info = SimpleNamespace(name=name, shorthash=None)
+        assert checkpoint_of(SimpleNamespace(sd_checkpoint_info=info)) == (known, "")
 
 
 def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from modules import processing, shared
 
 from ..calibration import Branches, Found, Wanted, Wish, bounded, search
@@ -40,7 +41,8 @@ def calibrate(
     """Find the plan of `settings.speed_up` for the first pass that `p` asks for, and save it; `p` keeps a drawn seed
     and is else left as it is. `latest`: what the last generation did. Raises `NotCalibrated`.
     """
-    processing.fix_seed(p)
+    # Not `fix_seed`: SD.Next's makes a list of one seed, too short for a batch, and the picture itself fails.
+    p.seed, p.subseed = processing.get_fixed_seed(p.seed), processing.get_fixed_seed(p.subseed)
     studio = _Studio(p, wish, latest)
     try:
         weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": AS_IT_PAYS}
@@ -75,6 +77,8 @@ def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
     count = len(made_for.sigmas)
     if count < FEW:
         raise NotCalibrated(f"only {count} evaluations: it needs {FEW} or more")
+    if seen.report.evaluations != count:  # DPM adaptive
+        raise NotCalibrated(f"the sampler ran {seen.report.evaluations} evaluations instead of {count}")
     window = UniformPlan(2, settings.cache_branch_id, count, settings.start, settings.end)
     must = frozenset(k for k in range(count) if window.is_outside(k))
     wanted = Wanted(
@@ -116,18 +120,24 @@ class _Studio:
     first_pass: PassOutcome
 
     def __init__(self, p: Any, wish: Wish, latest: Callable[[], RunOutcome | None]) -> None:
+        if isinstance(p.seed, (list, tuple)):
+            raise NotCalibrated("a script chooses the seed of each picture; choose none")
         self._p, self._pictures, self._latest = p, wish.pictures, latest
         self.seed, self.told = int(p.seed), ""
-        self._batch = min(max(int(p.batch_size), 1), wish.pictures)
+        self._batch = max(int(p.batch_size), 1)
+        if len(getattr(p, "init_images", None) or ()) <= 1:  # several need a batch that holds them
+            self._batch = min(self._batch, wish.pictures)
         self._iterations = -(-wish.pictures // self._batch)
         self._evaluations = 0
         shared.state.job_count = wish.runs * self._iterations + int(p.n_iter)
 
     def make(self, settings: Mapping[str, Any]) -> list[Any]:
         """The pictures; no hires pass, nothing saved. Raises `NotCalibrated` where they are not what was asked for."""
-        shared.state.textinfo = ": ".join(filter(None, ("DeepCache calibrates", self.told)))
+        shared.state.textinfo = told = ": ".join(filter(None, ("DeepCache calibrates", self.told)))
         before = self._latest()
-        made = processing.process_images(self._again(settings))
+        # In img2img the VAE may draw from the common generator: each plan, and then the picture, gets the same.
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            made = processing.process_images(self._again(settings, told))
         state = shared.state
         if state.interrupted or state.skipped or getattr(state, "stopping_generation", False):
             raise NotCalibrated("interrupted, nothing was saved")
@@ -144,8 +154,9 @@ class _Studio:
         shared.state.job_count = shared.state.job_no + int(self._p.n_iter)
         shared.state.textinfo = None
 
-    def _again(self, settings: Mapping[str, Any]) -> Any:
+    def _again(self, settings: Mapping[str, Any], told: str) -> Any:
         again = copy.copy(self._p)
+        again.deepcache_told = told
         again.extra_generation_params = dict(self._p.extra_generation_params)
         again.override_settings = dict(self._p.override_settings or {})
         known = getattr(shared.opts, "data", {})

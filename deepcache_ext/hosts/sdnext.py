@@ -183,6 +183,8 @@ class SDNext(A1111):
         session.tick(lambda: x, sigma)
 
     def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
+        if getattr(p, "deepcache_told", ""):  # each job of the host's has wiped it away
+            shared.state.textinfo = p.deepcache_told
         hires, total = _is_hires(p), self._clock.remaining
         settings = generation.settings
         sigmas = self._clock.noise_levels(scheduler)

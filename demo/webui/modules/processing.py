@@ -20,7 +20,7 @@ from modules import (
     sd_unet,
     shared,
 )
-from modules.processing_parts import Processed, Wishes, create_infotext, fix_seed
+from modules.processing_parts import Processed, Wishes, create_infotext, fix_seed, get_fixed_seed
 from modules.shared import opts, state
 
 opt_C = 4
@@ -199,5 +199,5 @@ from modules.processing_kinds import (  # noqa: E402
 
 __all__ = [
     "Processed", "StableDiffusionProcessing", "StableDiffusionProcessingImg2Img", "StableDiffusionProcessingTxt2Img",
-    "create_infotext", "process_images",
+    "create_infotext", "get_fixed_seed", "process_images",
 ]

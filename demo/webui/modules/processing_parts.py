@@ -165,6 +165,12 @@ def create_infotext(p: Wishes, prompts: list, seeds: list, index: int = 0) -> st
     return "\n".join([prompts[index], *([f"Negative prompt: {negative}"] if negative else []), listed]).strip()
 
 
+def get_fixed_seed(seed: Any) -> Any:
+    """A drawn seed where none is asked for; a list, as some scripts set it, stays."""
+    if isinstance(seed, list):
+        return seed
+    return int(seed) if seed is not None and int(seed) >= 0 else random.randrange(2**32)
+
+
 def fix_seed(p: Wishes) -> None:
-    """A drawn seed where none is asked for."""
-    p.seed = int(p.seed) if p.seed is not None and int(p.seed) >= 0 else random.randrange(2**32)
+    p.seed = get_fixed_seed(p.seed)

@@ -10,7 +10,7 @@ import diffusers
 import torch
 from modules import images, rng, script_callbacks, scripts, sd_models, shared
 from modules.processing_diffusers import Interrupted, run_pass
-from modules.processing_parts import Processed, Wishes, create_infotext, fix_seed
+from modules.processing_parts import Processed, Wishes, create_infotext, fix_seed, get_fixed_seed  # noqa: F401
 from modules.sd_model import as_kind
 from modules.shared import opts, state
 
