@@ -62,13 +62,15 @@ class PassOutcome:
 class RunOutcome:
     """One run of the host's `process_images`: all passes of all its batches, as far as they are over.
 
-    `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "".
+    `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "". `calibrated`: what became of
+    calibrating, where it began with that, in words.
     """
 
     kind: str
     settings: Settings
     error: str = ""
     passes: list[PassOutcome] = field(default_factory=list)
+    calibrated: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,5 +79,6 @@ class RunOutcome:
             "enabled": self.settings.enabled,
             "settings": self.settings.infotext() if self.settings.enabled else {},
             "error": self.error,
+            "calibrated": self.calibrated,
             "passes": [one.as_json() for one in self.passes],
         }

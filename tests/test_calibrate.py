@@ -76,7 +76,9 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     told_params = first.extra_generation_params
     assert told_params["DeepCache full evaluations"] == plan.evaluations
     assert told_params["DeepCache strategy"] == "custom" and "DeepCache speed-up" not in told_params
+    assert '"calibrated": "calibrated: ' in told(host, first)
     again = made(host)
+    assert '"calibrated": ""' in told(host, again)
     assert equal(first, again) and not equal(first, uncached)
     # Of the infotext alone, without the profile.
     path.unlink()
@@ -123,7 +125,7 @@ def test_what_cannot_be_calibrated_makes_the_picture_and_says_why(
     monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
     result = made(host, wishes, calibrate=asked)
     assert len(result.images) == 1 and files(host) == []
-    assert f"not calibrated: {words}" in caplog.text
+    assert f"not calibrated: {words}" in caplog.text and f'"calibrated": "not calibrated: {words}' in told(host, result)
 
 
 def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Host) -> None:

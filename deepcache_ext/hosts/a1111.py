@@ -72,6 +72,7 @@ class A1111:
         self._last_params: Callable[[], Any] = lambda: None
         self._said: set[str] = set()
         self._failed = self._calibrates = False
+        self._calibrated = ""
 
     # Script hooks -------------------------------------------------------------------------------------------
 
@@ -87,14 +88,15 @@ class A1111:
                 raise NotCalibrated("a script sets DeepCache's settings for each picture; calibrate without it")
             path, plan = calibrate(p, settings, wish, lambda: self.last_run, self.profiles)
         except (SettingsError, NotCalibrated) as why:
-            self._say(p, f"not calibrated: {why}")
+            self._calibrated = f"not calibrated: {why}"
         except Exception as error:  # the host's own, as when memory runs out
             log.exception("calibrating failed")
-            self._say(p, f"not calibrated: {type(error).__name__}: {error}")
+            self._calibrated = f"not calibrated: {type(error).__name__}: {error}"
         else:
-            self._say(p, f"calibrated: {plan.in_words}; saved as {path.name}")
+            self._calibrated = f"calibrated: {plan.in_words}; saved as {path.name}"
         finally:
             self._calibrates = False
+        self._say(p, self._calibrated)
 
     @guarded
     def before_process(self, p: Any, args: Sequence[Any]) -> None:
@@ -204,6 +206,8 @@ class A1111:
             p.extra_generation_params["DeepCache error"] = wrong
         generation = self._generations.begin(p, getattr(shared.state, "time_start", None), settings)
         generation.outcome = RunOutcome("img2img" if hasattr(p, "init_images") else "txt2img", settings, wrong)
+        if not self._calibrates:
+            generation.outcome.calibrated, self._calibrated = self._calibrated, ""
         if settings.enabled:
             p.extra_generation_params.update(generation.infotext())
         return generation

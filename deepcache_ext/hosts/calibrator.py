@@ -129,7 +129,10 @@ class _Studio:
             self._batch = min(self._batch, wish.pictures)
         self._iterations = -(-wish.pictures // self._batch)
         self._evaluations = 0
-        shared.state.job_count = wish.runs * self._iterations + int(p.n_iter)
+        state = shared.state
+        # A script that makes many pictures, as a grid, has said how many there are.
+        self._waiting = state.job_count - state.job_no if state.job_count > 0 else int(p.n_iter)
+        state.job_count = state.job_no + wish.runs * self._iterations + self._waiting
 
     def make(self, settings: Mapping[str, Any]) -> list[Any]:
         """The pictures; no hires pass, nothing saved. Raises `NotCalibrated` where they are not what was asked for."""
@@ -151,7 +154,7 @@ class _Studio:
 
     def close(self) -> None:
         """What is left to do is the generation that waits."""
-        shared.state.job_count = shared.state.job_no + int(self._p.n_iter)
+        shared.state.job_count = shared.state.job_no + self._waiting
         shared.state.textinfo = None
 
     def _again(self, settings: Mapping[str, Any], told: str) -> Any:
@@ -165,6 +168,7 @@ class _Studio:
             again.comments = type(self._p.comments)()
         again.deepcache_overrides = {"enabled": True, "passes": "both", **settings}
         again.seed, again.batch_size, again.n_iter = self.seed, self._batch, self._iterations
+        again.override_settings_restore_afterwards = True
         again.enable_hr = False
         again.do_not_save_samples = again.do_not_save_grid = True
         return again

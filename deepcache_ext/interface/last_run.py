@@ -19,7 +19,7 @@ def table(run: RunOutcome | None) -> str:
         return _line(f"{run.kind}: made without caching: {run.error}")
     if not run.settings.enabled:
         return _line(f"{run.kind}: DeepCache was off.")
-    columns, notes = [], []
+    columns, notes = [], [run.calibrated] if run.calibrated else []
     for hires in (False, True):
         those = [one for one in run.passes if one.report.hires is hires]
         if those:
