@@ -61,7 +61,7 @@ def plan_for(
         return plan, remark or "no profile: weighted instead of calibrated"
     if settings.strategy == "custom":
         full_ones, renewed, own = custom(settings.full_evaluations, total, branch)
-        if renewed:
+        if "/" in settings.full_evaluations:
             return ListedPlan(full_ones, branch, total, *window, renewed, own), ""
         return _in_turns(full_ones, branch, total, window, deeper), ""
     if settings.strategy == "non-uniform":

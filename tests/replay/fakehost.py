@@ -153,7 +153,10 @@ def _stand_in(host: Host) -> Iterator[None]:
     if host.control_extensions is not None:
         vars(scripts)["control_extensions"] = host.control_extensions
     shared.__getattr__ = lambda name: getattr(host.shared, name)  # type: ignore[method-assign]
-    vars(modules).update(script_callbacks=callbacks, scripts=scripts, shared=shared)
+    paths, processing = ModuleType("modules.paths"), ModuleType("modules.processing")
+    vars(paths)["models_path"] = str(ROOT / "models that are not there")
+    own = (callbacks, scripts, shared, paths, processing)
+    vars(modules).update({module.__name__.rpartition(".")[2]: module for module in own})
 
     def concerned(name: str) -> bool:
         return name == "modules" or name in host.packages or name.startswith(("modules.", *OURS))
@@ -161,7 +164,7 @@ def _stand_in(host: Host) -> Iterator[None]:
     before = {name: module for name, module in sys.modules.items() if concerned(name)}
     for name in before:
         del sys.modules[name]
-    sys.modules.update({module.__name__: module for module in (modules, callbacks, scripts, shared)})
+    sys.modules.update({module.__name__: module for module in (modules, *own)})
     sys.modules.update({name: ModuleType(name) for name in host.packages})
     for module in host.modules():
         sys.modules[module.__name__] = module

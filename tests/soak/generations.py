@@ -78,13 +78,15 @@ class Scene:
             request |= {"refiner_checkpoint": "tinyB", "refiner_switch_at": one_of((0.3, 0.5, 0.8))}
         interval, branch = chance.choice((1, 2, 2, 3, 3, 4, 6)), chance.randint(0, 11)
         start = one_of((0.0, 0.0, 0.0, 0.25, 0.5))
+        deep = f"/{chance.randint(branch + 1, 11)}" if branch < 11 and sometimes(0.4) else ""
+        typed = ", ".join(f"{k}{one_of((deep, ''))}" for k in range(1, 20) if sometimes(0.4)) or "0"
         settings = {
             "enabled": True, "preset": "Custom", "cache_interval": interval, "cache_branch_id": branch,
             "estimator": one_of(("copy", "copy", "forecast")), "start": start, "end": one_of((1.0, 1.0, 0.8, 0.6)),
             "passes": one_of(("both", "both", "both", "first only", "hires only")),
             "hires_cache_interval": one_of((0, 0, 2, 4)), "hires_cache_branch_id": one_of((-1, -1, 0, 5)),
             "strategy": one_of(("uniform", "uniform", "custom")),
-            "full_evaluations": ", ".join(str(k) for k in range(1, 20) if sometimes(0.4)) or "0",
+            "full_evaluations": typed,
             "speed_up": 2.0, "hires_speed_up": 0.0, "center": 0.3, "power": 1.4,
             "deeper_branch_id": one_of((-1, -1, 0, 2, 5, 9)),
         }

@@ -79,7 +79,8 @@ class Naive:
 
     @property
     def _branches(self) -> tuple[int, ...]:
-        deeper = self.settings.get("deeper_branch_id", -1)
+        listed = self.settings.get("strategy") == "custom" and "/" in self.settings["full_evaluations"]
+        deeper = max(self._kinds.values()) if listed else self.settings.get("deeper_branch_id", -1)
         return (self._branch, deeper) if deeper > self._branch else (self._branch,)
 
     def _ran(self, k: int) -> int | None:
@@ -96,12 +97,20 @@ class Naive:
             renewals = list(range(first, k + 1, self._interval))
         if k not in renewals:
             return self._branch
+        if self.settings.get("strategy") == "custom" and "/" in self.settings["full_evaluations"]:
+            own = self._kinds.get(k, 0) if k else 0
+            return own if own > self._branch else None
         return self._branches[1] if renewals.index(k) % len(self._branches) else None
 
     @property
     def _typed(self) -> list[int]:
-        typed = {int(one) for one in self.settings["full_evaluations"].split(",")}
-        return sorted({0} | {one for one in typed if one < self._total})
+        return sorted({0} | {one for one in self._kinds if one < self._total})
+
+    @property
+    def _kinds(self) -> dict[int, int]:
+        """Typed evaluations, each with its branch; 0 for the whole UNet."""
+        typed = (one.partition("/") for one in self.settings["full_evaluations"].split(","))
+        return {int(k): int(branch or 0) for k, _, branch in typed}
 
     def _beyond(self, k: int) -> int | None:
         """Of more evaluations than were announced, full ones as far apart as what renews was on the mean."""
