@@ -73,8 +73,9 @@ class Wish:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a plan is looked for. `sigmas`: the noise level of each evaluation; `blocks`: how many output blocks the
-    UNet has; `must`: evaluations that are full in any case.
+    """What a plan is looked for. `sigmas`: the noise level of each evaluation, as k-diffusion counts it; `speed_up`: at
+    least that, of the UNet; `branch`: what cached evaluations run (`cache_branch_id`); `blocks`: how many output blocks
+    the UNet has; `must`: evaluations that are full in any case.
     """
 
     sigmas: tuple[float, ...]

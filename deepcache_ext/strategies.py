@@ -20,7 +20,7 @@ from .settings import AS_IT_PAYS, CALIBRATED, Settings, ranges
 @dataclass(frozen=True)
 class Nature:
     """What of a pass decides how much an error counts. `fresh_noise`: its sampler adds noise in the course of it
-    (ancestral, SDE). `prediction`: what the UNet says, "eps" (noise) or "v".
+    (ancestral, SDE). `prediction`: what the UNet predicts, "eps" (noise) or "v".
     """
 
     fresh_noise: bool = False
@@ -76,7 +76,7 @@ def plan_for(
     full = predict.full_for(total, settings.speed_up, predict.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     if deeper == AS_IT_PAYS:
-        # Of a UNet that says noise, whose sampler adds some, by depth gave the better pictures at any distance.
+        # With a UNet that predicts noise and a sampler that adds some, by depth was the better at any distance.
         near = 0.0 if nature.fresh_noise and nature.prediction == "eps" else ONE_BRANCH_UP_TO
         deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > near else branch
     if deeper > branch:
@@ -227,8 +227,8 @@ def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRAN
     early errors feed on each other; of the laws that were tried this one gave the best pictures (docs/strategies.md).
     A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
 
-    That is for a UNet that says v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise it
-    takes s times as much: there the third factor gets the quotient of the two, sqrt(1 + s^2), and stays with fresh
+    That is for a UNet that predicts v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise
+    it takes s times as much: there the third factor gets the quotient of the two, sqrt(1 + s^2), and stays with fresh
     noise too.
     """
     now = np.asarray(sigmas, dtype=np.float64)

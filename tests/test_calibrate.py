@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -62,6 +63,27 @@ def equal(a: Any, b: Any) -> bool:
 
 
 QUICK = {"pictures": 2, "tries": 6}
+
+
+@contextlib.contextmanager
+def at_call_60(host: Host, do: Callable[[], None]) -> Iterator[list[None]]:
+    """Something happens at the UNet's 60th call, in the midst of calibrating; gives a list with an item a call."""
+    calls: list[None] = []
+
+    def count(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == 60:
+            do()
+
+    handle = host.unet.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def crash() -> None:
+    raise MemoryError("made for this test")
 
 
 def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) -> None:
@@ -130,20 +152,9 @@ def test_what_cannot_be_calibrated_makes_the_picture_and_says_why(
 
 def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Host) -> None:
     uncached = host.txt2img(**WISHES)
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 60:
-            host.interrupt()
-
-    handle = host.unet.register_forward_pre_hook(count)
-    try:
+    with at_call_60(host, host.interrupt) as calls:
         made(host, calibrate=QUICK)
-    finally:
-        handle.remove()
-    assert calls < 120 and files(host) == []
+    assert len(calls) < 120 and files(host) == []
     assert host.module("shared").state.textinfo is None
     assert equal(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
@@ -153,20 +164,9 @@ def test_skip_ends_it_too(host: Host, caplog: pytest.LogCaptureFixture, monkeypa
     """A host forgets it at the next picture: what is half made must not be what plans are judged by."""
     script(host).host._said.clear()
     monkeypatch.setattr(logging.getLogger("deepcache"), "propagate", True)
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 60:
-            host.module("shared").state.skip()
-
-    handle = host.unet.register_forward_pre_hook(count)
-    try:
+    with at_call_60(host, host.module("shared").state.skip) as calls:
         made(host, calibrate=QUICK)
-    finally:
-        handle.remove()
-    assert calls < 120 and files(host) == [] and "not calibrated:" in caplog.text
+    assert len(calls) < 120 and files(host) == [] and "not calibrated:" in caplog.text
 
 
 def test_every_plan_and_the_picture_get_the_same_of_the_common_generator(
@@ -228,20 +228,9 @@ def test_what_a_host_says_of_its_checkpoint() -> None:
 
 def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:
     uncached = host.txt2img(**WISHES)
-    calls = 0
-
-    def fail(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 60:
-            raise MemoryError("made for this test")
-
-    handle = host.unet.register_forward_pre_hook(fail)
-    try:
+    with at_call_60(host, crash) as calls:
         result = made(host, calibrate=QUICK)
-    finally:
-        handle.remove()
-    assert len(result.images) == 1 and files(host) == []
+    assert len(calls) > 60 and len(result.images) == 1 and files(host) == []
     assert getattr(result, "comments", "").count("not calibrated:") == 1
     assert equal(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks

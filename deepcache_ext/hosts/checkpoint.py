@@ -17,7 +17,7 @@ def checkpoint_of(model: Any) -> tuple[str, str]:
 
 
 def prediction_of(model: Any) -> str:
-    """What the checkpoint's UNet says, "eps" or "v". A1111's models tell it themselves, as ldm and sgm have it. In
+    """What the checkpoint's UNet predicts, "eps" or "v". A1111's models tell it themselves, as ldm and sgm have it. In
     Forge's family what samples decides: the `predictor` of the model beside the UNet, or in reForge and Classic its
     `model_sampling`, by the classes it is mixed of; there the shell of an SDXL checkpoint may say "eps" of v.
     """
