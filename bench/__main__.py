@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from deepcache_ext.estimators import ESTIMATORS
+from deepcache_ext.plan.estimators import ESTIMATORS
 
 from . import calls, overhead, own_model, own_webui, unets
 from .report import Report

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from deepcache_ext.estimators import Copy
+from deepcache_ext.plan.estimators import Copy
 
 from . import calls, memory, speed_report, twin_calls, twins, unets
 from .cases import ON_CPU, ON_GPU, Case

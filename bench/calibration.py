@@ -19,13 +19,13 @@ import torch
 
 from bench.evidence.metrics import psnr
 from bench.tried import ESTIMATORS, Studio, Way
-from deepcache_ext import predict
-from deepcache_ext.calibration import Wanted, Wish, search
-from deepcache_ext.foresight import PassAhead, PlannedPass, planned
-from deepcache_ext.settings import Settings
-from deepcache_ext.strategies import Nature
+from deepcache_ext.calibrate.search import Wanted, Wish, search
+from deepcache_ext.plan import cost
+from deepcache_ext.plan.preview import PassAhead, PlannedPass, planned
+from deepcache_ext.plan.strategies import Nature
+from deepcache_ext.settings.settings import Settings
 
-DEPTH = predict.USUAL_DEPTH
+DEPTH = cost.USUAL_DEPTH
 NAMES = {"copy": "copy", "forecast": "trust, a channel"}
 
 
@@ -95,7 +95,7 @@ def line(
         best = first
     copying = next(
         one for one in (uniform(ahead, interval) for interval in range(2, ahead.total))
-        if (one.speed_up() or math.inf) >= predict.NEARLY * speed_up
+        if (one.speed_up() or math.inf) >= cost.NEARLY * speed_up
     )
     results = (others.scores(one) for one in (copying, first, best))
     return [f"{fmean(scores):.1f} at {reached:.2f}x" for scores, reached in results]

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from deepcache_ext.estimators import ESTIMATORS, Copy, Forecast
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import ESTIMATORS, Copy, Forecast
+from deepcache_ext.session.session import Session
 
 from . import unets
 from .timing import Clock, Rival, Seconds, calls_for, rounds

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 import deepcache_ext
-from deepcache_ext.estimators import Forecast
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import Forecast
+from deepcache_ext.session.session import Session
 
 from . import unets
 from .calls import BY_HAND, HOOKED, PLAIN, FullUntil, Pass

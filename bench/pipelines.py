@@ -27,7 +27,7 @@ import diffusers
 import torch
 
 from deepcache_ext import DeepCache
-from deepcache_ext.python_api import Report
+from deepcache_ext.python.deepcache import Report
 from tests import diffusers_pipelines as pipelines
 from tests.diffusers_unets import LAYOUTS
 

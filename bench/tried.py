@@ -20,8 +20,8 @@ from torch.nn.functional import avg_pool2d
 
 from bench.evidence.metrics import psnr
 from bench.evidence.studio import checkpoint_called, pairs_for
-from deepcache_ext import predict
-from deepcache_ext.strategies import Nature, non_uniform, weighted
+from deepcache_ext.plan import cost
+from deepcache_ext.plan.strategies import Nature, non_uniform, weighted
 from demo.webui import checkpoints
 from demo.webui.real_parts import external, sampling
 
@@ -138,7 +138,7 @@ class Way:
     def cost(self) -> float:
         """Of the evaluations that were run, in full calls."""
         shares = {None: 0.0, -1: 1.0}
-        return sum(shares[branch] if branch in shares else predict.share(branch) for branch in self.ran)
+        return sum(shares[branch] if branch in shares else cost.share(branch) for branch in self.ran)
 
 
 class Studio:

@@ -16,8 +16,8 @@ import torch
 
 from bench.evidence.metrics import psnr
 from bench.tried import ESTIMATORS, Studio, Way
-from deepcache_ext import predict
-from deepcache_ext.strategies import Nature, weighted, weights
+from deepcache_ext.plan import cost
+from deepcache_ext.plan.strategies import Nature, weighted, weights
 
 TRUST = "trust, a channel"
 RIVALS = ("weighted", "by depth", "adaptive", "calibrated")
@@ -30,8 +30,8 @@ def by_depth(sigmas: Sequence[float], speed: float, branch: int, every: int, fre
         renewed = sorted(weighted(sigmas, count, nature=Nature(fresh_noise, "v")))
         full = frozenset(renewed[::every])
         deeper = {k: branch for k in renewed if k not in full}
-        cost = len(full) + len(deeper) * predict.share(branch) + (steps - count) * predict.share(0)
-        if steps / cost < speed:
+        spent = len(full) + len(deeper) * cost.share(branch) + (steps - count) * cost.share(0)
+        if steps / spent < speed:
             break
         found = Way(full, 0, ESTIMATORS[TRUST], deeper)
     return found
@@ -70,17 +70,17 @@ def calibrated(sigmas: Sequence[float], seen: Sequence[torch.Tensor], full: int,
     best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, (0,))}
     for _ in range(full - 1):
         following: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
-        for (before, last), (cost, path) in best.items():
+        for (before, last), (spent, path) in best.items():
             added = 0.0
             for at in range(last + 1, min(last + widest, steps)):
                 known = following.get((last, at))
-                if known is None or cost + added < known[0]:
-                    following[(last, at)] = cost + added, (*path, at)
+                if known is None or spent + added < known[0]:
+                    following[(last, at)] = spent + added, (*path, at)
                 added += missed(before, last, at)
         best = following
     ends = [
-        (cost + sum(missed(before, last, at) for at in range(last + 1, steps)), path)
-        for (before, last), (cost, path) in best.items()
+        (spent + sum(missed(before, last, at) for at in range(last + 1, steps)), path)
+        for (before, last), (spent, path) in best.items()
     ]
     return frozenset(min(ends)[1])
 
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sigmas = [float(sigma) for sigma in studio.sigmas(sampler, steps)[:-1]]
         seen = features(others, sampler, steps, guidance)
         for asked in map(float, options.speed_ups.split(",")):
-            full = predict.full_for(steps, asked, predict.share(0))
+            full = cost.full_for(steps, asked, cost.share(0))
             chosen = frozenset(weighted(sigmas, full, nature=Nature(fresh_noise, "v")))
             ways = {"weighted": Way(chosen, 0, ESTIMATORS[TRUST])}
             for branch, every in ((2, 2), (5, 2), (8, 2), (2, 3)):

@@ -1,14 +1,38 @@
-"""DeepCache for Stable Diffusion WebUIs: run the whole U-Net at some evaluations, its shallow part at the others.
+"""DeepCache for Stable Diffusion WebUIs: the whole UNet at some evaluations, a shallow part at the others.
 
 Method: Ma, Fang, Wang, "DeepCache: Accelerating Diffusion Models for Free", arXiv 2312.00858.
 
-The engine (settings, plan, estimators, ladder, slots, session, report) needs torch alone; `hosts` knows the
-WebUIs and `interface` their pages. For Python programs: `DeepCache` and `DeepCacheSDHelper`.
+The way of the data: `settings` -> `plan` -> `session` (which shadows blocks by `unet`) -> `report`. `python` and
+`hosts` drive it, `interface` shows it. For Python programs: `DeepCache` and `DeepCacheSDHelper`, loaded when they are
+asked for, so that a WebUI loads nothing of `python` on their account.
 """
 
-from .python_api import DeepCache, DeepCacheSDHelper
-from .settings import SettingsError
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .python.deepcache import DeepCache
+    from .python.sdhelper import DeepCacheSDHelper
+    from .settings.settings import SettingsError
 
 __all__ = ["DeepCache", "DeepCacheSDHelper", "SettingsError"]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "DeepCache": ".python.deepcache",
+    "DeepCacheSDHelper": ".python.sdhelper",
+    "SettingsError": ".settings.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

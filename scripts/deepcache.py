@@ -2,28 +2,29 @@
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.a1111_foresight import branches
-from deepcache_ext.hosts.webui import adapter, allow_in_control_tab, foresee, pastes_updates_only
-from deepcache_ext.interface import api, calibrate, console, infotext, options, page, ui, xyz
+from deepcache_ext.hosts.a1111.preview import branches
+from deepcache_ext.hosts.detect import adapter, allow_in_control_tab, foresee, pastes_updates_only
+from deepcache_ext.interface import axes, calibrate, console, events, infotext, options, routes
+from deepcache_ext.interface.accordion import TITLE, build, connect_calibrate
 
 host = adapter()
-joined = page.Page(foresee, lambda: host.last_run, host.profiles)
+joined = events.Page(foresee, lambda: host.last_run, host.profiles)
 requests = calibrate.Requests()
-allow_in_control_tab(scripts, ui.TITLE)
+allow_in_control_tab(scripts, TITLE)
 
 
 class DeepCacheScript(scripts.Script):
     def title(self):
-        return ui.TITLE
+        return TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = ui.build(self.elem_id, host.disabled)
+        accordion = build(self.elem_id, host.disabled)
         tab = "img2img" if is_img2img else "txt2img"
         joined.add(tab, accordion)
-        ui.connect_calibrate(accordion, tab, requests.press)
+        connect_calibrate(accordion, tab, requests.press)
         self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, pastes_updates_only())
         self.paste_field_names = infotext.paste_names(self.infotext_fields)
         return [*accordion.components.values(), accordion.request]
@@ -60,12 +61,12 @@ def obey_options():
 
 
 def on_app_started(_blocks, app):
-    api.mount(app, foresee, lambda: host.last_run, api.auth_of(shared.cmd_opts), host.profiles)
+    routes.mount(app, foresee, lambda: host.last_run, routes.auth_of(shared.cmd_opts), host.profiles)
 
 
 obey_options()
 script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
-script_callbacks.on_before_ui(lambda: xyz.add_axes(scripts.scripts_data, branches))
+script_callbacks.on_before_ui(lambda: axes.add_axes(scripts.scripts_data, branches))
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
 if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from deepcache_ext.estimators import Copy, Forecast
-from deepcache_ext.plan import UniformPlan
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import Copy, Forecast
+from deepcache_ext.plan.plan import UniformPlan
+from deepcache_ext.session.session import Session
 from tests import unets
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcache_ext.settings import FIELDS
+from deepcache_ext.settings.settings import FIELDS
 from demo.webui.boot import Host, boot
 from tests import unets
 
@@ -146,10 +146,10 @@ class LevelsSeen:
     """What `noise_levels` foresaw at the start of each pass, and what then came."""
 
     def __init__(self, host: Host, monkeypatch) -> None:
-        from deepcache_ext.hosts import a1111
+        from deepcache_ext.hosts.a1111 import adapter
 
         self.passes: list[tuple[list[float] | None, list[float]]] = []
-        foresee, level = a1111.noise_levels, a1111.noise_level
+        foresee, level = adapter.noise_levels, adapter.noise_level
 
         def begin(params, p, total):
             self.passes.append((foresee(params, p, total), []))
@@ -159,8 +159,8 @@ class LevelsSeen:
             self.passes[-1][1].append(level(params, p))
             return self.passes[-1][1][-1]
 
-        monkeypatch.setattr(a1111, "noise_levels", begin)
-        monkeypatch.setattr(a1111, "noise_level", note)
+        monkeypatch.setattr(adapter, "noise_levels", begin)
+        monkeypatch.setattr(adapter, "noise_level", note)
 
 
 WEIGHTED = {"enabled": True, "strategy": "weighted", "speed_up": 2.0, "estimator": "forecast"}
@@ -199,9 +199,9 @@ def test_a_preset_says_that_it_skips_nothing_in_a_few_step_run(host):
 
 
 def test_without_foreseen_levels_the_plan_is_uniform(host, monkeypatch):
-    from deepcache_ext.hosts import a1111_schedule
+    from deepcache_ext.hosts.a1111 import schedule
 
-    monkeypatch.setattr(a1111_schedule, "_schedule", lambda params, p: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(schedule, "_schedule", lambda params, p: [3.0, 2.0, 1.0])
     done = make(host, WEIGHTED, steps=14)
     assert read(host, done)["DeepCache"] == "5 of 14 full"
 

@@ -12,7 +12,7 @@ import torch
 
 from bench import calls, overhead, timing, unets
 from bench.__main__ import main
-from deepcache_ext.estimators import Copy
+from deepcache_ext.plan.estimators import Copy
 
 SMALL_SGM = unets.LAYOUTS["sdxl"].options | {
     "model_channels": 32, "num_head_channels": 16, "context_dim": 48, "adm_in_channels": 24,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench import pipelines as bench
-from deepcache_ext.python_api import Report
-from deepcache_ext.report import PassReport, Reason
+from deepcache_ext.python.deepcache import Report
+from deepcache_ext.report.pass_report import PassReport, Reason
 from tests import diffusers_pipelines
 
 CONTROL = "StableDiffusionControlNet, control network counted"

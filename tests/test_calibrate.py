@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepcache_ext import profile_file
+from deepcache_ext.calibrate.profile import from_text
 from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
@@ -90,7 +90,7 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     uncached = host.txt2img(**WISHES)
     first = made(host, calibrate=QUICK)
     (path,) = files(host)
-    profile = profile_file.from_text(path.read_text(encoding="utf-8"))
+    profile = from_text(path.read_text(encoding="utf-8"))
     (plan,) = profile.plans
     assert profile.made_for.sampler == "Euler" and len(profile.made_for.sigmas) == 14 and plan.tries == 6
     assert profile.made_for.checkpoint == "demo-sd1" and profile.made_for.checksum and path.name == profile.file_name

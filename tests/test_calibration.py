@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcache_ext import calibration, predict
-from deepcache_ext.calibration import EQUAL, Wanted, Wish, search
-from deepcache_ext.settings import SettingsError
-from deepcache_ext.strategies import Nature, custom, weighted
+import deepcache_ext.calibrate.search as search_module
+from deepcache_ext.calibrate.search import EQUAL, Wanted, Wish, search
+from deepcache_ext.plan import cost
+from deepcache_ext.plan.strategies import Nature, custom, weighted
+from deepcache_ext.settings.settings import SettingsError
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 
@@ -22,7 +23,7 @@ def plan_of(text, count=20, branch=0):
 
 def first_of(wanted):
     count = len(wanted.sigmas)
-    full = predict.full_for(count, wanted.speed_up, predict.share(wanted.branch, wanted.blocks))
+    full = cost.full_for(count, wanted.speed_up, cost.share(wanted.branch, wanted.blocks))
     chosen = weighted(wanted.sigmas, full, wanted.must, wanted.nature)
     return tuple(None if k in chosen else wanted.branch for k in range(count))
 
@@ -71,7 +72,7 @@ def test_every_plan_is_new_and_fast_enough(speed_up, branch, blocks, fresh_noise
     found = search(wanted, first, [0.0], tries, judge)
     assert found.tries == len(asked) + 1 <= tries and len(set(asked)) == len(asked) and first not in asked
     for plan in asked:
-        assert predict.speed_up(plan, blocks) >= predict.NEARLY * speed_up
+        assert cost.speed_up(plan, blocks) >= cost.NEARLY * speed_up
         assert all(plan[k] is None for k in {0, *must})
     assert plan_of(found.plan, branch=branch) == (asked[-1] if asked else first)
 
@@ -90,7 +91,7 @@ def test_chance_alone_does_not_choose(monkeypatch):
     first = first_of(wanted)
 
     def found(sure):
-        monkeypatch.setattr(calibration, "SURE", sure)
+        monkeypatch.setattr(search_module, "SURE", sure)
         return search(wanted, first, [40.0] * 4, 30, lambda text: [40.3, 39.8, 40.3, 39.7])
 
     assert found(0.5).plan == found(0.5).first, "two pictures of four say otherwise"
@@ -98,7 +99,7 @@ def test_chance_alone_does_not_choose(monkeypatch):
 
 
 def test_equal_pictures_have_a_number():
-    assert calibration.bounded([float("inf"), 41.5]) == [EQUAL, 41.5]
+    assert search.bounded([float("inf"), 41.5]) == [EQUAL, 41.5]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.calls import WHOLE, Call, lies_at, locate, same_content
+from deepcache_ext.unet.calls import WHOLE, Call, lies_at, locate, same_content
 
 
 def latent(rows=3, height=12, width=10, seed=0):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from deepcache_ext import likeness
 from deepcache_ext.interface import compare
 from deepcache_ext.interface.compare import Shot
-from deepcache_ext.settings import SettingsError, parse
+from deepcache_ext.report.psnr import psnr
+from deepcache_ext.settings.settings import SettingsError, parse
 
 
 def flat(value, size=(60, 40)):
@@ -25,9 +25,9 @@ SHOTS = (
 
 
 def test_psnr_is_that_of_the_definition():
-    assert likeness.psnr(flat(110), flat(100)) == pytest.approx(20 * math.log10(255 / 10))
-    assert likeness.psnr(flat(100), flat(100)) == math.inf
-    assert math.isnan(likeness.psnr(flat(100), flat(100, (8, 8))))
+    assert psnr(flat(110), flat(100)) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr(flat(100), flat(100)) == math.inf
+    assert math.isnan(psnr(flat(100), flat(100, (8, 8))))
 
 
 def test_rows_are_held_against_the_first():

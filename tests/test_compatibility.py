@@ -17,7 +17,7 @@ import requests
 import torch
 from PIL import Image
 
-from deepcache_ext.report import Reason
+from deepcache_ext.report.pass_report import Reason
 from demo.webui.boot import boot
 from tests import neighbours, unets
 from tests.controlnet import ControlNet, Pluggable, Unit, counted

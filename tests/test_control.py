@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.control_ladder import ControlledLadder, ControlUnit
-from deepcache_ext.estimators import Copy, Forecast
-from deepcache_ext.hosts.a1111_controlnet import control_units
-from deepcache_ext.ladder import Ladder
-from deepcache_ext.plan import UniformPlan
-from deepcache_ext.report import Reason
-from deepcache_ext.session import Session
+from deepcache_ext.hosts.a1111.controlnet import control_units
+from deepcache_ext.plan.estimators import Copy, Forecast
+from deepcache_ext.plan.plan import UniformPlan
+from deepcache_ext.report.pass_report import Reason
+from deepcache_ext.session.session import Session
+from deepcache_ext.unet.controlnet import ControlledLadder, ControlUnit
+from deepcache_ext.unet.ldm import Ladder
 from tests import unets
 from tests.controlnet import Adapter, ControlNet, Hook, Pluggable, Unit, counted
 from tests.driver import LAYOUT, drifting, evaluate

@@ -15,7 +15,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
 from deepcache_ext import DeepCache, DeepCacheSDHelper, SettingsError
-from deepcache_ext.report import Reason
+from deepcache_ext.report.pass_report import Reason
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
 from tests.diffusers_pipelines import Naive, Output, build, run, shared

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from deepcache_ext.hosts.diffusers import Beat, Clock, Place, adds_noise, noise_level
+from deepcache_ext.python.unet_clock import Beat, Clock, Place, adds_noise, noise_level
 from tests import diffusers_pipelines as pipelines
 
 PASS, EVALUATION, CALL = Beat.PASS, Beat.EVALUATION, Beat.CALL

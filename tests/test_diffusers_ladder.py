@@ -12,11 +12,11 @@ from diffusers.loaders import IPAdapterMixin
 from torch import nn
 
 from deepcache_ext import DeepCache
-from deepcache_ext.diffusers_ladder import DiffusersLadder
-from deepcache_ext.ladder import UnknownLayout, own_forward
-from deepcache_ext.python_api import helpers_branch
-from deepcache_ext.report import Reason
-from deepcache_ext.shadows import Blocks
+from deepcache_ext.python.sdhelper import helpers_branch
+from deepcache_ext.report.pass_report import Reason
+from deepcache_ext.unet.diffusers import DiffusersLadder
+from deepcache_ext.unet.ldm import UnknownLayout, own_forward
+from deepcache_ext.unet.shadows import Blocks
 from tests import diffusers_unets as unets
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from deepcache_ext.estimators import Copy, Forecast, Kept, Moment
+from deepcache_ext.plan.estimators import Copy, Forecast, Kept, Moment
 
 
 def kept(value, index, sigma=None):

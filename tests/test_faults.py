@@ -7,8 +7,8 @@ import weakref
 import pytest
 import torch
 
-from deepcache_ext.estimators import Copy
-from deepcache_ext.report import Reason
+from deepcache_ext.plan.estimators import Copy
+from deepcache_ext.report.pass_report import Reason
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 

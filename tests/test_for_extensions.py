@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from deepcache_ext import for_extensions
-from deepcache_ext.report import Reason
+from deepcache_ext import public
+from deepcache_ext.report.pass_report import Reason
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 
@@ -20,7 +20,7 @@ def unet():
 def told(unet, cache, evaluations):
     """`is_cached` as seen from a block in each call."""
     seen = []
-    handle = unet.out.register_forward_hook(lambda *_: seen.append(for_extensions.is_cached()))
+    handle = unet.out.register_forward_hook(lambda *_: seen.append(public.is_cached()))
     try:
         run(cache, unet, evaluations)
     finally:
@@ -33,7 +33,7 @@ def test_is_cached_says_what_each_call_is(unet):
     cache = session(interval=3)
     cache.attach(unet)
     assert told(unet, cache, 6) == [False, True, True, False, True, True]
-    assert not for_extensions.is_cached()
+    assert not public.is_cached()
     cache.close()
     assert told(unet, session(interval=3), 2) == [False, False]  # never attached
 
@@ -46,7 +46,7 @@ def test_force_full_holds_for_one_evaluation(unet):
         if k == 1:
             # As a callback does between the tick and the call.
             cache.tick(lambda: latent(1), sigma(1))
-            for_extensions.force_full()
+            public.force_full()
             arguments = {**call(), "x": scaled(latent(1), 1)}
             ours = unet(**arguments)
             cache.pause()
@@ -61,8 +61,8 @@ def test_force_full_holds_for_one_evaluation(unet):
 
 @torch.no_grad()
 def test_it_holds_nothing_and_does_nothing_when_off(unet):
-    for_extensions.force_full()
-    assert not for_extensions.is_cached()
+    public.force_full()
+    assert not public.is_cached()
     cache = session(interval=3)
     cache.attach(unet)
     cache.tick(lambda: None)
@@ -71,7 +71,7 @@ def test_it_holds_nothing_and_does_nothing_when_off(unet):
     del cache
     gc.collect()
     assert alive() is None
-    assert not for_extensions.is_cached()
+    assert not public.is_cached()
 
 
 @torch.no_grad()
@@ -83,5 +83,5 @@ def test_a_parked_pass_does_not_end_the_one_above_it(unet):
     above.attach(unet)
     above.tick(lambda: None)
     below.pause()
-    assert for_extensions._session() is above
+    assert public._session() is above
     above.close()

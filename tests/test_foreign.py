@@ -7,7 +7,7 @@ import torch
 from ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
-from deepcache_ext.report import Reason
+from deepcache_ext.report.pass_report import Reason
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from deepcache_ext.foresight import PassAhead, planned, speed_up_of
-from deepcache_ext.interface.plans import passes_of
-from deepcache_ext.settings import Settings, SettingsError, parse
+from deepcache_ext.interface.asked import passes_of
+from deepcache_ext.plan.preview import PassAhead, planned, speed_up_of
+from deepcache_ext.settings.settings import Settings, SettingsError, parse
 from demo.webui.boot import boot
 from tests.test_a1111 import HIRES, host_object, make
 
@@ -31,7 +31,7 @@ def host():
 def foresight_of(host):
     """The module as the running host has loaded it."""
     assert host.unet is not None
-    return sys.modules["deepcache_ext.hosts.a1111_foresight"]
+    return sys.modules["deepcache_ext.hosts.a1111.preview"]
 
 
 def compared(host, **request):

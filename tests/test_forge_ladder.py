@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from deepcache_ext.estimators import Copy
-from deepcache_ext.forge_ladder import PARAMETERS, ForgeLadder, Shifted
-from deepcache_ext.plan import UniformPlan
-from deepcache_ext.report import Reason
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import Copy
+from deepcache_ext.plan.plan import UniformPlan
+from deepcache_ext.report.pass_report import Reason
+from deepcache_ext.session.session import Session
+from deepcache_ext.unet.forge import PARAMETERS, ForgeLadder, Shifted
 from tests import forge_unets
 from tests.driver import drifting, evaluate, scaled
 from tests.forge_unets import PROTOCOLS, ForgeUNet, by_hand

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.foresight import PassAhead, planned
-from deepcache_ext.interface import infotext, last_run, plans, strip, xyz
-from deepcache_ext.outcome import PassOutcome, RunOutcome, reached
-from deepcache_ext.report import PassReport, Reason
-from deepcache_ext.settings import (
+from deepcache_ext.interface import asked, axes, infotext, last_run, plan_strip
+from deepcache_ext.plan.preview import PassAhead, planned
+from deepcache_ext.report.pass_report import PassReport, Reason
+from deepcache_ext.report.run_report import PassOutcome, RunOutcome, reached
+from deepcache_ext.settings.settings import (
     CUSTOM,
     FIELD,
     FIELDS,
@@ -43,22 +43,22 @@ def plan(total=10, hires=False, settings=EVERY_FOURTH, depth=12):
 
 
 def test_a_cell_for_each_evaluation():
-    html = strip.strip([plan(10), plan(6, hires=True)])
+    html = plan_strip.strip([plan(10), plan(6, hires=True)])
     assert html.count("class='full'") == 3 + 2 and html.count("class='cached'") == 7 + 4
     assert "3 of 10 full" in html and "Hires pass" in html and "title='4: full'" in html
     assert "title='5: cached, branch 0'" in html
     # Speed-up by hand: 16 evaluations, 5 of them full, 11 at 7.87 % of a full one's cost.
-    assert strip.header([plan(10), plan(6, hires=True)]) == f"{16 / (5 + 11 * 0.0787):.1f}x, 5 of 16 full"
+    assert plan_strip.header([plan(10), plan(6, hires=True)]) == f"{16 / (5 + 11 * 0.0787):.1f}x, 5 of 16 full"
 
 
 def test_only_branches_that_run_are_named():
     """A list may leave none to the shallower branch, a short run none to the deeper one."""
     typed = Settings(enabled=True, strategy="custom", full_evaluations="0-9", deeper_branch_id=5)
     short = Settings(enabled=True, cache_interval=10, deeper_branch_id=5)
-    assert "5 of 10 full + 5 deeper" in strip.strip([plan(settings=typed)])
-    assert ", branch 5, " in strip.strip([plan(settings=typed)])
-    assert ", branch 0, " in strip.strip([plan(settings=short)])
-    assert ", branch 0 and 5, " in strip.strip([plan(20, settings=short)])
+    assert "5 of 10 full + 5 deeper" in plan_strip.strip([plan(settings=typed)])
+    assert ", branch 5, " in plan_strip.strip([plan(settings=typed)])
+    assert ", branch 0, " in plan_strip.strip([plan(settings=short)])
+    assert ", branch 0 and 5, " in plan_strip.strip([plan(20, settings=short)])
 
 
 def test_times_of_each_kind_are_told():
@@ -71,12 +71,12 @@ def test_times_of_each_kind_are_told():
 
 def test_no_speed_up_without_a_model_and_no_plan_without_steps():
     unknown = plan(10, depth=0)
-    assert strip.header([unknown]) == "3 of 10 full" and "as fast" not in strip.strip([unknown])
-    assert strip.header([]) == "" and "made when the run begins" in strip.strip([])
+    assert plan_strip.header([unknown]) == "3 of 10 full" and "as fast" not in plan_strip.strip([unknown])
+    assert plan_strip.header([]) == "" and "made when the run begins" in plan_strip.strip([])
 
 
 def test_what_users_wrote_is_escaped():
-    assert "<b>" not in strip.strip([], "x = '<b>' is not allowed")
+    assert "<b>" not in plan_strip.strip([], "x = '<b>' is not allowed")
     run = RunOutcome("txt2img", Settings(), error="x = '<b>' is not allowed")
     assert "<b>" not in last_run.table(run) and "&lt;b&gt;" in last_run.table(run)
 
@@ -117,9 +117,9 @@ def test_the_pages_plan_is_made_as_if_enabled_and_says_what_is_wrong():
         return [PassAhead(False, values["steps"], None, 12)]
 
     fifth = [False, "Custom", 5, 0, "copy", 0, 1, "both", 0, -1, "uniform"]
-    passes, problem = plans.of_page(fifth, {"steps": 20}, foresee)
+    passes, problem = asked.of_page(fifth, {"steps": 20}, foresee)
     assert problem == "" and passes[0].fraction == "4 of 20 full"
-    passes, problem = plans.of_page([False, "Custom", 5, 0, "copy", 1, 0], {"steps": 20}, foresee)
+    passes, problem = asked.of_page([False, "Custom", 5, 0, "copy", 1, 0], {"steps": 20}, foresee)
     assert passes == [] and problem.startswith("start = 1.0 is not allowed")
 
 
@@ -249,17 +249,17 @@ HOSTS = [name for name in SYMBOLS if name != "about"]
 def test_axes_on_each_hosts_own_class(host):
     script = xyz_script(host)
     others = [SimpleNamespace(module=SimpleNamespace()), SimpleNamespace()]
-    assert xyz.add_axes([*others, script]) == len(xyz.AXES)
-    assert xyz.add_axes([*others, script]) == 0
-    assert {xyz.label(name) for name in FIELD if name != "enabled"} == {
+    assert axes.add_axes([*others, script]) == len(axes.AXES)
+    assert axes.add_axes([*others, script]) == 0
+    assert {axes.label(name) for name in FIELD if name != "enabled"} == {
         one.label for one in script.module.axis_options[1:]
     }
 
 
-def axes(depth=12):
+def axes_of(depth=12):
     script = xyz_script("a1111-1.10.1")
-    xyz.add_axes([script], lambda: depth)
-    return {one.label.removeprefix(xyz.PREFIX): one for one in script.module.axis_options[1:]}
+    axes.add_axes([script], lambda: depth)
+    return {one.label.removeprefix(axes.PREFIX): one for one in script.module.axis_options[1:]}
 
 
 @pytest.mark.parametrize(("axis", "good", "bad", "words"), [
@@ -273,14 +273,14 @@ def axes(depth=12):
     ("Passes", ["hires only"], "none", "one of both"),
 ])
 def test_axes_check_their_values_first(axis, good, bad, words):
-    one = axes()[axis]
+    one = axes_of()[axis]
     one.confirm(None, [one.type(value) for value in good])
     with pytest.raises(RuntimeError, match=words):
         one.confirm(None, [*good, bad])
 
 
 def test_axes_offer_choices():
-    made = axes()
+    made = axes_of()
     assert made["Preset"].choices() == ["Off", *PRESETS] and made["Estimator"].choices() == ["auto", "copy", "forecast"]
     assert made["Interval"].choices is None and made["Interval"].type is int and made["Start"].type is float
 
@@ -292,7 +292,7 @@ def test_a_grid_makes_each_cell_with_its_own_settings():
         p = kinds.StableDiffusionProcessingTxt2Img(**wishes)
         p.scripts = host.module("scripts").scripts_txt2img
         p.script_args = tuple(host.api._script_args("txt2img", p.scripts, {}))
-        made, cells = axes(), {}
+        made, cells = axes_of(), {}
         for interval in (2, 7):
             for preset in ("Off", "Balanced"):
                 pc = copy(p)

@@ -126,7 +126,7 @@ def test_they_are_on_the_openapi_page(url):
 
 
 def test_whose_users_may_ask(tmp_path):
-    from deepcache_ext.interface.api import auth_of
+    from deepcache_ext.interface.routes import auth_of
 
     listed = tmp_path / "users"
     listed.write_text("bob:two\ncy:three,di:four\n\n", encoding="utf-8")

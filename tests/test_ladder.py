@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.ladder import Ladder, UnknownLayout, Walks, own_forward
-from deepcache_ext.shadows import Blocks
+from deepcache_ext.unet.ldm import Ladder, UnknownLayout, Walks, own_forward
+from deepcache_ext.unet.shadows import Blocks
 from tests import unets
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.ladder import Ladder
-from deepcache_ext.memory import numbers_per_place
+from deepcache_ext.plan.memory import numbers_per_place
+from deepcache_ext.unet.ldm import Ladder
 from tests import unets
 
 

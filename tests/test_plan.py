@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.plan import ListedPlan, UniformPlan
+from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 
 
 def full(plan, evaluations=None):

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext import profile_file, profiles
-from deepcache_ext.calibration import Wish
-from deepcache_ext.foresight import PassAhead
-from deepcache_ext.interface import calibrate, plans
-from deepcache_ext.profile_file import CalibratedPlan, MadeFor, Profile, ProfileError
-from deepcache_ext.profiles import Profiles
-from deepcache_ext.settings import FIELDS, Settings, overridden, parse
+from deepcache_ext.calibrate import profile
+from deepcache_ext.calibrate.profile import CalibratedPlan, MadeFor, Profile, ProfileError
+from deepcache_ext.calibrate.search import Wish
+from deepcache_ext.calibrate.store import Profiles
+from deepcache_ext.interface import calibrate
+from deepcache_ext.plan.preview import PassAhead
+from deepcache_ext.settings.settings import FIELDS, Settings, overridden, parse
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 AHEAD = PassAhead(False, 20, SIGMAS, 12, checkpoint="photo", checksum="0123456789", sampler="Euler")
@@ -178,13 +178,13 @@ def test_files_that_are_no_text_or_too_large(book, monkeypatch):
     path = path_of(book)
     path.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in book.planned(ASKED, AHEAD)[1].remark
-    monkeypatch.setattr(profiles, "LARGEST", 10)
+    monkeypatch.setattr("deepcache_ext.calibrate.store.LARGEST", 10)
     path.write_text("x" * 11)
     assert "too large" in book.planned(ASKED, AHEAD)[1].remark
 
 
 def signed(body):
-    return json.dumps({**body, "checksum": profile_file._digest(body)})
+    return json.dumps({**body, "checksum": profile._digest(body)})
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def signed(body):
      ("made_for", {"sigmas": {"0": 1}}), ("made_for", {"sigmas": [1.0] * 2000})],
 )
 def test_signed_nonsense_is_refused(part, change):
-    body = json.loads(profile_file.as_text(Profile(made_for(), (PLAN,))))
+    body = json.loads(profile.as_text(Profile(made_for(), (PLAN,))))
     del body["checksum"]
     target = body[part] if part == "made_for" else body[part][0]
     target.update(change)
     with pytest.raises(ProfileError, match="cannot be read"):
-        profile_file.from_text(signed(body))
+        profile.from_text(signed(body))
 
 
 NAMES = st.text(max_size=30).filter(str.isprintable)
@@ -216,14 +216,14 @@ NAMES = st.text(max_size=30).filter(str.isprintable)
 def test_a_file_says_what_was_written(checkpoint, checksum, sampler, sigmas, speed_up, psnr):
     plan = CalibratedPlan(speed_up, "0-99, 5/4", psnr, psnr, 4, 40)
     profile = Profile(MadeFor(checkpoint, checksum, sampler, tuple(sigmas), 0, 12), (plan,))
-    assert profile_file.from_text(profile_file.as_text(profile)) == profile
+    assert profile.from_text(profile.as_text(profile)) == profile
     assert "/" not in profile.file_name and "\\" not in profile.file_name and len(profile.file_name) < 130
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reader(text):
     with pytest.raises(ProfileError):
-        profile_file.from_text(text)
+        profile.from_text(text)
 
 
 def test_what_the_page_foresees_is_what_runs(book):
@@ -233,7 +233,7 @@ def test_what_the_page_foresees_is_what_runs(book):
         for ahead in (AHEAD, hires):
             settings, one = book.planned(settings, ahead)
             run.append(one.branches)
-        seen = plans.passes_of(asked, {}, lambda _: [AHEAD, hires], book)
+        seen = asked.passes_of(asked, {}, lambda _: [AHEAD, hires], book)
         assert [one.branches for one in seen] == run
 
 

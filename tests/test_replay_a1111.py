@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from deepcache_ext import session, slots
-from deepcache_ext.estimators import Copy
 from deepcache_ext.hosts import generations
-from deepcache_ext.plan import UniformPlan
-from deepcache_ext.weights import WeightsWatch
+from deepcache_ext.plan.estimators import Copy
+from deepcache_ext.plan.plan import UniformPlan
+from deepcache_ext.session import session, slots
+from deepcache_ext.session.weights import WeightsWatch
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from deepcache_ext import session, slots
-from deepcache_ext.forge_ladder import ForgeLadder
-from deepcache_ext.weights import WeightsWatch
+from deepcache_ext.session import session, slots
+from deepcache_ext.session.weights import WeightsWatch
+from deepcache_ext.unet.forge import ForgeLadder
 from tests.replay import fakehost, forge_player
 from tests.replay.forge_player import ForgeHost
 from tests.replay.recording import load
@@ -99,7 +99,7 @@ def _adapter(host: fakehost.Host) -> Any:
 
 def test_a_package_that_is_loaded_without_a_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     with fakehost.host_with_extension(ForgeHost):
-        webui = sys.modules["deepcache_ext.hosts.webui"]
+        webui = sys.modules["deepcache_ext.hosts.detect"]
         monkeypatch.setitem(sys.modules, "specless", ModuleType("specless"))
         assert webui._has("specless")
         assert not webui._has("no_such_package")

@@ -16,9 +16,9 @@ import torch
 from DeepCache import DeepCacheSDHelper as PublishedHelper
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from deepcache_ext.estimators import Copy
-from deepcache_ext.plan import UniformPlan
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import Copy
+from deepcache_ext.plan.plan import UniformPlan
+from deepcache_ext.session.session import Session
 from tests import unets
 
 STEPS = 10

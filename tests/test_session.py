@@ -11,13 +11,13 @@ import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
 
-from deepcache_ext import slots
-from deepcache_ext.calls import same_content
-from deepcache_ext.estimators import Copy, Forecast, Kept, Moment
-from deepcache_ext.ladder import UnknownLayout
-from deepcache_ext.plan import ListedPlan
-from deepcache_ext.report import Reason
-from deepcache_ext.session import Session
+from deepcache_ext.plan.estimators import Copy, Forecast, Kept, Moment
+from deepcache_ext.plan.plan import ListedPlan
+from deepcache_ext.report.pass_report import Reason
+from deepcache_ext.session import slots
+from deepcache_ext.session.session import Session
+from deepcache_ext.unet.calls import same_content
+from deepcache_ext.unet.ldm import UnknownLayout
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 

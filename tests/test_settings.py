@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deepcache_ext.settings import (
+from deepcache_ext.settings.settings import (
     CUSTOM,
     FIELD,
     FIELDS,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from deepcache_ext import session, slots
-from deepcache_ext.estimators import Copy
-from deepcache_ext.session import Session
-from deepcache_ext.settings import FIELD
+from deepcache_ext.plan.estimators import Copy
+from deepcache_ext.session import session, slots
+from deepcache_ext.session.session import Session
+from deepcache_ext.settings.settings import FIELD
 from demo.webui.boot import boot
 from tests.soak import faults, generations
 from tests.soak.__main__ import TRACES, main

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext import predict, strategies
-from deepcache_ext.estimators import Copy, Forecast
-from deepcache_ext.foresight import PassAhead, planned
-from deepcache_ext.interface import strip
-from deepcache_ext.plan import ListedPlan, UniformPlan
-from deepcache_ext.settings import Settings, SettingsError, parse, ranges
-from deepcache_ext.strategies import (
+from deepcache_ext.interface import plan_strip
+from deepcache_ext.plan import cost, strategies
+from deepcache_ext.plan.estimators import Copy, Forecast
+from deepcache_ext.plan.plan import ListedPlan, UniformPlan
+from deepcache_ext.plan.preview import PassAhead, planned
+from deepcache_ext.plan.strategies import (
     BY_DEPTH,
     ONE_BRANCH,
     Nature,
@@ -26,6 +25,7 @@ from deepcache_ext.strategies import (
     weights,
     written,
 )
+from deepcache_ext.settings.settings import Settings, SettingsError, parse, ranges
 
 SIGMAS = [14.6, 9.0, 5.5, 3.4, 2.1, 1.3, 0.8, 0.45, 0.2, 0.05]
 
@@ -185,7 +185,7 @@ def test_wide_plans_go_by_depth():
     branches = ran(KARRAS, speed_up=2.6)
     renewals = [branch for branch in branches if branch]
     assert renewals == [-1, 5] * 6
-    gained = predict.speed_up([None if branch < 0 else branch for branch in branches])
+    gained = cost.speed_up([None if branch < 0 else branch for branch in branches])
     assert 0.99 * 2.6 <= gained < 2.8
     assert len(renewals) > len([b for b in ran(KARRAS, speed_up=2.6, deeper_branch_id=0) if b]) == 10
     assert set(ran(KARRAS, speed_up=1.5, cache_branch_id=5)) == {-1, 5}  # it is no deeper than that
@@ -199,7 +199,7 @@ def test_wide_plans_go_by_depth():
 def test_a_deeper_branch_is_no_faster_than_wanted(deeper, wanted):
     """Every second evaluation on a deeper branch may be faster than was asked for: at 1 nothing is to change at all."""
     branches = ran(KARRAS, speed_up=wanted, deeper_branch_id=deeper)
-    gained = predict.speed_up([None if branch < 0 else branch for branch in branches])
+    gained = cost.speed_up([None if branch < 0 else branch for branch in branches])
     assert 0.99 * wanted <= gained < wanted + 0.05
     if wanted == 1.0:
         assert set(branches) == {-1}
@@ -214,7 +214,7 @@ def test_an_interval_for_a_speed(wanted, deeper):
 
     def gained(interval):
         those = UniformPlan(interval, 0, 30, deeper=deeper)
-        return predict.speed_up([those.branch_at(k) for k in range(30)])
+        return cost.speed_up([those.branch_at(k) for k in range(30)])
 
     assert plan == UniformPlan(min(n for n in range(1, 31) if gained(n) >= 0.99 * wanted), 0, 30, deeper=deeper)
 
@@ -238,13 +238,13 @@ def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, na
     full, renewed = by_depth(sigmas, speed, (0, deeper), 12, must, nature)
     assert {0, *must} <= set(full) and not set(full) & set(renewed)
     branches = [None if k in full else deeper if k in renewed else 0 for k in range(count)]
-    assert predict.speed_up(branches) >= 0.99 * speed or must or len(full) == 1
+    assert cost.speed_up(branches) >= 0.99 * speed or must or len(full) == 1
     if not must:
         chosen = sorted({*full, *renewed})
         assert chosen[::2] == list(full)
         more = weighted(sigmas, len(chosen) + 1, nature=nature, law=BY_DEPTH)
-        cost = len(more[::2]) + len(more[1::2]) * predict.share(deeper) + (count - len(more)) * predict.share(0)
-        assert count / cost < 0.99 * speed or len(chosen) == count
+        spent = len(more[::2]) + len(more[1::2]) * cost.share(deeper) + (count - len(more)) * cost.share(0)
+        assert count / spent < 0.99 * speed or len(chosen) == count
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
     settings = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
     one = planned(settings, PassAhead(False, steps, sigmas, 12))
     assert bool(one.hint) == hinted and not one.remark
-    assert (one.hint in strip.strip([one])) and one.as_json()["remark"] == one.hint
+    assert (one.hint in plan_strip.strip([one])) and one.as_json()["remark"] == one.hint
 
 
 def test_every_second_one_of_a_list():

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from deepcache_ext.strategies import DEEPER
+from deepcache_ext.plan.strategies import DEEPER
 from demo.webui.boot import MODELS, REPOSITORY, Host, boot
 from demo.webui.checkpoints import Checkpoint, available
 
 from .grid import Pair
 
 FIRST_SEED = 1000
-CODE = ("deepcache_ext/*.py", "deepcache_ext/hosts/*.py", "demo/webui/*.py", "demo/webui/modules/sd_*.py",
+CODE = ("deepcache_ext/**/*.py", "demo/webui/*.py", "demo/webui/modules/sd_*.py",
         "demo/webui/modules/processing*.py", "demo/webui/modules/prompt_parser.py", "demo/webui/modules/rng.py")
 """What decides how a picture comes out."""
 

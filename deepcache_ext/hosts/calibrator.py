@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from modules import processing, shared
 
-from ..calibration import Branches, Found, Wanted, Wish, bounded, search
-from ..likeness import psnr
-from ..outcome import PassOutcome, RunOutcome
-from ..plan import UniformPlan
-from ..profile_file import CalibratedPlan, MadeFor, ProfileError
-from ..profiles import Profiles
-from ..settings import AS_IT_PAYS, Settings
-from ..strategies import FEW
+from ..calibrate.profile import CalibratedPlan, MadeFor, ProfileError
+from ..calibrate.search import Branches, Found, Wanted, Wish, bounded, search
+from ..calibrate.store import Profiles
+from ..plan.plan import UniformPlan
+from ..plan.strategies import FEW
+from ..report.psnr import psnr
+from ..report.run_report import PassOutcome, RunOutcome
+from ..settings.settings import AS_IT_PAYS, Settings
 
 WHOLE = {"strategy": "uniform", "cache_interval": 1}
 """Uncached, bit for bit, and yet with passes that tell how they went."""

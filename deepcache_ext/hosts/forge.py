@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..forge_ladder import ForgeLadder
-from ..ladder import AnyLadder
-from .a1111 import A1111
+from ..unet.forge import ForgeLadder
+from ..unet.ldm import AnyLadder
+from .a1111.adapter import A1111
 
 
 class Forge(A1111):

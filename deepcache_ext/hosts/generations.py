@@ -7,11 +7,11 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..foresight import PlannedPass
-from ..outcome import PassOutcome, RunOutcome
-from ..report import PassReport, summary
-from ..session import Session
-from ..settings import Settings
+from ..plan.preview import PlannedPass
+from ..report.pass_report import PassReport, summary
+from ..report.run_report import PassOutcome, RunOutcome
+from ..session.session import Session
+from ..settings.settings import Settings
 
 log = logging.getLogger("deepcache")
 

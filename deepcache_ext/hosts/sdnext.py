@@ -17,16 +17,16 @@ from typing import Any
 from modules import sd_models_compile, shared
 from torch import nn
 
-from ..diffusers_ladder import DiffusersLadder
-from ..foresight import PassAhead, planned
-from ..ladder import AnyLadder, Arguments, UnknownLayout
-from ..open_call import register_after
-from ..profiles import Profiles
-from ..report import Reason
-from ..session import Session
-from .a1111 import A1111, guarded, sampler_of
+from ..calibrate.store import Profiles
+from ..plan.preview import PassAhead, planned
+from ..python.unet_clock import Beat, Clock, nature_of
+from ..report.pass_report import Reason
+from ..session.open_call import register_after
+from ..session.session import Session
+from ..unet.diffusers import DiffusersLadder
+from ..unet.ldm import AnyLadder, Arguments, UnknownLayout
+from .a1111.adapter import A1111, guarded, sampler_of
 from .checkpoint import checkpoint_of
-from .diffusers import Beat, Clock, nature_of
 from .generations import Generation
 
 log = logging.getLogger("deepcache")

@@ -1,1 +1,1 @@
-"""What the user sees and writes: page, infotext."""
+"""What a WebUI's user sees, reads and types; imports no host of ours."""

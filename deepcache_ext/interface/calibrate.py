@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..calibration import Wish
-from ..foresight import PlannedPass
-from ..profile_file import MadeFor, ProfileError
-from ..profiles import Profiles
-from ..settings import FIELDS, Settings
+from ..calibrate.profile import MadeFor, ProfileError
+from ..calibrate.search import Wish
+from ..calibrate.store import Profiles
+from ..plan.preview import PlannedPass
+from ..settings.settings import FIELDS, Settings
 
 NAME = "calibrate"
 """In the API's object of settings: true, or an object with `pictures` and `tries`."""

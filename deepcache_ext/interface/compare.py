@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .. import likeness
-from ..settings import FIELD, FIELDS, PRESETS, SettingsError, parse
+from ..report.psnr import psnr
+from ..settings.settings import FIELD, FIELDS, PRESETS, SettingsError, parse
 
 COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
 MARGIN = 8
@@ -90,7 +90,7 @@ def rows(shots: Sequence[Shot]) -> list[dict[str, str]]:
 
 
 def _psnr(image: Image.Image, reference: Image.Image) -> float:
-    return likeness.psnr(image.convert("RGB"), reference.convert("RGB"))
+    return psnr(image.convert("RGB"), reference.convert("RGB"))
 
 
 def _decibels(value: float) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from html import escape
 
-from ..outcome import PassOutcome, RunOutcome, reached
-from ..report import PassReport, Reason
+from ..report.pass_report import PassReport, Reason
+from ..report.run_report import PassOutcome, RunOutcome, reached
 
 NOTHING = "Nothing has been made yet."
 

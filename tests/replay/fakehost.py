@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
 OURS = (
     "deepcache_ext.hosts.a1111", "deepcache_ext.hosts.forge", "deepcache_ext.hosts.sdnext",
-    "deepcache_ext.hosts.webui", "deepcache_ext.interface",
+    "deepcache_ext.hosts.detect", "deepcache_ext.interface",
 )
 """Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
 

@@ -20,7 +20,9 @@ from unittest import mock
 
 import torch
 
-from deepcache_ext import control_ladder, estimators, ladder, session, slots
+from deepcache_ext.plan import estimators
+from deepcache_ext.session import session, slots
+from deepcache_ext.unet import controlnet, ldm
 from tests.replay import fakehost
 from tests.replay.checker import FEW, Config, traces
 from tests.replay.models import Models, as_in_the_host
@@ -30,8 +32,8 @@ from tests.replay.scenario import WITHOUT, frozen, new_tensors
 
 OURS: tuple[tuple[type, str], ...] = (
     (slots.Slots, "start_evaluation"), (slots.Slots, "place"), (slots.Slots, "find"), (slots.Slots, "keep"),
-    (control_ladder.ControlledLadder, "call"), (control_ladder.ControlledLadder, "up_full"),
-    (control_ladder.ControlledLadder, "up_cached"), (ladder.Ladder, "up_full"), (ladder.Ladder, "up_cached"),
+    (controlnet.ControlledLadder, "call"), (controlnet.ControlledLadder, "up_full"),
+    (controlnet.ControlledLadder, "up_cached"), (ldm.Ladder, "up_full"), (ldm.Ladder, "up_cached"),
     (estimators.Copy, "estimate"), (session.Session, "_end_call"), (session.Session, "_keep"),
 )
 """Functions of our own that may fail within a call."""

@@ -1,0 +1,1 @@
+"""AUTOMATIC1111, and what its relatives share with it."""

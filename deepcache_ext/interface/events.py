@@ -1,0 +1,138 @@
+"""What joins the accordion to the host's own controls: plan and table follow them, and a run's end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from ..calibrate.store import Profiles
+from ..plan.preview import PlannedPass
+from ..report.run_report import RunOutcome
+from ..settings.settings import STRATEGYS_OWN, SettingsError, parse
+from . import calibrate, last_run, plan_strip
+from .accordion import Accordion, shown_for
+from .asked import Foresee, of_page
+
+log = logging.getLogger("deepcache")
+
+TABS = ("txt2img", "img2img")
+
+HOST_CONTROLS = {
+    "steps": ("{tab}_steps",),
+    "sampler_name": ("{tab}_sampling",),
+    "scheduler": ("{tab}_scheduler",),
+    "denoising_strength": ("{tab}_denoising_strength",),
+    "enable_hr": ("{tab}_hr-checkbox", "{tab}_enable_hr"),
+    "hr_second_pass_steps": ("{tab}_hires_steps", "{tab}_steps_alt"),
+    "hr_sampler_name": ("{tab}_hr_sampler", "{tab}_sampling_alt", "hr_sampler"),
+    "hr_scheduler": ("{tab}_hr_scheduler", "hr_scheduler"),
+    "width": ("{tab}_width",),
+    "height": ("{tab}_height",),
+    "batch_size": ("{tab}_batch_size",),
+    "hr_scale": ("{tab}_hr_scale",),
+    "hr_resize_x": ("{tab}_hr_resize_x",),
+    "hr_resize_y": ("{tab}_hr_resize_y",),
+}
+"""By the names of the host's API: the ids of its controls; A1111's, then SD.Next's and older hosts'."""
+
+LAST = "{tab}_gallery"
+"""Made after all settings of a tab: then everything is there to be joined."""
+
+
+class Page:
+    """The accordions of both tabs. `foresee` and `latest` are the host's: what a run would do, what the last one did.
+
+    `component_made` must hear of every component of the host. A host that never shows one of them is served with
+    what there is.
+    """
+
+    def __init__(
+        self, foresee: Foresee, latest: Callable[[], RunOutcome | None], profiles: Profiles | None = None
+    ) -> None:
+        self._foresee, self._latest, self._profiles = foresee, latest, profiles or Profiles()
+        self._accordions: dict[str, Accordion] = {}
+        self._controls: dict[str, dict[str, Any]] = {tab: {} for tab in TABS}
+        self._complete: set[str] = set()
+        """Tabs whose settings are all there."""
+        self._joined: set[str] = set()
+
+    def add(self, tab: str, accordion: Accordion) -> None:
+        """An accordion has been drawn. Later ones of a tab are drawn outside the page, for the API: they stay alone."""
+        if tab in self._accordions:
+            return
+        self._accordions[tab] = accordion
+        if tab in self._complete:
+            self._join(tab)
+
+    def component_made(self, component: Any, **_: Any) -> None:
+        """The host's callback: any component was made."""
+        elem_id = getattr(component, "elem_id", None)
+        if not isinstance(elem_id, str):
+            return
+        # A tab is joined once: Gradio 4 makes a component anew, and outside the page, whenever an event changes it.
+        for tab in (tab for tab in TABS if tab not in self._joined):
+            for name, ids in HOST_CONTROLS.items():
+                # Ids without the tab's name are txt2img's.
+                if elem_id in (one.format(tab=tab) for one in ids if "{tab}" in one or tab == TABS[0]):
+                    self._controls[tab][name] = component
+            if elem_id == LAST.format(tab=tab):
+                self._complete.add(tab)
+                if tab in self._accordions:
+                    self._join(tab)
+
+    def _join(self, tab: str) -> None:
+        self._joined.add(tab)
+        accordion, controls = self._accordions[tab], dict(self._controls[tab])
+        names, count = list(controls), len(accordion.components)
+
+        def show(*values: Any) -> list[Any]:
+            args, wish, rest = values[:count], values[count : count + 2], values[count + 2 :]
+            asked = {n: _plain(controls[n], v) for n, v in zip(names, rest, strict=True)}
+            passes, problem = self._plan(tab, args, asked)
+            own_values = dict(zip(accordion.components, args, strict=True))
+            head = plan_strip.header(passes) if own_values["enabled"] else ""
+            status = self._calibrated(args, passes, wish)
+            return [
+                f"<span>{escape(head)}</span>" if head else "", plan_strip.strip(passes, problem),
+                last_run.table(self._latest()), status, *shown_for(own_values["strategy"]),
+            ]
+
+        own = [accordion.components[name] for name in STRATEGYS_OWN]
+        accordion.refresh.click(
+            show, inputs=[*accordion.components.values(), *accordion.wish, *controls.values()],
+            outputs=[accordion.header, accordion.strip, accordion.last_run, accordion.calibrated, *own],
+            show_progress=False, queue=False,
+        )
+        changed = f"() => {{ if (window.deepcacheChanged) deepcacheChanged('{tab}'); }}"
+        for control in (*accordion.components.values(), *accordion.wish, *controls.values()):
+            if not hasattr(control, "change"):
+                continue
+            try:
+                control.change(fn=None, _js=changed, show_progress=False, queue=False)
+            except TypeError:  # Gradio 4
+                control.change(fn=None, js=changed, show_progress=False, queue=False)
+
+    def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass], wish: tuple[Any, ...]) -> str:
+        try:
+            return calibrate.status(passes, self._profiles, parse(args), *wish)
+        except SettingsError:
+            return ""  # the plan's place says what is wrong
+
+    def _plan(self, tab: str, args: tuple[Any, ...], asked: Mapping[str, Any]) -> tuple[list[PlannedPass], str]:
+        if "steps" not in asked:
+            return [], ""
+        try:
+            return of_page(args, {**asked, "img2img": tab == "img2img"}, self._foresee, self._profiles)
+        except Exception:  # the page must stand whatever the host's controls hold
+            log.debug("no plan of %s", asked, exc_info=True)
+            return [], ""
+
+
+def _plain(control: Any, value: Any) -> Any:
+    """What the host's API would say: a choice by its name, none for "Use same sampler"."""
+    if getattr(control, "type", None) == "index" and isinstance(value, int):
+        choice = control.choices[value]
+        value = choice[1] if isinstance(choice, (tuple, list)) else choice
+    return None if isinstance(value, str) and value.startswith("Use same") else value

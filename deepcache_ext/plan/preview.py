@@ -1,0 +1,143 @@
+"""What a run will do, before it is run: the page's strip, the API's answer and the run itself take it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..report.pass_report import fraction
+from ..settings.settings import CALIBRATED, Settings
+from . import cost
+from .estimators import Estimator
+from .plan import Plan, UniformPlan
+from .strategies import USUAL, Nature, estimator_for, gap, plan_for
+
+
+@dataclass(frozen=True)
+class PassAhead:
+    """A pass that is to come, as its host announces it.
+
+    `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
+    (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
+    model is loaded. `nature`: of its sampler and model. `early`: more will be known when
+    the pass begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept
+    feature takes, by branch; empty where that is not known. `checkpoint`, `checksum` and `sampler`: as the host calls
+    them, for what is calibrated; "" where it does not tell.
+    """
+
+    hires: bool
+    total: int
+    sigmas: tuple[float, ...] | None = None
+    depth: int = 0
+    nature: Nature = USUAL
+    checkpoint: str = ""
+    checksum: str = ""
+    sampler: str = ""
+    early: bool = False
+    feature_bytes: tuple[int, ...] = ()
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.sigmas) if self.sigmas else self.total
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass with its plan. `estimator` is new for each; `remark`: what the user should know, or ""; `hint`: what helps
+    to choose, before the run, or "".
+    """
+
+    ahead: PassAhead
+    plan: Plan
+    estimator: Estimator
+    remark: str
+    hint: str = ""
+
+    @property
+    def hires(self) -> bool:
+        return self.ahead.hires
+
+    @property
+    def branches(self) -> list[int | None]:
+        """The branch that each evaluation runs, None for the whole UNet."""
+        return [self.plan.branch_at(k) for k in range(self.ahead.evaluations)]
+
+    @property
+    def kinds(self) -> list[str]:
+        """`full`, `deeper` or `cached` for each evaluation."""
+        shallowest = min(self.plan.branches)
+        return ["full" if b is None else "deeper" if b > shallowest else "cached" for b in self.branches]
+
+    @property
+    def live_branches(self) -> list[int]:
+        """Those that run at any evaluation, shallowest first; none where the whole UNet always runs."""
+        return sorted({branch for branch in self.branches if branch is not None})
+
+    @property
+    def fraction(self) -> str:
+        """As `report.PassReport.fraction`."""
+        kinds = self.kinds
+        return fraction(kinds.count("full"), kinds.count("deeper"), len(kinds))
+
+    def speed_up(self) -> float | None:
+        """Of the UNet's time, by arithmetic; None where the UNet is not known."""
+        if not self.ahead.depth:
+            return None
+        return cost.speed_up(self.branches, self.ahead.depth)
+
+    def kept_bytes(self) -> int | None:
+        """The most that is kept at a time, where all of a pass's calls are alike; None where that is not known."""
+        known, keeps = self.ahead.feature_bytes, self.estimator.keeps
+        if not self.live_branches:
+            return 0 if known else None
+        if max(self.plan.branches) >= len(known):
+            return None
+        full = sum(b is None and self.plan.worth_keeping(k, keeps) for k, b in enumerate(self.branches))
+        times = {one: full + sum(b is not None and b > one for b in self.branches) for one in self.plan.branches}
+        return sum(known[one] * min(keeps, times[one]) for one in self.plan.branches)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        speed_up, kinds = self.speed_up(), self.kinds
+        return {
+            "pass": "hires" if self.hires else "first",
+            "evaluations": self.ahead.evaluations,
+            "full": [k for k, kind in enumerate(kinds) if kind == "full"],
+            "deeper": [k for k, kind in enumerate(kinds) if kind == "deeper"],
+            "cache_branch_id": min(self.plan.branches),
+            "deeper_branch_id": max(self.plan.branches) if "deeper" in kinds else None,
+            "estimator": self.estimator.name,
+            "speed_up": None if speed_up is None else round(speed_up, 3),
+            "kept_bytes": self.kept_bytes(),
+            "remark": self.remark or self.hint,
+        }
+
+
+def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
+    """The plan that `settings` give for a pass. Raises `SettingsError` for full evaluations that cannot be read."""
+    own, sigmas = settings.for_pass(ahead.hires), None if ahead.sigmas is None else list(ahead.sigmas)
+    if settings.covers(ahead.hires):
+        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature)
+    else:
+        plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
+    estimator = estimator_for(own, plan, ahead.total, sigmas)
+    wide = own.strategy in ("weighted", CALIBRATED) and plan.caches and (gap(plan, sigmas) or 0) > WIDE
+    return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide else "")
+
+
+WIDE = 0.8
+TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
+"""Where evaluations that renew the kept feature lie further apart: the measured pictures (docs/evidence.md) are
+hardly ahead of uncached ones at fewer steps with some samplers, and behind with others.
+"""
+
+
+def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:
+    """Of all passes together, every evaluation weighing the same (a hires one costs more); None where unknown."""
+    gains = [one.speed_up() for one in passes]
+    if not passes or None in gains:
+        return None
+    evaluations = sum(one.ahead.evaluations for one in passes)
+    spent = sum(one.ahead.evaluations / gain for one, gain in zip(passes, gains, strict=True) if gain)
+    return evaluations / spent if spent else None

@@ -1,0 +1,1 @@
+"""What a pass and a run did, in numbers and in words."""

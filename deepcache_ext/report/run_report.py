@@ -1,0 +1,84 @@
+"""What a run did against what was planned: for the page's table and the API's report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from ..plan.preview import PlannedPass
+from ..settings.settings import Settings
+from .pass_report import PassReport
+
+
+def reached(report: PassReport) -> float | None:
+    """How many times faster the UNet's calls were together than had they all been full, by the medians of their
+    times; None where one kind was not timed.
+    """
+    kinds = (
+        (report.full_calls, report.full_seconds),
+        (report.cached_calls - report.deeper_calls, report.cached_seconds),
+        (report.deeper_calls, report.deeper_seconds),
+    )
+    if not report.full_seconds or not report.cached_calls or any(calls and not timed for calls, timed in kinds):
+        return None
+    cost = sum(calls * median(timed) for calls, timed in kinds if calls)
+    return sum(calls for calls, _ in kinds) * median(report.full_seconds) / cost if cost > 0 else None
+
+
+@dataclass(frozen=True)
+class PassOutcome:
+    """One pass that is over: its plan and its counts."""
+
+    planned: PlannedPass
+    report: PassReport
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; times in seconds, the medians of all calls."""
+        report, gain = self.report, reached(self.report)
+        return {
+            "pass": "hires" if report.hires else "first",
+            "evaluations": report.evaluations,
+            "full_evaluations": report.full_evaluations,
+            "deeper_evaluations": report.deeper_evaluations,
+            "cached_evaluations": report.evaluations - report.full_evaluations - report.deeper_evaluations,
+            "planned_full_evaluations": report.planned_full,
+            "full_calls": report.full_calls,
+            "cached_calls": report.cached_calls,
+            "deeper_calls": report.deeper_calls,
+            "full_call_seconds": median(report.full_seconds) if report.full_seconds else None,
+            "cached_call_seconds": median(report.cached_seconds) if report.cached_seconds else None,
+            "deeper_call_seconds": median(report.deeper_seconds) if report.deeper_seconds else None,
+            "speed_up": None if gain is None else round(gain, 3),
+            "predicted_speed_up": self.planned.as_json()["speed_up"],
+            "kept_bytes": report.kept_bytes,
+            "in_full_though_planned_cached": {reason.value: n for reason, n in report.misses.most_common()},
+            "off": report.off,
+            "remark": self.planned.remark,
+        }
+
+
+@dataclass
+class RunOutcome:
+    """One run of the host's `process_images`: all passes of all its batches, as far as they are over.
+
+    `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "". `calibrated`: what became of
+    calibrating, where it began with that, in words.
+    """
+
+    kind: str
+    settings: Settings
+    error: str = ""
+    passes: list[PassOutcome] = field(default_factory=list)
+    calibrated: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "kind": self.kind,
+            "enabled": self.settings.enabled,
+            "settings": self.settings.infotext() if self.settings.enabled else {},
+            "error": self.error,
+            "calibrated": self.calibrated,
+            "passes": [one.as_json() for one in self.passes],
+        }

@@ -1,0 +1,58 @@
+"""One call of the UNet, from the hook before it to the hook after it, and the hooks themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..unet.calls import Call
+from ..unet.ldm import Arguments, Walks
+from .slots import Key, Slot
+
+
+@dataclass
+class OpenCall:
+    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing; `given` is
+    what the host called the UNet with, where a cached call runs on something else.
+    """
+
+    call: Call | None = None
+    key: Key | None = None
+    slot: Slot | None = None
+    forward: object = None
+    walks: Walks | None = None
+    cached: bool = False
+    expected_walks: int = 0
+    continues: bool = False
+    suspended: Mapping[str, Any] | None = None
+    nested: bool = False
+    given: Arguments | None = None
+    instead: Arguments | None = None
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
+        if not self.cached or self.walks is None:
+            return False
+        renewed = [] if self.walks.failed is not None else [len(those) for those in self.walks.features.values()]
+        return self.walks.astray or any(count != self.expected_walks for count in (self.walks.supplied, *renewed))
+
+
+def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
+    """A forward hook that is called when the forward raises too."""
+    try:
+        return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
+    except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
+        return unet.register_forward_hook(hook, with_kwargs=True)
+
+
+def is_traced() -> bool:
+    """Whether the forward is being recorded or compiled rather than run."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    compiler = getattr(torch, "compiler", None)
+    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

@@ -1,0 +1,154 @@
+"""Slots: what each kind of call left behind, and whether that belongs to the call at hand."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..plan.estimators import Kept, Moment
+from ..report.pass_report import Reason
+from ..unet.calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
+from ..unet.ldm import Walks
+
+Key = tuple[Hashable, Region, int]
+
+
+@dataclass
+class Slot:
+    """The memory of one call across evaluations: by branch what was kept, oldest first. `walks` is what its last full
+    call did on the ladder.
+    """
+
+    keeps: int
+    kept: dict[int, deque[Kept]] = field(default_factory=dict)
+    conditioning: tuple[torch.Tensor, ...] = ()
+    state: Hashable = None
+    forward: object = None
+    walks: Walks = field(default_factory=Walks)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kept.nbytes for those in self.kept.values() for kept in those)
+
+    @property
+    def newest(self) -> int:
+        """The evaluation at which a feature was last kept, -1 for none."""
+        return max((those[-1].moment.index for those in self.kept.values()), default=-1)
+
+    def add(self, branch: int, features: Sequence[torch.Tensor], moment: Moment) -> None:
+        """What a call kept at that branch, a feature for each walk."""
+        self.kept.setdefault(branch, deque(maxlen=self.keeps)).append(Kept(tuple(features), moment))
+
+
+class Slots:
+    """All slots of one pass. A call finds its slot by its kind, the region of the latent that it holds, and how
+    many calls with the same two came before it in this evaluation.
+    """
+
+    def __init__(self, keeps: int) -> None:
+        self._keeps = keeps
+        self._slots: dict[Key, Slot] = {}
+        self._regions: dict[tuple[Hashable, int], Region] = {}
+        self._by_kind: Counter[Hashable] = Counter()
+        self._by_place: Counter[tuple[Hashable, Region]] = Counter()
+        self._latent: torch.Tensor | None = None
+
+    def start_evaluation(self, latent: torch.Tensor | None) -> None:
+        """`latent`: what the sampler asks about, (rows, channels, height, width), all parts of it; None if unknown."""
+        self._by_kind.clear()
+        self._by_place.clear()
+        self._latent = latent
+
+    def end_evaluation(self) -> None:
+        self._latent = None
+
+    def place(self, call: Call) -> Key | None:
+        """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call."""
+        nth = self._by_kind[call.kind]
+        self._by_kind[call.kind] += 1
+        region = self._region(call, nth)
+        if region is None:
+            return None
+        before = self._by_place[call.kind, region]
+        self._by_place[call.kind, region] += 1
+        return call.kind, region, before
+
+    def _region(self, call: Call, nth: int) -> Region | None:
+        latent = self._latent
+        if latent is None:
+            return None
+        if is_whole(call.x, latent):
+            # The first call of this shape is the sampler's own; a further one may ask about something else (a blurred
+            # or shifted latent), in another role from one evaluation to the next.
+            return WHOLE if (nth == 0 and not call.proof) or lies_at(call.x, latent, WHOLE) else None
+        # Tiles stay where they are, so last evaluation's answer is tried before the search.
+        guess = self._regions.get((call.kind, nth))
+        if guess and lies_at(call.x, latent, guess):
+            return guess
+        region = locate(call.x, latent)
+        if region is not None:
+            self._regions[call.kind, nth] = region
+        return region
+
+    def find(
+        self, key: Key, call: Call, forward: object, branch: int, oldest: int
+    ) -> tuple[Slot | None, Reason | None]:
+        """The slot whose feature at `branch` belongs to this call, or the reason why there is none.
+
+        `forward`: the foreign forward that will run, or None; `oldest`: the kept feature may not be older.
+        """
+        slot = self._slots.get(key)
+        if slot is None or branch not in slot.kept:
+            return None, Reason.FIRST_SEEN
+        if slot.kept[branch][-1].moment.index < oldest:
+            return None, Reason.NOT_REFRESHED
+        if slot.forward is not forward:
+            return None, Reason.FORWARD
+        if slot.state != call.state:
+            return None, Reason.STATE
+        if not same_content(slot.conditioning, call.conditioning):
+            return None, Reason.CONDITIONING
+        return slot, None
+
+    def continues(self, key: Key, call: Call, forward: object) -> bool:
+        """Whether a full call is of the same making as what its slot holds, which then stays for the estimator. To be
+        asked before the call: it may wait for the device, which is to have little to do then.
+        """
+        slot = self._slots.get(key) if self._keeps > 1 else None
+        return (
+            slot is not None
+            and bool(slot.kept)
+            and slot.forward is forward
+            and slot.state == call.state
+            and same_content(slot.conditioning, call.conditioning)
+        )
+
+    def keep(self, key: Key, call: Call, forward: object, walks: Walks, continues: bool = False) -> Slot:
+        """The slot for what a full call kept; the features before it stay only where it `continues` them. Never waits
+        for the device.
+        """
+        slot = self._slots.get(key)
+        if slot is None or not continues or slot.walks.count != walks.count:
+            # Clones, since a host may fill the same buffers anew.
+            conditioning = tuple(tensor.clone() for tensor in call.conditioning)
+            slot = self._slots[key] = Slot(self._keeps, {}, conditioning, call.state, forward)
+        slot.walks = replace(walks, features={})
+        return slot
+
+    def forget_older(self, oldest: int) -> None:
+        """Free slots whose newest feature is older than evaluation `oldest`: moving windows leave them behind."""
+        self._slots = {key: slot for key, slot in self._slots.items() if slot.newest >= oldest}
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._regions.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.nbytes for slot in self._slots.values())
+
+    def __len__(self) -> int:
+        return len(self._slots)

@@ -1,0 +1,387 @@
+"""The shadowed ladder of diffusers' UNets: `conv_in`, `down_blocks`, `mid_block`, `up_blocks`, found by these names.
+
+As in ladder.py a shadow is an entry in an instance's `__dict__`, here on the UNet and, where a branch ends inside a
+block, on that block: its lists of layers are then shadowed by shorter ones. Skip connections are counted from the
+input: 0 is the output of `conv_in`, then comes one for each layer of a down block and one for its downsampler. Branch
+b runs what the skips 0..b need and the up layers that take them. That is DeepCacheSDHelper's meaning: block
+b // (L + 1), layer b % (L + 1), for L layers per block (it writes 3 for L + 1, which is right for L = 2).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .calls import Call, Same
+from .ldm import Arguments, UnknownLayout, Walks, own_forward
+from .shadows import Blocks, Observed, Shadow, Stand, Supplied
+
+LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
+"""A block's lists with one entry for each layer, in the order in which a layer calls them."""
+
+SAMPLERS = ("downsamplers", "upsamplers")
+
+CONTROL, MIDDLE, ADAPTER = (
+    "down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"
+)
+"""What a ControlNet or a T2I-Adapter adds to the UNet, new at each evaluation."""
+
+MISSING: Any = object()
+
+
+class Entered(Stand):
+    """Hands a look at the block's input to `see`, then runs the block."""
+
+    def __init__(self, real: Any, see: Callable[[torch.Tensor], None]) -> None:
+        super().__init__(real)
+        self._see = see
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._see(args[0] if args else kwargs["hidden_states"])
+        return self._real(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The live part of a branch: `down` whole down blocks and `below` layers (no downsampler) of the next one; the up
+    blocks from `up` on, of the first of them the layers from `above` on.
+    """
+
+    down: int
+    below: int
+    up: int
+    above: int
+
+
+class Processors:
+    """The attention processors of a UNet and their scales, which a pipeline or a callback may change in mid-run.
+
+    Which attentions there are is looked up once; an attention that is exchanged counts as changed weights.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        # `set_attn_processor` puts a plain object into the instance's dict, a module (IP-Adapter's) among its modules.
+        self._owners = [
+            (module.__dict__, module._modules)
+            for module in unet.modules()
+            if "processor" in module.__dict__ or "processor" in module._modules
+        ]
+        self._now: tuple[Any, ...] = ()
+        self._scaled: list[dict[str, Any]] = []
+
+    def state(self) -> Hashable:
+        """Equal where the same processors act with the same scales; reads no tensor."""
+        now = tuple([plain.get("processor") or modules.get("processor") for plain, modules in self._owners])
+        if now != self._now:
+            self._now = now
+            self._scaled = [vars(processor) for processor in now if "scale" in getattr(processor, "__dict__", ())]
+        return (now, tuple([_scale(held.get("scale")) for held in self._scaled]))
+
+
+def _scale(value: Any) -> Hashable:
+    """A scale, or a list of scales (of IP-Adapters, of their images), as it is now."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_scale, value))
+    return value if value is None or isinstance(value, (bool, int, float)) else Same(value)
+
+
+class DiffusersLadder:
+    """The ladder of diffusers' UNet2DModel, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel and
+    UNetSpatioTemporalConditionModel. Raises `UnknownLayout` for a UNet that has no such ladder.
+
+    Lists are always short: a `forward` that is not the class's own (hooks that move weights aside, see `own_forward`)
+    is refused when the call begins, by `UnknownLayout`.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        check_layout(unet)
+        self._unet = unet
+        self._processors = Processors(unet)
+        self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
+        self._shadows: list[tuple[nn.Module, str, Any]] = []
+        layers = sum(len(block.resnets) for block in self._blocks("up_blocks"))
+        self._spans = [self._span(branch) for branch in range(layers)]
+
+    @property
+    def depth(self) -> int:
+        """Number of layers on the way up; branches go from 0 to depth - 1."""
+        return len(self._spans)
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self._shadows)
+
+    # Arguments ----------------------------------------------------------------------------------------------
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Whether there are residuals of a control network, and whether they are all zero (so a pipeline gives them
+        outside a ControlNet's guidance range), is part of a call; what else they hold is not. A strength that moves
+        between two values, and one control network of several that ends, are taken like any change of the picture in
+        mid-run: what is kept is never older than the plan's last full evaluation. The middle's residual stands for
+        all where there is one, else the first of the list.
+        """
+        named = self._named(args, kwargs)
+        x = named.pop("sample", None)
+        named.pop("timestep", None)
+        residuals = {name: named.pop(name, None) for name in (MIDDLE, CONTROL, ADAPTER)}
+        for name, given in residuals.items():
+            first = given[0] if isinstance(given, (list, tuple)) and given else given
+            if name == CONTROL and residuals[MIDDLE] is not None:
+                first = given is not None or None
+            # A tensor without dimensions: compared with the conditioning, so that a GPU is not waited for here.
+            named[name] = (first != 0).any() if isinstance(first, torch.Tensor) else None if first is None else True
+        call = Call.of_named(x, sorted(named.items()))
+        return replace(call, state=self._processors.state())
+
+    def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Without the residuals that belong to skipped blocks. The kept feature already holds the middle's, so that
+        becomes a plain 0: left out, the others would no longer count as a ControlNet's.
+        """
+        named = self._named(args, kwargs)
+        control, middle, adapter = (named.get(name) for name in (CONTROL, MIDDLE, ADAPTER))
+        changes: dict[str, Any] = {}
+        if adapter is not None:
+            changes[ADAPTER] = self._trimmed_adapter(branch, adapter)
+        if middle is not None:
+            changes[MIDDLE] = 0
+        if control is not None:
+            # Without a middle, and with no list of its own, this is a T2I-Adapter's (deprecated, but understood).
+            is_adapter = middle is None and adapter is None and ADAPTER in self._parameters
+            changes[CONTROL] = (
+                self._trimmed_adapter(branch, control) if is_adapter else tuple(control)[: branch + 1]
+            )
+        if not changes:
+            return args, kwargs
+        places = self._parameters
+        return (
+            tuple(changes.get(places[i], value) if i < len(places) else value for i, value in enumerate(args)),
+            {name: changes.get(name, value) for name, value in kwargs.items()},
+        )
+
+    def _trimmed_adapter(self, branch: int, residuals: Sequence[Any]) -> list[Any]:
+        """One residual for each live down block. It is added after the last layer where the block has attention, else
+        after the downsampler, so of the block where the branch ends it is left out unless all its layers run.
+        """
+        span, blocks = self._spans[branch], self._blocks("down_blocks")
+        ends_in = blocks[span.down] if span.below else None
+        last_layer_runs = (
+            ends_in is not None
+            and span.below == len(ends_in.resnets)
+            and bool(getattr(ends_in, "has_cross_attention", False))
+        )
+        return list(residuals)[: span.down + last_layer_runs]
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        named = dict(zip(self._parameters, args, strict=False))
+        named.update((str(place), value) for place, value in enumerate(args) if place >= len(self._parameters))
+        return {**named, **kwargs}
+
+    # One call -----------------------------------------------------------------------------------------------
+
+    def up_full(self, branches: Sequence[int], full_length: bool) -> Walks:
+        """Prepare a full call that keeps what enters the first live layer on the way up of each of the `branches`: with
+        the middle's residual and before anything (FreeU) writes into it.
+        """
+        self._check_forwards(branches)
+        walks, blocks = Walks(), self._blocks("up_blocks")
+        for place, block in enumerate(blocks):
+            for name, entries in self._keeping(branches, walks, place).items():
+                self._put(block, name, Blocks(entries, block._modules[name]))
+        self._put(self._unet, "up_blocks", Blocks(self._entered(branches, walks), self._real("up_blocks")))
+        return walks
+
+    def _keeping(self, branches: Sequence[int], walks: Walks, place: int) -> dict[str, list[Any]]:
+        """The lists of the up block at that place, by their names, with one changed for each of the `branches` that
+        begins within the block: what the layer before it gives is kept.
+        """
+        found: dict[str, list[Any]] = {}
+        block = self._blocks("up_blocks")[place]
+        for branch in branches:
+            span = self._spans[branch]
+            if span.up == place and span.above:
+                before = span.above - 1
+                name, layers = [(name, those) for name, those in _layers(block) if those[before] is not None][-1]
+                entries = found.setdefault(name, list(layers))
+                entries[before] = Observed(entries[before], _first_of(walks.keep(branch)))
+        return found
+
+    def _entered(self, branches: Sequence[int], walks: Walks) -> list[Any]:
+        """The up blocks, with one changed for each of the `branches` that begins with it: what enters it is kept."""
+        blocks = self._blocks("up_blocks")
+        for branch in branches:
+            span = self._spans[branch]
+            if not span.above:
+                blocks[span.up] = Entered(blocks[span.up], walks.keep(branch))
+        return blocks
+
+    def up_cached(
+        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
+    ) -> Walks:
+        """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps the
+        features of the `renewed` branches.
+        """
+        self._check_forwards((branch, *renewed))
+        walks, span = Walks(), self._spans[branch]
+
+        def feature() -> torch.Tensor:
+            walks.supplied += 1
+            return features[min(walks.supplied, len(features)) - 1]
+
+        below, above = self._blocks("down_blocks"), self._blocks("up_blocks")
+        entered = self._entered(renewed, walks)
+        if span.below:
+            ends_in = below[span.down]
+            for name, layers in _layers(ends_in):
+                self._put(ends_in, name, Blocks(list(layers)[: span.below], layers))
+            self._put(ends_in, "downsamplers", None)
+        for place in range(span.up, len(above)):
+            keeping, skipped = self._keeping(renewed, walks, place), span.above if place == span.up else 0
+            for name, layers in _layers(above[place]):
+                if skipped or name in keeping:
+                    entries = keeping.get(name, list(layers))[skipped:]
+                    self._put(above[place], name, Blocks(entries, layers))
+        live = below[: span.down + bool(span.below)]
+        self._put(self._unet, "down_blocks", Blocks(live, self._real("down_blocks")))
+        self._put(self._unet, "mid_block", Supplied(self._real("mid_block"), feature))
+        self._put(self._unet, "up_blocks", Blocks(entered[span.up :], self._real("up_blocks")))
+        return walks
+
+    def take_down(self) -> dict[str, Any]:
+        """Remove our shadows, whatever the state; returns them, for `put_back`."""
+        found: dict[str, Any] = {}
+        while self._shadows:
+            module, name, before = self._shadows.pop()
+            value = module.__dict__.pop(name, MISSING)
+            if before is not MISSING:
+                module.__dict__[name] = before
+            if value is not MISSING:
+                found[str(len(self._shadows))] = (module, name, value)
+        return found
+
+    def put_back(self, shadows: dict[str, Any]) -> None:
+        """Undo a `take_down`, for the outer call after a nested one."""
+        for module, name, value in shadows.values():
+            self._put(module, name, value)
+
+    def _put(self, module: nn.Module, name: str, value: Any) -> None:
+        # `downsamplers = None` and `mid_block = None` are plain attributes: they come back when the shadow goes.
+        self._shadows.append((module, name, module.__dict__.get(name, MISSING)))
+        module.__dict__[name] = value
+
+    def _real(self, name: str) -> Any:
+        return self._unet._modules.get(name)
+
+    def _blocks(self, name: str) -> list[Any]:
+        """The real blocks as they are now."""
+        return list(self._real(name))
+
+    def _span(self, branch: int) -> Span:
+        above = self._blocks("up_blocks")
+        up, missing = len(above) - 1, branch + 1
+        while missing > len(above[up].resnets):
+            missing -= len(above[up].resnets)
+            up -= 1
+        down = 0
+        for block in self._blocks("down_blocks"):
+            if branch < _skips(block):
+                break
+            branch -= _skips(block)
+            down += 1
+        return Span(down, branch, up, len(above[up].resnets) - missing)
+
+    def _check_forwards(self, branches: Sequence[int]) -> None:
+        if own_forward(self._unet) is not None:
+            raise UnknownLayout("another extension replaced the UNet's forward")
+        ends = []
+        for span in map(self._spans.__getitem__, branches):
+            ends.append(self._blocks("up_blocks")[span.up])
+            if span.below:
+                ends.append(self._blocks("down_blocks")[span.down])
+        if any(own_forward(block) is not None for block in ends):
+            raise UnknownLayout("another extension replaced the forward of one of the UNet's blocks")
+
+
+def _first_of(keep: Callable[[torch.Tensor], None]) -> Callable[[Any], None]:
+    """`keep` for what a layer returns: a tensor, or a tuple that begins with one."""
+    return lambda output: keep(output if torch.is_tensor(output) else output[0])
+
+
+def _layers(block: Any) -> list[tuple[str, nn.ModuleList]]:
+    lists = [(name, block._modules.get(name)) for name in LAYERS]
+    return [(name, layers) for name, layers in lists if isinstance(layers, nn.ModuleList)]
+
+
+def _skips(block: Any) -> int:
+    """How many skip connections start in a down block."""
+    return len(block.resnets) + (block.downsamplers is not None)
+
+
+def check_layout(unet: Any) -> None:
+    """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
+    if isinstance(unet, torch.jit.ScriptModule):
+        raise UnknownLayout("the UNet is a TorchScript module")
+    if not isinstance(unet, nn.Module):
+        raise UnknownLayout("the model has no UNet module")
+    if _is_compiled(unet):
+        raise UnknownLayout("the UNet is compiled")
+    children = unet._modules
+    below, above = children.get("down_blocks"), children.get("up_blocks")
+    if not isinstance(below, nn.ModuleList) or not isinstance(above, nn.ModuleList) or "conv_in" not in children:
+        raise UnknownLayout("the model is not a UNet with conv_in, down_blocks, mid_block and up_blocks")
+    if any(isinstance(unet.__dict__.get(name), Shadow) for name in ("down_blocks", "mid_block", "up_blocks")):
+        raise UnknownLayout("another extension shadows the UNet's blocks")
+    for block in [*below, *above]:
+        _check_block(block)
+    _check_skips(unet, below, above)
+    for module in unet.modules():
+        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+        if any("group_offloading" in name for name in hooks):
+            raise UnknownLayout("group offloading expects every block to run at every call")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _check_block(block: nn.Module) -> None:
+    if _is_compiled(block):
+        raise UnknownLayout("the UNet's down or up blocks are compiled")
+    layers, name = dict(_layers(block)), type(block).__name__
+    if not layers.get("resnets") or hasattr(block, "skip_conv"):
+        raise UnknownLayout(f"blocks of type {name} are unknown")
+    for child, module in block._modules.items():
+        known = child in SAMPLERS or (child in layers and len(layers[child]) == len(layers["resnets"]))
+        if isinstance(module, nn.ModuleList) and not known:
+            raise UnknownLayout(f"blocks of type {name} are unknown: {child}")
+
+
+def _check_skips(unet: nn.Module, below: nn.ModuleList, above: nn.ModuleList) -> None:
+    """Every up layer must take one skip connection beside what the layer before it gave: its channels say so."""
+    skips = [_channels(unet.conv_in, "out")]
+    for block in below:
+        skips += [_channels(layer, "out") for layer in block.resnets]  # type: ignore[union-attr]
+        if block.downsamplers is not None:
+            skips.append(_channels(block.downsamplers[-1], "out"))  # type: ignore[index]
+    takers = [layer for block in above for layer in block.resnets]  # type: ignore[union-attr]
+    if len(skips) != len(takers):
+        raise UnknownLayout(f"the UNet has {len(skips)} skip connections and {len(takers)} layers that take them")
+    before = skips[-1]
+    for layer, skip in zip(takers, reversed(skips), strict=True):
+        if _channels(layer, "in") != before + skip:
+            raise UnknownLayout("the UNet's layers do not take one skip connection each")
+        before = _channels(layer, "out")
+
+
+def _channels(layer: Any, side: str) -> int:
+    """`in_channels` or `out_channels` of a layer, as it says itself or as its first or last part does."""
+    name = f"{side}_channels"
+    for candidate in (layer, getattr(layer, "spatial_res_block", None)):
+        channels = getattr(candidate, name, None)
+        if isinstance(channels, int):
+            return channels
+    raise UnknownLayout(f"layers of type {type(layer).__name__} are unknown")
