@@ -21,9 +21,9 @@ from bench.evidence.metrics import psnr
 from bench.tried import ESTIMATORS, Studio, Way
 from deepcache_ext.calibrate.search import Wanted, Wish, search
 from deepcache_ext.plan import cost
+from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.preview import PassAhead, PlannedPass, planned
-from deepcache_ext.plan.strategies import Nature
-from deepcache_ext.settings.settings import Settings
+from deepcache_ext.settings.settings import Settings, parse
 
 DEPTH = cost.USUAL_DEPTH
 NAMES = {"copy": "copy", "forecast": "trust, a channel"}
@@ -102,7 +102,7 @@ def line(
 
 
 def uniform(ahead: PassAhead, interval: int) -> PlannedPass:
-    return planned(Settings(enabled=True, cache_interval=interval, estimator="copy"), ahead)
+    return planned(parse([{"enabled": True, "cache_interval": interval, "estimator": "copy"}]), ahead)
 
 
 if __name__ == "__main__":

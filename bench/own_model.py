@@ -25,7 +25,7 @@ from DeepCache import DeepCacheSDHelper as PublishedHelper
 from PIL import Image
 
 from deepcache_ext import DeepCache
-from deepcache_ext.settings.settings import CUSTOM, PRESETS
+from deepcache_ext.settings.fields import CUSTOM, PRESETS
 
 from .report import machine, ms, table
 from .timing import Clock, Rival, Seconds, ratio, rounds

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepcache_ext.settings.settings import PRESETS
+from deepcache_ext.settings.fields import PRESETS
 from demo.comparison import generate, psnr
 
 from .report import table

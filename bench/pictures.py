@@ -25,8 +25,8 @@ from bench.evidence import speed
 from bench.evidence.grid import ESTIMATORS, GUIDANCE, Arm, preset, setting, weighted
 from bench.evidence.metrics import PSNR_CAP, psnr
 from bench.evidence.studio import Studio, checkpoint_called, pairs_for
-from deepcache_ext.report.pass_report import fraction
-from deepcache_ext.settings.settings import FIELDS
+from deepcache_ext.plan.preview import fraction
+from deepcache_ext.settings.fields import FIELDS
 from demo.webui.boot import REPOSITORY
 
 DOCS = REPOSITORY / "docs"

@@ -21,7 +21,8 @@ from torch.nn.functional import avg_pool2d
 from bench.evidence.metrics import psnr
 from bench.evidence.studio import checkpoint_called, pairs_for
 from deepcache_ext.plan import cost
-from deepcache_ext.plan.strategies import Nature, non_uniform, weighted
+from deepcache_ext.plan.importance import Nature, weighted
+from deepcache_ext.plan.strategies import non_uniform
 from demo.webui import checkpoints
 from demo.webui.real_parts import external, sampling
 

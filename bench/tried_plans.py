@@ -17,7 +17,7 @@ import torch
 from bench.evidence.metrics import psnr
 from bench.tried import ESTIMATORS, Studio, Way
 from deepcache_ext.plan import cost
-from deepcache_ext.plan.strategies import Nature, weighted, weights
+from deepcache_ext.plan.importance import Nature, weighted, weights
 
 TRUST = "trust, a channel"
 RIVALS = ("weighted", "by depth", "adaptive", "calibrated")

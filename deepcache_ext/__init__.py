@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .python.deepcache import DeepCache
     from .python.sdhelper import DeepCacheSDHelper
-    from .settings.settings import SettingsError
+    from .settings.fields import SettingsError
 
 __all__ = ["DeepCache", "DeepCacheSDHelper", "SettingsError"]
 

@@ -10,7 +10,7 @@ import gradio as gr
 from modules import images, processing, scripts, shared
 
 from deepcache_ext.interface import compare
-from deepcache_ext.settings.settings import PRESETS
+from deepcache_ext.settings.fields import PRESETS
 
 log = logging.getLogger("deepcache")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcache_ext.settings.settings import FIELDS
+from deepcache_ext.settings.fields import FIELDS
 from demo.webui.boot import Host, boot
 from tests import unets
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepcache_ext.calibrate.search as search_module
-from deepcache_ext.calibrate.search import EQUAL, Wanted, Wish, search
+from deepcache_ext.calibrate.search import EQUAL, Wanted, Wish, bounded, search
 from deepcache_ext.plan import cost
-from deepcache_ext.plan.strategies import Nature, custom, weighted
-from deepcache_ext.settings.settings import SettingsError
+from deepcache_ext.plan.importance import Nature, weighted
+from deepcache_ext.settings.evaluation_list import custom
+from deepcache_ext.settings.fields import SettingsError
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 
@@ -99,7 +100,7 @@ def test_chance_alone_does_not_choose(monkeypatch):
 
 
 def test_equal_pictures_have_a_number():
-    assert search.bounded([float("inf"), 41.5]) == [EQUAL, 41.5]
+    assert bounded([float("inf"), 41.5]) == [EQUAL, 41.5]
 
 
 @pytest.mark.parametrize(

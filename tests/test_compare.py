@@ -11,7 +11,8 @@ from PIL import Image, ImageFont
 from deepcache_ext.interface import compare
 from deepcache_ext.interface.compare import Shot
 from deepcache_ext.report.psnr import psnr
-from deepcache_ext.settings.settings import SettingsError, parse
+from deepcache_ext.settings.fields import SettingsError
+from deepcache_ext.settings.settings import parse
 
 
 def flat(value, size=(60, 40)):

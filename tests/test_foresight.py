@@ -10,7 +10,8 @@ from PIL import Image
 
 from deepcache_ext.interface.asked import passes_of
 from deepcache_ext.plan.preview import PassAhead, planned, speed_up_of
-from deepcache_ext.settings.settings import Settings, SettingsError, parse
+from deepcache_ext.settings.fields import SettingsError
+from deepcache_ext.settings.settings import Settings, parse
 from demo.webui.boot import boot
 from tests.test_a1111 import HIRES, host_object, make
 
@@ -117,14 +118,14 @@ def test_without_a_model_only_the_number_is_known(host, monkeypatch):
     assert passes_of(Settings(strategy="weighted"), {}, lambda _: [early]) == []
     assert len(passes_of(Settings(strategy="uniform"), {}, lambda _: [early])) == 1
     ahead = PassAhead(False, 40)
-    found = planned(Settings(enabled=True, cache_interval=4), ahead)
+    found = planned(parse([{"enabled": True, "cache_interval": 4}]), ahead)
     assert found.kinds.count("full") == 10 and found.speed_up() is None and speed_up_of([found]) is None
 
 
 def test_a_pass_that_is_not_covered_is_whole():
-    found = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(False, 20, None, 12))
+    found = planned(parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(False, 20, None, 12))
     assert set(found.kinds) == {"full"} and found.fraction == "20 of 20 full" and found.speed_up() == 1.0
-    hires = planned(Settings(enabled=True, cache_interval=4, passes="hires only"), PassAhead(True, 20, None, 12))
+    hires = planned(parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(True, 20, None, 12))
     assert hires.fraction == "5 of 20 full"
     both = speed_up_of([found, hires])
     assert 1 < both < hires.speed_up()

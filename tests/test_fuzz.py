@@ -11,7 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepcache_ext.settings.settings import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, Settings, SettingsError, parse
+from deepcache_ext.settings.fields import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, SettingsError
+from deepcache_ext.settings.settings import Settings, parse
 from tests import unets
 from tests.replay import fakehost
 

@@ -17,23 +17,12 @@ from deepcache_ext.interface import asked, axes, infotext, last_run, plan_strip
 from deepcache_ext.plan.preview import PassAhead, planned
 from deepcache_ext.report.pass_report import PassReport, Reason
 from deepcache_ext.report.run_report import PassOutcome, RunOutcome, reached
-from deepcache_ext.settings.settings import (
-    CUSTOM,
-    FIELD,
-    FIELDS,
-    OBEYED,
-    PRESETS,
-    SELDOM,
-    STRATEGYS_OWN,
-    Settings,
-    SettingsError,
-    overridden,
-    parse,
-)
+from deepcache_ext.settings.fields import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, SELDOM, STRATEGYS_OWN, SettingsError
+from deepcache_ext.settings.settings import Settings, overridden, parse
 from demo.webui.boot import boot
 
 SYMBOLS = json.loads((Path(__file__).parent / "data" / "host-traces" / "symbols.json").read_text(encoding="utf-8"))
-EVERY_FOURTH = Settings(enabled=True, cache_interval=4)
+EVERY_FOURTH = parse([{"enabled": True, "cache_interval": 4}])
 
 # Strip and table ---------------------------------------------------------------------------------------------
 
@@ -54,7 +43,7 @@ def test_a_cell_for_each_evaluation():
 def test_only_branches_that_run_are_named():
     """A list may leave none to the shallower branch, a short run none to the deeper one."""
     typed = Settings(enabled=True, strategy="custom", full_evaluations="0-9", deeper_branch_id=5)
-    short = Settings(enabled=True, cache_interval=10, deeper_branch_id=5)
+    short = parse([{"enabled": True, "cache_interval": 10, "deeper_branch_id": 5}])
     assert "5 of 10 full + 5 deeper" in plan_strip.strip([plan(settings=typed)])
     assert ", branch 5, " in plan_strip.strip([plan(settings=typed)])
     assert ", branch 0, " in plan_strip.strip([plan(settings=short)])
@@ -132,7 +121,7 @@ def pasted(params):
 
 @pytest.mark.parametrize("given_settings", [
     Settings(enabled=True, preset=CUSTOM, strategy="custom", full_evaluations="0, 4-9:2", estimator="copy"),
-    Settings(enabled=True, strategy="non-uniform", center=0.4, power=1.2, passes="first only", cache_branch_id=3),
+    Settings(enabled=True, preset=CUSTOM, strategy="non-uniform", center=0.4, power=1.2, passes="first only", cache_branch_id=3),
     parse([True, "Fast"]),
 ])
 def test_an_infotext_comes_back_whole(given_settings):

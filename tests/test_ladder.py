@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.unet.ldm import Ladder, UnknownLayout, Walks, own_forward
+from deepcache_ext.unet.ladder import Walks
+from deepcache_ext.unet.ldm import Ladder
 from deepcache_ext.unet.shadows import Blocks
+from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import unets
 
 

@@ -10,7 +10,7 @@ import torch
 
 from bench import pictures
 from bench.pictures import Cell
-from deepcache_ext.settings.settings import FIELDS
+from deepcache_ext.settings.fields import FIELDS
 
 PAGE = pictures.PAGE.read_text(encoding="utf-8")
 

@@ -9,19 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.calibrate import profile
-from deepcache_ext.calibrate.profile import CalibratedPlan, MadeFor, Profile, ProfileError
+from deepcache_ext.calibrate.profile import CalibratedPlan, MadeFor, Profile, ProfileError, _digest, as_text, from_text
 from deepcache_ext.calibrate.search import Wish
 from deepcache_ext.calibrate.store import Profiles
 from deepcache_ext.interface import calibrate
+from deepcache_ext.interface.asked import passes_of
 from deepcache_ext.plan.preview import PassAhead
-from deepcache_ext.settings.settings import FIELDS, Settings, overridden, parse
+from deepcache_ext.settings.fields import FIELDS
+from deepcache_ext.settings.settings import Settings, overridden, parse
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 AHEAD = PassAhead(False, 20, SIGMAS, 12, checkpoint="photo", checksum="0123456789", sampler="Euler")
 PLAN = CalibratedPlan(2.0, "0, 2/5, 4, 8, 15-19", 44.5, 42.25, 4, 40)
 """Of 1.94x, for 20 evaluations."""
-ASKED = Settings(enabled=True, strategy="calibrated", speed_up=2.0)
+ASKED = Settings(enabled=True, preset="Custom", strategy="calibrated", speed_up=2.0)
 
 
 def made_for(settings=ASKED, **changes):
@@ -184,7 +185,7 @@ def test_files_that_are_no_text_or_too_large(book, monkeypatch):
 
 
 def signed(body):
-    return json.dumps({**body, "checksum": profile._digest(body)})
+    return json.dumps({**body, "checksum": _digest(body)})
 
 
 @pytest.mark.parametrize(
@@ -199,12 +200,12 @@ def signed(body):
      ("made_for", {"sigmas": {"0": 1}}), ("made_for", {"sigmas": [1.0] * 2000})],
 )
 def test_signed_nonsense_is_refused(part, change):
-    body = json.loads(profile.as_text(Profile(made_for(), (PLAN,))))
+    body = json.loads(as_text(Profile(made_for(), (PLAN,))))
     del body["checksum"]
     target = body[part] if part == "made_for" else body[part][0]
     target.update(change)
     with pytest.raises(ProfileError, match="cannot be read"):
-        profile.from_text(signed(body))
+        from_text(signed(body))
 
 
 NAMES = st.text(max_size=30).filter(str.isprintable)
@@ -216,14 +217,14 @@ NAMES = st.text(max_size=30).filter(str.isprintable)
 def test_a_file_says_what_was_written(checkpoint, checksum, sampler, sigmas, speed_up, psnr):
     plan = CalibratedPlan(speed_up, "0-99, 5/4", psnr, psnr, 4, 40)
     profile = Profile(MadeFor(checkpoint, checksum, sampler, tuple(sigmas), 0, 12), (plan,))
-    assert profile.from_text(profile.as_text(profile)) == profile
+    assert from_text(as_text(profile)) == profile
     assert "/" not in profile.file_name and "\\" not in profile.file_name and len(profile.file_name) < 130
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reader(text):
     with pytest.raises(ProfileError):
-        profile.from_text(text)
+        from_text(text)
 
 
 def test_what_the_page_foresees_is_what_runs(book):
@@ -233,7 +234,7 @@ def test_what_the_page_foresees_is_what_runs(book):
         for ahead in (AHEAD, hires):
             settings, one = book.planned(settings, ahead)
             run.append(one.branches)
-        seen = asked.passes_of(asked, {}, lambda _: [AHEAD, hires], book)
+        seen = passes_of(asked, {}, lambda _: [AHEAD, hires], book)
         assert [one.branches for one in seen] == run
 
 

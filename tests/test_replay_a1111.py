@@ -18,7 +18,7 @@ from deepcache_ext.hosts import generations
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.session import session, slots
-from deepcache_ext.session.weights import WeightsWatch
+from deepcache_ext.session.changes import WeightsWatch
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepcache_ext.session import session, slots
-from deepcache_ext.session.weights import WeightsWatch
+from deepcache_ext.session.changes import WeightsWatch
 from deepcache_ext.unet.forge import ForgeLadder
 from tests.replay import fakehost, forge_player
 from tests.replay.forge_player import ForgeHost

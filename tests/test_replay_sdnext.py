@@ -10,7 +10,7 @@ import gradio
 import pytest
 import torch
 
-from deepcache_ext.settings.settings import FIELDS
+from deepcache_ext.settings.fields import FIELDS
 from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
 from tests.replay.scenario import CAUSES, MAIN, recordings, replay

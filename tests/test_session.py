@@ -17,7 +17,7 @@ from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session import slots
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.calls import same_content
-from deepcache_ext.unet.ldm import UnknownLayout
+from deepcache_ext.unet.support import UnknownLayout
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 

@@ -7,18 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deepcache_ext.settings.settings import (
-    CUSTOM,
-    FIELD,
-    FIELDS,
-    OBEYED,
-    PRESETS,
-    STRATEGYS_OWN,
-    Settings,
-    SettingsError,
-    overruled,
-    parse,
-)
+from deepcache_ext.settings.fields import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN, SettingsError
+from deepcache_ext.settings.settings import Settings, overruled, parse
 
 
 def test_the_order_of_the_arguments_is_frozen():
@@ -33,19 +23,20 @@ def test_the_order_of_the_arguments_is_frozen():
 
 def test_defaults_are_those_of_the_fields():
     """The page begins with the default preset; whoever builds Settings by hand gets the plain, uniform ones."""
-    assert parse([]) == Settings(**{**{field.name: field.default for field in FIELDS}, **PRESETS["Quality"]})
-    assert {f.name for f in FIELDS if getattr(Settings(), f.name) != f.default} == {"preset", "strategy"}
+    assert parse([]) == Settings()
+    assert all(getattr(Settings(), f.name) == f.default for f in FIELDS)
+    assert all(FIELD[name].default == value for name, value in PRESETS[FIELD["preset"].default].items())
 
 
 def test_positional_lists_may_be_short():
-    assert parse([True]) == Settings(enabled=True, preset="Quality", **PRESETS["Quality"])
+    assert parse([True]) == Settings(enabled=True)
     assert parse([True, CUSTOM, 7, 4]) == Settings(enabled=True, preset=CUSTOM, cache_interval=7, cache_branch_id=4)
 
 
 def test_a_mapping_may_stand_for_the_list():
     given = {"enabled": True, "cache_interval": 3, "cache_branch_id": 0}
-    assert parse([given]) == Settings(enabled=True)
-    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(enabled=True, cache_interval=4)
+    assert parse([given]) == Settings(enabled=True, preset=CUSTOM, strategy="uniform")
+    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(enabled=True, preset=CUSTOM, strategy="uniform", cache_interval=4)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +108,7 @@ def test_passes():
     both, first, hires = (Settings(enabled=True, passes=passes) for passes in FIELD["passes"].choices)
     assert [s.covers(False) for s in (both, first, hires)] == [True, True, False]
     assert [s.covers(True) for s in (both, first, hires)] == [True, False, True]
-    assert not Settings(enabled=False).covers(False)
+    assert not Settings().covers(False)
 
 
 def test_own_values_for_the_hires_pass():

@@ -11,7 +11,7 @@ import torch
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.session import session, slots
 from deepcache_ext.session.session import Session
-from deepcache_ext.settings.settings import FIELD
+from deepcache_ext.settings.fields import FIELD
 from demo.webui.boot import boot
 from tests.soak import faults, generations
 from tests.soak.__main__ import TRACES, main

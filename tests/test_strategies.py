@@ -8,24 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcache_ext.interface import plan_strip
-from deepcache_ext.plan import cost, strategies
+from deepcache_ext.plan import cost, importance
 from deepcache_ext.plan.estimators import Copy, Forecast
+from deepcache_ext.plan.importance import BY_DEPTH, ONE_BRANCH, Nature, by_depth, weighted, weights
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.plan.preview import PassAhead, planned
-from deepcache_ext.plan.strategies import (
-    BY_DEPTH,
-    ONE_BRANCH,
-    Nature,
-    by_depth,
-    custom,
-    estimator_for,
-    non_uniform,
-    plan_for,
-    weighted,
-    weights,
-    written,
-)
-from deepcache_ext.settings.settings import Settings, SettingsError, parse, ranges
+from deepcache_ext.plan.strategies import estimator_for, non_uniform, plan_for
+from deepcache_ext.settings.evaluation_list import custom, ranges, written
+from deepcache_ext.settings.fields import SettingsError
+from deepcache_ext.settings.settings import Settings, parse
 
 SIGMAS = [14.6, 9.0, 5.5, 3.4, 2.1, 1.3, 0.8, 0.45, 0.2, 0.05]
 
@@ -149,7 +140,7 @@ def test_a_feature_that_serves_nobody_is_not_worth_keeping():
 
 def test_plan_by_settings():
     def plan(total=30, sigmas=None, **values):
-        made, remark = plan_for(Settings(enabled=True, **values), total, sigmas, depth=12)
+        made, remark = plan_for(Settings(enabled=True, **{"strategy": "uniform", **values}), total, sigmas, depth=12)
         return full(made, total), remark
 
     karras = [(14.6 ** (1 / 7) + k / 29 * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7 for k in range(30)]
@@ -222,7 +213,7 @@ def test_an_interval_for_a_speed(wanted, deeper):
 def test_a_window_that_leaves_no_choice_is_planned_once(monkeypatch):
     """It would be planned again for every number of renewals, for seconds in a long run."""
     asked = []
-    monkeypatch.setattr(strategies, "weighted", lambda *given: asked.append(given) or weighted(*given))
+    monkeypatch.setattr(importance, "weighted", lambda *given: asked.append(given) or weighted(*given))
     sigmas = [14.6 * (0.03 / 14.6) ** (k / 149) for k in range(150)]
     by_depth(sigmas, 2.6, (0, 5), 12, frozenset(range(75)))
     assert len(asked) == 1
@@ -260,7 +251,7 @@ def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
 
 def test_every_second_one_of_a_list():
     def branches(**values):
-        plan, _ = plan_for(Settings(enabled=True, deeper_branch_id=4, **values), 12, None, depth=12)
+        plan, _ = plan_for(Settings(enabled=True, deeper_branch_id=4, **{"strategy": "uniform", **values}), 12, None, depth=12)
         return [plan.branch_at(k) for k in range(12)]
 
     N = None
@@ -271,7 +262,7 @@ def test_every_second_one_of_a_list():
 
 
 def test_auto_forecasts_where_full_evaluations_lie_close():
-    settings = Settings(enabled=True)
+    settings = Settings(enabled=True, strategy="uniform")
     assert isinstance(estimator_for(settings, UniformPlan(3, 0, 30), 30), Forecast)
     assert isinstance(estimator_for(settings, UniformPlan(4, 0, 30), 30), Copy)
     assert isinstance(estimator_for(Settings(estimator="copy"), UniformPlan(2, 0, 30), 30), Copy)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.session.weights import WeightsWatch
+from deepcache_ext.session.changes import WeightsWatch
 from tests import unets
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepcache_ext.settings.settings import PRESETS
+from deepcache_ext.settings.fields import PRESETS
 
 INTERVALS, BRANCHES, ESTIMATORS = (2, 3, 5), (0, 1, 2), ("copy", "forecast")
 SPEED_UPS = (1.5, 2.0, 2.6, 3.8)

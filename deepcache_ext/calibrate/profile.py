@@ -16,8 +16,9 @@ from typing import Any
 
 from ..plan import cost
 from ..plan.preview import PassAhead
-from ..plan.strategies import custom
-from ..settings.settings import MAX_TEXT, Settings, ranges
+from ..settings.evaluation_list import custom, ranges
+from ..settings.fields import MAX_TEXT
+from ..settings.settings import Settings
 
 VERSION = 1
 

@@ -13,8 +13,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..plan import cost
-from ..plan.strategies import DEEPER, USUAL, Law, Nature, by_depth, weighted, written
-from ..settings.settings import MAX_TEXT, Field, SettingsError
+from ..plan.importance import USUAL, Law, Nature, by_depth, weighted
+from ..plan.strategies import DEEPER
+from ..settings.evaluation_list import written
+from ..settings.fields import MAX_TEXT, Field, SettingsError
 
 Branches = tuple[int | None, ...]
 """What each evaluation runs; None: the whole UNet."""

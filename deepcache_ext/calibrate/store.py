@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..plan.preview import PassAhead, PlannedPass, planned
-from ..settings.settings import AS_IT_PAYS, CALIBRATED, CUSTOM, Settings
+from ..settings.fields import AS_IT_PAYS, CALIBRATED, CUSTOM
+from ..settings.settings import Settings
 from .profile import SAME_SPEED, CalibratedPlan, MadeFor, Profile, ProfileError, as_text, from_text
 
 LARGEST = 2**20

@@ -22,7 +22,8 @@ from ..plan.plan import UniformPlan
 from ..plan.strategies import FEW
 from ..report.psnr import psnr
 from ..report.run_report import PassOutcome, RunOutcome
-from ..settings.settings import AS_IT_PAYS, Settings
+from ..settings.fields import AS_IT_PAYS
+from ..settings.settings import Settings
 
 WHOLE = {"strategy": "uniform", "cache_interval": 1}
 """Uncached, bit for bit, and yet with passes that tell how they went."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..unet.forge import ForgeLadder
-from ..unet.ldm import AnyLadder
+from ..unet.ladder import AnyLadder
 from .a1111.adapter import A1111
 
 

@@ -24,7 +24,8 @@ from ..report.pass_report import Reason
 from ..session.open_call import register_after
 from ..session.session import Session
 from ..unet.diffusers import DiffusersLadder
-from ..unet.ldm import AnyLadder, Arguments, UnknownLayout
+from ..unet.ladder import AnyLadder, Arguments
+from ..unet.support import UnknownLayout
 from .a1111.adapter import A1111, guarded, sampler_of
 from .checkpoint import checkpoint_of
 from .generations import Generation
@@ -32,8 +33,6 @@ from .generations import Generation
 log = logging.getLogger("deepcache")
 
 OWN_CACHE = "SD.Next's own DeepCache is active (model compile backend deep-cache); both at once would cache twice"
-NO_UNET = "the model has no UNet"
-COMPILED = "the UNet is compiled"
 
 
 class SDNext(A1111):
@@ -236,10 +235,6 @@ def pipelines(p: Any) -> list[Any]:
 
 
 def _why_not(unet: Any) -> str:
-    if not isinstance(unet, nn.Module):
-        return NO_UNET
-    if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
-        return COMPILED
     try:
         DiffusersLadder(unet)
     except UnknownLayout as reason:

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.context import Context
 
 from ..calibrate.search import PICTURES, TRIES
-from ..settings.settings import CALIBRATED, CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
+from ..settings.fields import CALIBRATED, CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
 from . import calibrate
 
 try:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..calibrate.store import Profiles
 from ..plan.preview import PassAhead, PlannedPass
-from ..settings.settings import AS_FIRST_PASS_BRANCH, CALIBRATED, Settings, SettingsError, parse
+from ..settings.fields import AS_FIRST_PASS_BRANCH, CALIBRATED, SettingsError
+from ..settings.settings import Settings, parse
 
 Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
 """A host's: from values by the names of its API (`steps`, `sampler_name`, ...) to the passes they ask for. Raises

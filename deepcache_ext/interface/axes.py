@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..settings.settings import FIELD, PRESETS, SettingsError, ranges
+from ..settings.evaluation_list import ranges
+from ..settings.fields import FIELD, PRESETS, SettingsError
 
 OFF = "Off"
 PREFIX = "[DeepCache] "

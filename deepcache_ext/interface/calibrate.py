@@ -11,7 +11,8 @@ from ..calibrate.profile import MadeFor, ProfileError
 from ..calibrate.search import Wish
 from ..calibrate.store import Profiles
 from ..plan.preview import PlannedPass
-from ..settings.settings import FIELDS, Settings
+from ..settings.fields import FIELDS
+from ..settings.settings import Settings
 
 NAME = "calibrate"
 """In the API's object of settings: true, or an object with `pictures` and `tries`."""

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..report.psnr import psnr
-from ..settings.settings import FIELD, FIELDS, PRESETS, SettingsError, parse
+from ..settings.fields import FIELD, FIELDS, PRESETS, SettingsError
+from ..settings.settings import parse
 
 COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
 MARGIN = 8

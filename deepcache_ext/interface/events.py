@@ -10,7 +10,8 @@ from typing import Any
 from ..calibrate.store import Profiles
 from ..plan.preview import PlannedPass
 from ..report.run_report import RunOutcome
-from ..settings.settings import STRATEGYS_OWN, SettingsError, parse
+from ..settings.fields import STRATEGYS_OWN, SettingsError
+from ..settings.settings import parse
 from . import calibrate, last_run, plan_strip
 from .accordion import Accordion, shown_for
 from .asked import Foresee, of_page

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..settings.settings import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, PRESETS, SELDOM, Field, SettingsError
+from ..settings.fields import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, PRESETS, SELDOM, Field, SettingsError
 
 log = logging.getLogger("deepcache")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from ..plan.preview import PlannedPass, speed_up_of
-from ..report.pass_report import fraction
+from ..plan.preview import PlannedPass, fraction, speed_up_of
 
 UNKNOWN = "The plan is made when the run begins: before that, steps, sampler or checkpoint are not known here."
 

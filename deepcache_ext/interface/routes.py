@@ -13,7 +13,8 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from ..calibrate.store import Profiles
 from ..plan.preview import speed_up_of
 from ..report.run_report import RunOutcome
-from ..settings.settings import Settings, SettingsError, parse
+from ..settings.fields import SettingsError
+from ..settings.settings import Settings, parse
 from . import calibrate
 from .asked import Foresee, passes_of
 

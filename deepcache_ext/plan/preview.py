@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..report.pass_report import fraction
-from ..settings.settings import CALIBRATED, Settings
+from ..settings.fields import CALIBRATED
+from ..settings.settings import Settings
 from . import cost
 from .estimators import Estimator
+from .importance import USUAL, Nature
 from .plan import Plan, UniformPlan
-from .strategies import USUAL, Nature, estimator_for, gap, plan_for
+from .strategies import estimator_for, gap, plan_for
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,8 @@ def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:
     evaluations = sum(one.ahead.evaluations for one in passes)
     spent = sum(one.ahead.evaluations / gain for one, gain in zip(passes, gains, strict=True) if gain)
     return evaluations / spent if spent else None
+
+
+def fraction(full: int, deeper: int, evaluations: int) -> str:
+    """For instance `10 of 30 full`, or `6 of 30 full + 6 deeper`."""
+    return f"{full} of {evaluations} full" + (f" + {deeper} deeper" if deeper else "")

@@ -13,16 +13,17 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..plan.strategies import estimator_for, plan_for
 from ..report.pass_report import PassReport, Reason, summary
 from ..session.open_call import register_after
 from ..session.session import Session
-from ..settings.settings import FIELD, FIELDS, SettingsError, parse
+from ..settings.fields import FIELD, FIELDS, SettingsError
+from ..settings.settings import parse
 from ..unet.diffusers import DiffusersLadder
-from ..unet.ldm import Arguments, UnknownLayout
+from ..unet.ladder import Arguments
+from ..unet.support import UnknownLayout, is_compiling
 from .unet_clock import Beat, Clock, nature_of
 
 log = logging.getLogger("deepcache")
@@ -139,7 +140,7 @@ class DeepCache:
     # The hooks ----------------------------------------------------------------------------------------------
 
     def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if unet is not self._unet or self._failed or _is_compiling():
+        if unet is not self._unet or self._failed or is_compiling():
             return None
         try:
             self._tick(args, kwargs)
@@ -152,7 +153,7 @@ class DeepCache:
         return self._session.before(unet, args, kwargs) if self._session is not None else None
 
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self._session is None or unet is not self._unet or _is_compiling():
+        if self._session is None or unet is not self._unet or is_compiling():
             return None
         instead = self._session.after(unet, args, kwargs, output)
         if self._clock.remaining == 1 and self._calls == self._calls_before and not self._session.is_in_call:
@@ -223,8 +224,3 @@ def _is_nested(unet: nn.Module) -> bool:
         depth += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is unet
         frame = frame.f_back  # type: ignore[assignment]
     return depth == 2
-
-
-def _is_compiling() -> bool:
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

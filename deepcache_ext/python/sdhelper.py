@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..settings.settings import SettingsError, parse
+from ..settings.fields import SettingsError
+from ..settings.settings import parse
 from .deepcache import DeepCache, unet_of
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..plan.strategies import Nature
+from ..plan.importance import Nature
 
 NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver|UFOGen|VDM|TDD|Langevin")
 """Names of schedulers that add fresh noise in the course of a run; the last four are SD.Next's own."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
+from ..plan.preview import fraction
+
 
 class Reason(str, Enum):
     """Why a call that the plan would have cached ran in full."""
@@ -35,9 +37,6 @@ class Reason(str, Enum):
     ERROR = "an error inside DeepCache (see the log)"
 
 
-def fraction(full: int, deeper: int, evaluations: int) -> str:
-    """For instance `10 of 30 full`, or `6 of 30 full + 6 deeper`."""
-    return f"{full} of {evaluations} full" + (f" + {deeper} deeper" if deeper else "")
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from operator import is_
+from collections.abc import Hashable
+from operator import attrgetter, is_
+from typing import Any
 
+import torch
 from torch import nn
 
 Parts = tuple[nn.Module | None, ...]
@@ -28,3 +31,88 @@ def parts(unet: nn.Module) -> Parts:
 def same_parts(one: Parts, other: Parts) -> bool:
     """Whether these are the very same modules at the same places."""
     return len(one) == len(other) and all(map(is_, one, other))
+
+
+EACH = 3
+"""How many modules of each name are watched (`to_q`, `conv1`, `middle_block`): a LoRA is injected by names."""
+
+
+COUNTER = attrgetter("_version")
+
+
+class WeightsWatch:
+    """Watches a sample of a UNet's modules and weights, of every name some.
+
+    In-place writes (`copy_`, `load_state_dict`, `+=`) raise a weight's counter; a layer that is wrapped, unwrapped or
+    exchanged (an injected LoRA) is another object, and so is a new `nn.Parameter`. Layers of peft are watched too:
+    switching, scaling or merging an adapter there changes no counter.
+
+    Moving a module between devices is no change, so an assignment to `.data`, which is how modules are moved, stays
+    unseen. So does what is done to single layers outside the sample.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._unet = unet
+        self._renewals = 0
+        self._take_sample()
+
+    def _take_sample(self) -> None:
+        by_name: dict[str, list[tuple[dict[str, Any], nn.Module]]] = {}
+        weighted: dict[str, list[dict[str, Any]]] = {}
+        adapted = []
+        for parent in self._unet.modules():
+            for name, child in parent._modules.items():
+                if child is None:
+                    continue
+                by_name.setdefault(name, []).append((parent._modules, child))
+                if isinstance(child._parameters.get("weight"), torch.Tensor):
+                    weighted.setdefault(name, []).append(child._parameters)
+            if "merged_adapters" in parent.__dict__:
+                adapted.append(parent.__dict__)
+        self._links = [
+            (children, name, child) for name, group in by_name.items() for children, child in _spread(group)
+        ]
+        self._owners = [owner for group in weighted.values() for owner in _spread(group)]
+        self._weights = [owner["weight"] for owner in self._owners]
+        self._adapted = adapted[:: max(1, len(adapted) // 64)]
+
+    def version(self) -> tuple[int, int, Hashable]:
+        """Another one when a sampled weight was written to (inference tensors have no counter), when a sampled module
+        or weight is another object, and when an adapter acts in another way.
+        """
+        if not self._is_same():
+            self._take_sample()
+            self._renewals += 1
+        return self._count(), self._renewals, tuple(map(_adapters, self._adapted))
+
+    def _is_same(self) -> bool:
+        for children, name, child in self._links:
+            if children.get(name) is not child:
+                return False
+        now = [owner.get("weight") for owner in self._owners]
+        for before, weight in zip(self._weights, now, strict=True):
+            # accelerate's offloading leaves a new empty parameter behind after each call.
+            if weight is not before and not (weight is not None and weight.is_meta and before.is_meta):
+                return False
+        self._weights = now
+        return True
+
+    def _count(self) -> int:
+        try:
+            return sum(map(COUNTER, self._weights))
+        except RuntimeError:  # an inference tensor
+            return sum(weight._version for weight in self._weights if not weight.is_inference())
+
+
+def _spread(group: list[Any]) -> list[Any]:
+    """At most `EACH` of a list, with the first."""
+    return group[:: -(-len(group) // EACH)]
+
+
+def _adapters(layer: dict[str, Any]) -> Hashable:
+    """Which adapters of a peft layer act, and how strongly."""
+    scaling = layer.get("scaling")
+    return (
+        layer.get("_disable_adapters"), str(layer.get("_active_adapter")), tuple(layer["merged_adapters"]),
+        tuple(scaling.items()) if isinstance(scaling, dict) else None,
+    )

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..unet.calls import Call
-from ..unet.ldm import Arguments, Walks
+from ..unet.ladder import Arguments, Walks
 from .slots import Key, Slot
 
 
@@ -48,11 +47,3 @@ def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
         return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
     except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
         return unet.register_forward_hook(hook, with_kwargs=True)
-
-
-def is_traced() -> bool:
-    """Whether the forward is being recorded or compiled rather than run."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return True
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())

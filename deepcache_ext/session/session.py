@@ -15,12 +15,13 @@ from .. import public
 from ..plan.estimators import Estimator, Moment
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.ldm import AnyLadder, Arguments, Ladder, UnknownLayout, Walks, own_forward
-from .changes import Parts, parts, same_parts
-from .open_call import OpenCall, is_traced, register_after
+from ..unet.ladder import AnyLadder, Arguments, Walks
+from ..unet.ldm import Ladder
+from ..unet.support import UnknownLayout, is_traced, own_forward
+from .changes import Parts, WeightsWatch, parts, same_parts
+from .open_call import OpenCall, register_after
 from .slots import Slot, Slots
 from .stopwatch import Kind, Stopwatch
-from .weights import WeightsWatch
 
 log = logging.getLogger("deepcache")
 

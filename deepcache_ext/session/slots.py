@@ -11,7 +11,7 @@ import torch
 from ..plan.estimators import Kept, Moment
 from ..report.pass_report import Reason
 from ..unet.calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
-from ..unet.ldm import Walks
+from ..unet.ladder import Walks
 
 Key = tuple[Hashable, Region, int]
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ldm import Ladder, Shape, Walks
+from .ladder import Shape, Walks
+from .ldm import Ladder
 from .shadows import Blocks, Observed, Supplied
 
 LISTS = ("input_blocks", "zero_convs")

@@ -18,13 +18,9 @@ import torch
 from torch import nn
 
 from .calls import Call, Same
-from .ldm import Arguments, UnknownLayout, Walks, own_forward
-from .shadows import Blocks, Observed, Shadow, Stand, Supplied
-
-LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
-"""A block's lists with one entry for each layer, in the order in which a layer calls them."""
-
-SAMPLERS = ("downsamplers", "upsamplers")
+from .ladder import Arguments, Walks
+from .shadows import Blocks, Observed, Stand, Supplied
+from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
 
 CONTROL, MIDDLE, ADAPTER = (
     "down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"
@@ -99,7 +95,7 @@ class DiffusersLadder:
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        check_layout(unet)
+        check_diffusers(unet)
         self._unet = unet
         self._processors = Processors(unet)
         self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
@@ -205,7 +201,7 @@ class DiffusersLadder:
             span = self._spans[branch]
             if span.up == place and span.above:
                 before = span.above - 1
-                name, layers = [(name, those) for name, those in _layers(block) if those[before] is not None][-1]
+                name, layers = [(name, those) for name, those in layer_lists(block) if those[before] is not None][-1]
                 entries = found.setdefault(name, list(layers))
                 entries[before] = Observed(entries[before], _first_of(walks.keep(branch)))
         return found
@@ -236,12 +232,12 @@ class DiffusersLadder:
         entered = self._entered(renewed, walks)
         if span.below:
             ends_in = below[span.down]
-            for name, layers in _layers(ends_in):
+            for name, layers in layer_lists(ends_in):
                 self._put(ends_in, name, Blocks(list(layers)[: span.below], layers))
             self._put(ends_in, "downsamplers", None)
         for place in range(span.up, len(above)):
             keeping, skipped = self._keeping(renewed, walks, place), span.above if place == span.up else 0
-            for name, layers in _layers(above[place]):
+            for name, layers in layer_lists(above[place]):
                 if skipped or name in keeping:
                     entries = keeping.get(name, list(layers))[skipped:]
                     self._put(above[place], name, Blocks(entries, layers))
@@ -311,9 +307,6 @@ def _first_of(keep: Callable[[torch.Tensor], None]) -> Callable[[Any], None]:
     return lambda output: keep(output if torch.is_tensor(output) else output[0])
 
 
-def _layers(block: Any) -> list[tuple[str, nn.ModuleList]]:
-    lists = [(name, block._modules.get(name)) for name in LAYERS]
-    return [(name, layers) for name, layers in lists if isinstance(layers, nn.ModuleList)]
 
 
 def _skips(block: Any) -> int:
@@ -321,67 +314,11 @@ def _skips(block: Any) -> int:
     return len(block.resnets) + (block.downsamplers is not None)
 
 
-def check_layout(unet: Any) -> None:
-    """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
-    if isinstance(unet, torch.jit.ScriptModule):
-        raise UnknownLayout("the UNet is a TorchScript module")
-    if not isinstance(unet, nn.Module):
-        raise UnknownLayout("the model has no UNet module")
-    if _is_compiled(unet):
-        raise UnknownLayout("the UNet is compiled")
-    children = unet._modules
-    below, above = children.get("down_blocks"), children.get("up_blocks")
-    if not isinstance(below, nn.ModuleList) or not isinstance(above, nn.ModuleList) or "conv_in" not in children:
-        raise UnknownLayout("the model is not a UNet with conv_in, down_blocks, mid_block and up_blocks")
-    if any(isinstance(unet.__dict__.get(name), Shadow) for name in ("down_blocks", "mid_block", "up_blocks")):
-        raise UnknownLayout("another extension shadows the UNet's blocks")
-    for block in [*below, *above]:
-        _check_block(block)
-    _check_skips(unet, below, above)
-    for module in unet.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-        if any("group_offloading" in name for name in hooks):
-            raise UnknownLayout("group offloading expects every block to run at every call")
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def _check_block(block: nn.Module) -> None:
-    if _is_compiled(block):
-        raise UnknownLayout("the UNet's down or up blocks are compiled")
-    layers, name = dict(_layers(block)), type(block).__name__
-    if not layers.get("resnets") or hasattr(block, "skip_conv"):
-        raise UnknownLayout(f"blocks of type {name} are unknown")
-    for child, module in block._modules.items():
-        known = child in SAMPLERS or (child in layers and len(layers[child]) == len(layers["resnets"]))
-        if isinstance(module, nn.ModuleList) and not known:
-            raise UnknownLayout(f"blocks of type {name} are unknown: {child}")
 
 
-def _check_skips(unet: nn.Module, below: nn.ModuleList, above: nn.ModuleList) -> None:
-    """Every up layer must take one skip connection beside what the layer before it gave: its channels say so."""
-    skips = [_channels(unet.conv_in, "out")]
-    for block in below:
-        skips += [_channels(layer, "out") for layer in block.resnets]  # type: ignore[union-attr]
-        if block.downsamplers is not None:
-            skips.append(_channels(block.downsamplers[-1], "out"))  # type: ignore[index]
-    takers = [layer for block in above for layer in block.resnets]  # type: ignore[union-attr]
-    if len(skips) != len(takers):
-        raise UnknownLayout(f"the UNet has {len(skips)} skip connections and {len(takers)} layers that take them")
-    before = skips[-1]
-    for layer, skip in zip(takers, reversed(skips), strict=True):
-        if _channels(layer, "in") != before + skip:
-            raise UnknownLayout("the UNet's layers do not take one skip connection each")
-        before = _channels(layer, "out")
 
 
-def _channels(layer: Any, side: str) -> int:
-    """`in_channels` or `out_channels` of a layer, as it says itself or as its first or last part does."""
-    name = f"{side}_channels"
-    for candidate in (layer, getattr(layer, "spatial_res_block", None)):
-        channels = getattr(candidate, name, None)
-        if isinstance(channels, int):
-            return channels
-    raise UnknownLayout(f"layers of type {type(layer).__name__} are unknown")

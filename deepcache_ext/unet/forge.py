@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ldm import Arguments, Ladder, Walks, own_forward
+from .ladder import Arguments, Walks
+from .ldm import Ladder
 from .shadows import Noted
+from .support import own_forward
 
 PARAMETERS = ("x", "timesteps", "context", "y", "control", "transformer_options")
 """Of the forwards, in their order; whatever else is named goes through."""

@@ -17,14 +17,16 @@ from modules import shared
 
 from ...calibrate.search import Wish
 from ...calibrate.store import Profiles
+from ...plan.importance import Nature
 from ...plan.preview import PassAhead, PlannedPass
-from ...plan.strategies import Nature
 from ...report.pass_report import Reason
 from ...report.run_report import RunOutcome
 from ...session.session import Session
-from ...settings.settings import INFOTEXT_KEYS, Settings, SettingsError, overridden, overruled, parse
+from ...settings.fields import INFOTEXT_KEYS, SettingsError
+from ...settings.settings import Settings, overridden, overruled, parse
 from ...unet.controlnet import ControlledLadder
-from ...unet.ldm import AnyLadder, UnknownLayout
+from ...unet.ladder import AnyLadder
+from ...unet.support import UnknownLayout
 from ..calibrator import NotCalibrated, calibrate
 from ..checkpoint import checkpoint_of, prediction_of
 from ..generations import Generation, Generations

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ...unet.controlnet import ControlUnit
-from ...unet.ldm import own_forward
+from ...unet.support import own_forward
 
 FAR = 3
 """How many functions deep the hook object is looked for: wrappers of other extensions may lie around the forward."""

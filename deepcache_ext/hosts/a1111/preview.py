@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from modules import shared
 
-from ...plan.memory import numbers_per_place
+from ...plan.cost import numbers_per_place
+from ...plan.importance import Nature
 from ...plan.preview import PassAhead
-from ...plan.strategies import Nature
-from ...settings.settings import SettingsError
+from ...settings.fields import SettingsError
 from ..checkpoint import checkpoint_of, prediction_of
 from .schedule import adds_noise, counts_timesteps, is_unipc, schedule_of, sigma_of, spread
 
