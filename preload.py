@@ -6,6 +6,8 @@ import argparse
 def preload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deepcache-disable", action="store_true", help="switch the DeepCache extension off")
     parser.add_argument(
-        "--deepcache-log-level", type=str, default="WARNING",
+        "--deepcache-log-level",
+        type=str,
+        default="WARNING",
         help="how much DeepCache says in the console: DEBUG, INFO (a line for each pass), WARNING, ERROR",
     )

@@ -45,17 +45,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, help="side of the latents; default: 64 (sd15), 16 (tiny), 128 (sdxl; CPU: 32)")
     add("--batch", type=int, default=2, help="rows of a call; default: 2, cond and uncond of one picture")
     add("--branches", type=numbers, default=[0, 1, 2], metavar="NUMBERS", help="default: 0,1,2")
-    add("--estimators", type=names, default=list(ESTIMATORS), metavar="NAMES",
-        help=f"default: {','.join(ESTIMATORS)}")
+    add("--estimators", type=names, default=list(ESTIMATORS), metavar="NAMES", help=f"default: {','.join(ESTIMATORS)}")
     add("--pairs", type=int, default=5, help="pairs of full calls, at least one a branch; default: 5")
     add("--seconds", type=float, default=20, help="time for cached calls, a branch; default: %(default)s")
-    add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"),
-        help="default: %(default)s")
+    add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"), help="default: %(default)s")
     add("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU")
     add("--attention", choices=("sdp", "vanilla"), default="sdp", help="sd15: fused (default), or ldm's own")
     add("--threads", type=int, help="torch's threads on a CPU; default: one a core")
-    add("--clock", choices=("wall", "processor"), default="wall",
-        help="processor: count this process's time only; with --threads 1, for a machine that is busy")
+    add(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="processor: count this process's time only; with --threads 1, for a machine that is busy",
+    )
     add("--quick", action="store_true", help="few and short: for a first look; the intervals get wide")
     add("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args(argv)
@@ -94,14 +96,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("full and cached calls")
     with calls.inference(device, dtype):
         measured = calls.measure(
-            unet, given, options.branches, options.estimators, clock,
-            options.pairs, options.seconds, least=2 if options.quick else 4, say=say,
+            unet,
+            given,
+            options.branches,
+            options.estimators,
+            clock,
+            options.pairs,
+            options.seconds,
+            least=2 if options.quick else 4,
+            say=say,
         )
     say("done")
     settings = {
-        "layout": options.layout, "size": options.size, "batch": options.batch, "dtype": options.dtype,
-        "attention": options.attention, "clock": options.clock, "pairs": options.pairs,
-        "seconds": options.seconds, "quick": options.quick,
+        "layout": options.layout,
+        "size": options.size,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "attention": options.attention,
+        "clock": options.clock,
+        "pairs": options.pairs,
+        "seconds": options.seconds,
+        "quick": options.quick,
     }
     report = Report(settings, measured, flops, python, device)
     print(report.text(), flush=True)

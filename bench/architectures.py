@@ -73,8 +73,11 @@ def run(case: Case, options: argparse.Namespace, say: Say) -> dict[str, Any]:
     clock = Clock(device, processor=device.type == "cpu")
     started = time.perf_counter()
     found: dict[str, Any] = {
-        "case": case.name, "dtype": dtype_name, "machine": machine(device),
-        "clock": "processor" if device.type == "cpu" else "device", "doubts": [],
+        "case": case.name,
+        "dtype": dtype_name,
+        "machine": machine(device),
+        "clock": "processor" if device.type == "cpu" else "device",
+        "doubts": [],
     }
     if case.in_webui:
         whole, live = unets.count_flops(case.net, case.rows, case.latent, case.branches)
@@ -88,16 +91,18 @@ def run(case: Case, options: argparse.Namespace, say: Say) -> dict[str, Any]:
     unet = twins.make(case.net, device, dtype)
     given = twins.inputs(case.net, case.rows, case.latent, device, dtype, case.frames)
     with torch.no_grad():
-        twin = twin_calls.measure(unet, given, case.branches, clock, device, options.pairs, options.seconds,
-                                  hand=not case.in_webui)
+        twin = twin_calls.measure(
+            unet, given, case.branches, clock, device, options.pairs, options.seconds, hand=not case.in_webui
+        )
     found["twin"] = {"full": twin.full, "cached": twin.cached, "memory": twin.memory, "kept_bytes": twin.kept_bytes}
     found["doubts"] += twin.doubts
     found["seconds"] = time.perf_counter() - started
     return found
 
 
-def _webui(case: Case, options: argparse.Namespace, clock: Clock, dtype: torch.dtype, found: dict[str, Any],
-           say: Say) -> None:
+def _webui(
+    case: Case, options: argparse.Namespace, clock: Clock, dtype: torch.dtype, found: dict[str, Any], say: Say
+) -> None:
     device = options.device
     say(f"{case.name}: the UNet of ldm or sgm, {found['dtype']}")
     unet = unets.make(case.net, device, dtype)
@@ -119,10 +124,20 @@ def _webui(case: Case, options: argparse.Namespace, clock: Clock, dtype: torch.d
         one.evaluate()
         peaks["ours"] = memory.read(device)
         one.session.close()
-        measured = calls.measure(unet, given, case.branches, [Copy.name], clock, pairs, options.seconds,
-                                 say=lambda text: say(f"{case.name}: {text}"))
+        measured = calls.measure(
+            unet,
+            given,
+            case.branches,
+            [Copy.name],
+            clock,
+            pairs,
+            options.seconds,
+            say=lambda text: say(f"{case.name}: {text}"),
+        )
     found["webui"] = {
-        "full": measured.full, "cached": measured.cached, "memory": peaks,
+        "full": measured.full,
+        "cached": measured.cached,
+        "memory": peaks,
         "kept_bytes": {branch: kept[Copy.name] for branch, kept in measured.kept_bytes.items()},
     }
     found["doubts"] += measured.doubts

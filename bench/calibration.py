@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_grad_enabled(False)
     both, pictures = Studio(2 * options.pictures + options.pairs, options.checkpoint), options.pictures
     studios = (
-        both.of_one_prompt(range(pictures)), both.of_one_prompt(range(pictures, 2 * pictures)),
+        both.of_one_prompt(range(pictures)),
+        both.of_one_prompt(range(pictures, 2 * pictures)),
         both.picked(range(2 * pictures, both.count)),
     )
     print("| steps | sampler | asked | uniform copy | weighted | calibrated |\n|---|---|---|---|---|---|")
@@ -75,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"| {steps} | {sampler} | {asked:g}x | " + " | ".join(cells) + " |", flush=True)
 
 
-def line(
-    tuning: Trial, judging: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int
-) -> list[str]:
+def line(tuning: Trial, judging: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int) -> list[str]:
     """Of uniform copying, the weighted plan and the calibrated one: likeness and speed-up on `others`."""
     weighted = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
     first = planned(weighted, ahead)
@@ -94,7 +93,8 @@ def line(
     if fmean(judging.scores(best)[0]) <= fmean(judging.scores(first)[0]):
         best = first
     copying = next(
-        one for one in (uniform(ahead, interval) for interval in range(2, ahead.total))
+        one
+        for one in (uniform(ahead, interval) for interval in range(2, ahead.total))
         if (one.speed_up() or math.inf) >= cost.NEARLY * speed_up
     )
     results = (others.scores(one) for one in (copying, first, best))

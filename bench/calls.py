@@ -55,8 +55,7 @@ class FullUntil:
 class Pass:
     """One session on one UNet, driven as a host drives it: an evaluation with one call at a time."""
 
-    def __init__(self, unet: Any, given: unets.Inputs, branch: int,
-                 session: Session | None = None) -> None:
+    def __init__(self, unet: Any, given: unets.Inputs, branch: int, session: Session | None = None) -> None:
         self.unet, self.given = unet, given
         self.plan = FullUntil(branch)
         self.session = session or Session(self.plan, Forecast())
@@ -114,9 +113,17 @@ def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators: Sequence[str],
-            clock: Clock, pairs: int, budget: float, least: int = 4,
-            say: Callable[[str], None] = lambda text: None) -> Measured:
+def measure(
+    unet: Any,
+    given: unets.Inputs,
+    branches: Sequence[int],
+    estimators: Sequence[str],
+    clock: Clock,
+    pairs: int,
+    budget: float,
+    least: int = 4,
+    say: Callable[[str], None] = lambda text: None,
+) -> Measured:
     """Full calls hooked and plain (`pairs` pairs, shared among the branches), and for each branch cached
     calls against the live blocks by hand, for about `budget` seconds (at least `least` rounds).
 
@@ -149,8 +156,9 @@ def measure(unet: Any, given: unets.Inputs, branches: Sequence[int], estimators:
     return result
 
 
-def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: int,
-                wanted: torch.Tensor, keeps: int, reverse: bool) -> None:
+def _full_pairs(
+    one: Pass, result: Measured, clock: Clock, share: int, calls: int, wanted: torch.Tensor, keeps: int, reverse: bool
+) -> None:
     """Both ways in turns. Memory: what one kept feature takes, and as many as the forecast keeps."""
     last: list[torch.Tensor] = []
     kept: list[int] = []
@@ -171,8 +179,15 @@ def _full_pairs(one: Pass, result: Measured, clock: Clock, share: int, calls: in
     _check_equal(last[0], wanted, "the hooked full call", result)
 
 
-def _cached_rounds(one: Pass, result: Measured, clock: Clock, feature: torch.Tensor,
-                   estimators: Sequence[str], budget: float, least: int) -> None:
+def _cached_rounds(
+    one: Pass,
+    result: Measured,
+    clock: Clock,
+    feature: torch.Tensor,
+    estimators: Sequence[str],
+    budget: float,
+    least: int,
+) -> None:
     branch = one.plan.branch
     one.only_cached()
 

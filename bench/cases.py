@@ -86,7 +86,9 @@ REPORTED = (
     *(
         Reported("sd21", n, branch, speed_up, f"A5000, {side} px, batch {pictures}", side, pictures)
         for side, pictures, all_three in (
-            (512, 1, (2.33, 3.24, 2.35)), (512, 8, (2.32, 3.18, 2.20)), (1024, 8, (2.24, 3.02, 1.92)),
+            (512, 1, (2.33, 3.24, 2.35)),
+            (512, 8, (2.32, 3.18, 2.20)),
+            (1024, 8, (2.24, 3.02, 1.92)),
         )
         for (n, branch), speed_up in zip(((3, 0), (5, 0), (5, 1)), all_three, strict=True)
     ),
@@ -99,18 +101,34 @@ REPORTED = (
 )
 
 ON_GPU = tuple(
-    [Case(net, side, side, pictures) for net in ("sd15", "sd21", "sdxl") for side in (512, 768, 1024)
-     for pictures in (1, 4, 8)]
+    [
+        Case(net, side, side, pictures)
+        for net in ("sd15", "sd21", "sdxl")
+        for side in (512, 768, 1024)
+        for pictures in (1, 4, 8)
+    ]
     + [Case("sdxl-refiner", 1024, 1024, pictures) for pictures in (1, 4)]
     + [Case("svd", 576, 1024, 1, 14), Case("svd", 576, 1024, 1, 25)]
-    + [Case(net, side, side, pictures) for net, side in (("ldm-4-g", 256), ("ddpm-cifar10", 32), ("ddpm-lsun", 256))
-       for pictures in (1, 4, 8)]
+    + [
+        Case(net, side, side, pictures)
+        for net, side in (("ldm-4-g", 256), ("ddpm-cifar10", 32), ("ddpm-lsun", 256))
+        for pictures in (1, 4, 8)
+    ]
 )
 ON_CPU = (
-    Case("ldm-4-g", 256, 256), Case("ddpm-cifar10", 32, 32), Case("ddpm-cifar10", 32, 32, 8),
-    Case("sd15", 256, 256), Case("sd21", 256, 256), Case("svd", 128, 128, 1, 2), Case("sd15", 512, 512),
-    Case("sdxl", 256, 256), Case("sd21", 512, 512), Case("svd", 256, 256, 1, 2), Case("ddpm-lsun", 256, 256),
-    Case("sdxl-refiner", 256, 256), Case("sdxl", 512, 512),
+    Case("ldm-4-g", 256, 256),
+    Case("ddpm-cifar10", 32, 32),
+    Case("ddpm-cifar10", 32, 32, 8),
+    Case("sd15", 256, 256),
+    Case("sd21", 256, 256),
+    Case("svd", 128, 128, 1, 2),
+    Case("sd15", 512, 512),
+    Case("sdxl", 256, 256),
+    Case("sd21", 512, 512),
+    Case("svd", 256, 256, 1, 2),
+    Case("ddpm-lsun", 256, 256),
+    Case("sdxl-refiner", 256, 256),
+    Case("sdxl", 512, 512),
 )
 """What a CPU can run, the quick ones first; from 512 px on a case takes many minutes."""
 

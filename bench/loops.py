@@ -39,8 +39,15 @@ class Composed:
     share: Ratio
 
 
-def compose(setting: Setting, full: Samples, cached: Samples, ours: tuple[str, str], plain: str,
-            hand: str, resamples: int = 4000) -> Composed:
+def compose(
+    setting: Setting,
+    full: Samples,
+    cached: Samples,
+    ours: tuple[str, str],
+    plain: str,
+    hand: str,
+    resamples: int = 4000,
+) -> Composed:
     """`ours`: the names of our samples in `full` and in `cached`; `plain` and `hand`: those of the rivals.
 
     The loop is not run: it is put together from the medians of calls that took turns in one process. The intervals

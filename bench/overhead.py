@@ -64,8 +64,7 @@ class TimedSession(Session):
     def after(self, *args: Any) -> Any:
         return self._timed("hook after", super().after, args, {})
 
-    def _timed(self, part: str, run: Callable[..., Any], args: Sequence[Any],
-               kwargs: Mapping[str, Any]) -> Any:
+    def _timed(self, part: str, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         start = time.perf_counter()
         result = run(*args, **kwargs)
         self.spent[part].append(time.perf_counter() - start)
@@ -110,6 +109,7 @@ def _measure(clock: Clock, device: torch.device, samples: int) -> dict[str, Over
     feature = torch.zeros(2, unet.model_channels, SIDE, SIDE, device=device)
     result = {}
     for kind in ("full", "cached"):
+
         def make_pass(session: Session | None = None, kind: str = kind) -> Pass:
             one = Pass(unet, given, 0, session)
             for _ in range(20):
@@ -134,6 +134,7 @@ def _at_work(device: torch.device, samples: int) -> dict[str, Overhead]:
     unet, given = unets.make("tiny", device), unets.inputs("tiny", 2, 2 * SIDE, device)
     result = {}
     for kind in ("full", "cached"):
+
         def make_pass(session: Session | None = None, kind: str = kind) -> Pass:
             one = Pass(unet, given, 0, session)
             one.evaluate()

@@ -86,9 +86,18 @@ def published(pipe: Any, interval: int) -> Iterator[None]:
 def arms() -> list[Arm]:
     ours = [Arm(f"ours, {name}", lambda pipe, name=name: DeepCache(pipe, preset=name)) for name in PRESETS]
     plain = [
-        Arm(f"ours, interval {n}, branch 0", lambda pipe, n=n: DeepCache(
-            pipe, preset=CUSTOM, strategy="uniform", cache_interval=n, cache_branch_id=0, estimator="copy",
-        )) for n in INTERVALS
+        Arm(
+            f"ours, interval {n}, branch 0",
+            lambda pipe, n=n: DeepCache(
+                pipe,
+                preset=CUSTOM,
+                strategy="uniform",
+                cache_interval=n,
+                cache_branch_id=0,
+                estimator="copy",
+            ),
+        )
+        for n in INTERVALS
     ]
     helper = [Arm(f"helper, interval {n}, branch 0", lambda pipe, n=n: published(pipe, n)) for n in INTERVALS]
     return [Arm("uncached", uncached), *ours, *plain, *helper]
@@ -158,7 +167,7 @@ def inputs(options: argparse.Namespace, pipe: Any) -> dict[str, Any]:
 
 def drawn(width: int, height: int) -> Image.Image:
     """A sky over a field."""
-    down, across = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     sky = np.stack([0.4 + 0.4 * down, 0.6 + 0.2 * down, 0.9 - 0.1 * across], axis=-1)
     field_ = np.stack([0.3 + 0.3 * across, 0.6 - 0.3 * down, 0.2 + 0 * down], axis=-1)
     return Image.fromarray((np.where(down[..., None] < 0.6, sky, field_) * 255).astype(np.uint8))
@@ -176,9 +185,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def measure(pipe: Any, given: dict[str, Any], options: argparse.Namespace,
-            say: Callable[[str], None]) -> tuple[list[Arm], Seconds]:
+def measure(
+    pipe: Any, given: dict[str, Any], options: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[list[Arm], Seconds]:
     """All arms, each with its picture or why there is none, and the seconds of those that work."""
+
     def make(arm: Arm, **changes: Any) -> None:
         cache: Any
         with torch.no_grad(), arm.cached(pipe) as cache:
@@ -189,7 +200,8 @@ def measure(pipe: Any, given: dict[str, Any], options: argparse.Namespace,
             passes = report.passes
             arm.remark = (
                 f"{sum(p.full_evaluations for p in passes)} of {sum(p.evaluations for p in passes)} full"
-                if passes else report.inactive
+                if passes
+                else report.inactive
             )
 
     found = arms()
@@ -219,12 +231,25 @@ def report(found: Sequence[Arm], seconds: Seconds) -> tuple[list[str], list[dict
             continue
         times, gain, near = seconds[arm.name], ratio(seconds, "uncached", arm.name), psnr(arm.picture, original)
         median = sorted(times)[len(times) // 2]
-        rows.append((arm.name, ms(median), f"{gain.value:.2f}x", f"{gain.low:.2f} to {gain.high:.2f}",
-                     "" if arm is found[0] else f"{near:.1f}", arm.remark))
-        figures.append({
-            "name": arm.name, "seconds": times, "speed_up": gain.as_json(), "remark": arm.remark,
-            "psnr": None if math.isinf(near) else near,
-        })
+        rows.append(
+            (
+                arm.name,
+                ms(median),
+                f"{gain.value:.2f}x",
+                f"{gain.low:.2f} to {gain.high:.2f}",
+                "" if arm is found[0] else f"{near:.1f}",
+                arm.remark,
+            )
+        )
+        figures.append(
+            {
+                "name": arm.name,
+                "seconds": times,
+                "speed_up": gain.as_json(),
+                "remark": arm.remark,
+                "psnr": None if math.isinf(near) else near,
+            }
+        )
     return table(("", "ms", "speed-up", "95 %", "PSNR dB", ""), rows), figures
 
 
@@ -242,8 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     found, seconds = measure(pipe, given, options, say)
     lines, figures = report(found, seconds)
     where = machine(options.device)
-    print(f"{options.model.name} ({options.model_type}), {given['num_inference_steps']} steps, {options.dtype}, "
-          f"{where['name']} ({where['device']}); whole pictures, text encoders and decoder included\n")
+    print(
+        f"{options.model.name} ({options.model_type}), {given['num_inference_steps']} steps, {options.dtype}, "
+        f"{where['name']} ({where['device']}); whole pictures, text encoders and decoder included\n"
+    )
     print("\n".join(lines))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -45,14 +45,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def requests(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """One request to the API for each kind of picture."""
     request = {
-        "prompt": options.prompt, "negative_prompt": options.negative, "steps": options.steps,
-        "sampler_name": options.sampler, "width": options.width, "height": options.height, "cfg_scale": options.cfg,
-        "batch_size": options.batch, "seed": options.seed,
+        "prompt": options.prompt,
+        "negative_prompt": options.negative,
+        "steps": options.steps,
+        "sampler_name": options.sampler,
+        "width": options.width,
+        "height": options.height,
+        "cfg_scale": options.cfg,
+        "batch_size": options.batch,
+        "seed": options.seed,
     }
     settings = {UNCACHED: {"enabled": False}, **{name: {"enabled": True, "preset": name} for name in PRESETS}}
-    return {
-        name: request | {"alwayson_scripts": {"deepcache": {"args": [args]}}} for name, args in settings.items()
-    }
+    return {name: request | {"alwayson_scripts": {"deepcache": {"args": [args]}}} for name, args in settings.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,10 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, times in seconds.items():
         gain, near = ratio(seconds, UNCACHED, name), psnr(pictures[UNCACHED], pictures[name])
         said = told[name] or ("" if name == UNCACHED else "DeepCache did not run: not a word in the infotext")
-        rows.append((name, f"{sorted(times)[len(times) // 2]:.2f}", f"{gain.value:.2f}x",
-                     f"{gain.low:.2f} to {gain.high:.2f}", "" if name == UNCACHED else f"{near:.1f}", said))
-        figures.append({"name": name, "seconds": times, "speed_up": gain.as_json(), "said": said,
-                        "psnr": None if math.isinf(near) else near})
+        rows.append(
+            (
+                name,
+                f"{sorted(times)[len(times) // 2]:.2f}",
+                f"{gain.value:.2f}x",
+                f"{gain.low:.2f} to {gain.high:.2f}",
+                "" if name == UNCACHED else f"{near:.1f}",
+                said,
+            )
+        )
+        figures.append(
+            {
+                "name": name,
+                "seconds": times,
+                "speed_up": gain.as_json(),
+                "said": said,
+                "psnr": None if math.isinf(near) else near,
+            }
+        )
     print(f"{url}, {options.steps} steps, {options.sampler}, {options.width}x{options.height}; whole requests\n")
     print("\n".join(table(("", "s", "speed-up", "95 %", "PSNR dB", ""), rows)))
     if options.json:

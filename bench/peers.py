@@ -25,7 +25,11 @@ from deepcache_ext import DeepCacheSDHelper
 from .timing import Clock, Rival, Seconds, calls_for, ratio, rounds
 
 SD = {
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "attention_head_dim": 8, "cross_attention_dim": 768,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
@@ -72,8 +76,9 @@ class Runner:
         return self.unet(x, timestep, **rest, return_dict=False)[0]
 
 
-def compare(runners: dict[str, Runner], clock: Clock, what: str, run: Callable[[Runner], object], count: int,
-            calls: int = 1) -> None:
+def compare(
+    runners: dict[str, Runner], clock: Clock, what: str, run: Callable[[Runner], object], count: int, calls: int = 1
+) -> None:
     rivals = [Rival(name, lambda runner=runner: run(runner)) for name, runner in runners.items()]
     seconds: Seconds = rounds(clock, rivals, count, calls)
     shown = ", ".join(f"{name} {sorted(times)[len(times) // 2] * 1e3:.2f} ms" for name, times in seconds.items())
@@ -116,8 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plain": Runner(copy.deepcopy(unet), given),
     }
     pair = {name: runners[name] for name in ("ours", "published")}
-    print(f"{options.unet}, {options.batch} x 4 x {options.size} x {options.size}, {dtype}, {options.device}, "
-          f"{options.rounds} rounds, {options.clock} clock, {torch.get_num_threads()} threads")
+    print(
+        f"{options.unet}, {options.batch} x 4 x {options.size} x {options.size}, {dtype}, {options.device}, "
+        f"{options.rounds} rounds, {options.clock} clock, {torch.get_num_threads()} threads"
+    )
     with torch.no_grad():
         for branch in options.branches:
             pictures = []
@@ -132,8 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for runner in runners.values():
                 runner.disable()
                 runner.enable(options.interval, branch)
-            compare(runners, clock, f"branch {branch}, loop, interval {options.interval}",
-                    lambda runner: runner.loop(options.steps), max(3, options.rounds // 2))
+            compare(
+                runners,
+                clock,
+                f"branch {branch}, loop, interval {options.interval}",
+                lambda runner: runner.loop(options.steps),
+                max(3, options.rounds // 2),
+            )
             for runner in pair.values():
                 pictures.append(runner.loop(options.steps))
                 runner.disable()

@@ -163,7 +163,7 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
         found = marked.search(page)
         if found is None:
             raise ValueError(f"no place for the table of {name}")
-        page = f"{page[:found.start()]}{found[1]}\n{made}\n\n{found[2]}{page[found.end():]}"
+        page = f"{page[: found.start()]}{found[1]}\n{made}\n\n{found[2]}{page[found.end() :]}"
     return page
 
 

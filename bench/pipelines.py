@@ -41,10 +41,19 @@ SCALE, FRAMES = 4, 4
 """The tests' pictures have latents of 8 x 8."""
 PLAIN, CACHED = "plain", "cached"
 INTERVAL = {"cache_interval": 3, "cache_branch_id": 0, "estimator": "copy"}
-PUBLISHED = {name: twins.NETS[net].options for name, net in {
-    "sd1": "sd15", "inpaint": "sd15", "instruct-pix2pix": "sd15", "sd2": "sd21", "sdxl": "sdxl",
-    "refiner": "sdxl-refiner", "svd": "svd", "ddpm": "ddpm-cifar10",
-}.items()} | {
+PUBLISHED = {
+    name: twins.NETS[net].options
+    for name, net in {
+        "sd1": "sd15",
+        "inpaint": "sd15",
+        "instruct-pix2pix": "sd15",
+        "sd2": "sd21",
+        "sdxl": "sdxl",
+        "refiner": "sdxl-refiner",
+        "svd": "svd",
+        "ddpm": "ddpm-cifar10",
+    }.items()
+} | {
     # The class's defaults but for the heads: here `attention_head_dim` is the width of one, and `transformer_in` has
     # eight of them whatever the UNet's width; 16 keeps it in proportion.
     "3d": {"layers_per_block": 2, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 16},
@@ -68,11 +77,14 @@ class Case:
         return self.pipeline + (f", {self.remark}" if self.remark else "")
 
 
-CASES = {case.name: case for case in [
-    *map(Case, pipelines.BUILD),
-    Case("StableDiffusionControlNet", "control network counted", control=True),
-    *(Case(f"StableDiffusion{xl}", "Balanced, 30 evaluations", {"preset": "Balanced"}, 30) for xl in ("", "XL")),
-]}
+CASES = {
+    case.name: case
+    for case in [
+        *map(Case, pipelines.BUILD),
+        Case("StableDiffusionControlNet", "control network counted", control=True),
+        *(Case(f"StableDiffusion{xl}", "Balanced, 30 evaluations", {"preset": "Balanced"}, 30) for xl in ("", "XL")),
+    ]
+}
 
 
 def narrowed(layout: str, width: int) -> dict[str, Any]:
@@ -174,8 +186,9 @@ def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]
     with torch.no_grad():
         run(PLAIN)
         run(CACHED)
-        seconds = rounds(clock, [Rival(name, functools.partial(run, name)) for name in (PLAIN, CACHED)], pairs,
-                         budget=budget)
+        seconds = rounds(
+            clock, [Rival(name, functools.partial(run, name)) for name in (PLAIN, CACHED)], pairs, budget=budget
+        )
     if torch.equal(pictures[PLAIN], pictures[CACHED]) or not pictures[CACHED].isfinite().all():
         doubts.append("the cached picture is the plain one, or not finite")
     if len(set(counts)) > 1:
@@ -184,8 +197,14 @@ def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]
     if calls != evaluations * len(networks):
         doubts.append(f"{calls} calls were seen in {evaluations} evaluations")
     return {
-        "case": case.name, "evaluations": evaluations, "full": full, "deeper": deeper, "calls": calls,
-        "seconds": seconds, "speed_up": ratio(seconds, PLAIN, CACHED).as_json(), "doubts": sorted(set(doubts)),
+        "case": case.name,
+        "evaluations": evaluations,
+        "full": full,
+        "deeper": deeper,
+        "calls": calls,
+        "seconds": seconds,
+        "speed_up": ratio(seconds, PLAIN, CACHED).as_json(),
+        "doubts": sorted(set(doubts)),
     }
 
 

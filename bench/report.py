@@ -26,8 +26,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return {
-        "device": device.type, "name": name, "cpus": usable, "threads": torch.get_num_threads(),
-        "load": load, "torch": torch.__version__, "python": platform.python_version(),
+        "device": device.type,
+        "name": name,
+        "cpus": usable,
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
         "system": platform.system(),
     }
 
@@ -51,10 +56,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [
-        ("  " + "  ".join(
-            cell.ljust(width) if i in (0, len(line) - 1) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )).rstrip()
+        (
+            "  "
+            + "  ".join(
+                cell.ljust(width) if i in (0, len(line) - 1) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        ).rstrip()
         for line in lines
     ]
 
@@ -69,8 +77,16 @@ def interval_text(found: Ratio) -> str:
 
 def cached_section(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        (str(f["branch"]), f["estimator"], ms(f["seconds"]), ms(f["by_hand"]), f"{f['ratio'].value:.3f}",
-         interval_text(f["ratio"]), str(f["ratio"].samples), verdict_of(f["ratio"], CACHED_TARGET))
+        (
+            str(f["branch"]),
+            f["estimator"],
+            ms(f["seconds"]),
+            ms(f["by_hand"]),
+            f"{f['ratio'].value:.3f}",
+            interval_text(f["ratio"]),
+            str(f["ratio"].samples),
+            verdict_of(f["ratio"], CACHED_TARGET),
+        )
         for f in figures
     ]
     head = ("branch", "estimator", "cached ms", "by hand ms", "ratio", "95 %", "rounds", "")
@@ -78,8 +94,14 @@ def cached_section(figures: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def full_section(measured: Measured, found: Ratio) -> list[str]:
-    row = (ms(median(measured.full[HOOKED])), ms(median(measured.full[PLAIN])), f"{found.value:.3f}",
-           interval_text(found), str(found.samples), verdict_of(found, FULL_TARGET))
+    row = (
+        ms(median(measured.full[HOOKED])),
+        ms(median(measured.full[PLAIN])),
+        f"{found.value:.3f}",
+        interval_text(found),
+        str(found.samples),
+        verdict_of(found, FULL_TARGET),
+    )
     head = ("hooked ms", "plain ms", "ratio", "95 %", "rounds", "")
     return ["2. Full call that keeps its feature against the same call, no session", *table(head, [row])]
 
@@ -87,13 +109,19 @@ def full_section(measured: Measured, found: Ratio) -> list[str]:
 def python_section(overhead: Mapping[str, Overhead]) -> list[str]:
     parts = list(next(iter(overhead.values())).parts)
     rows = [
-        (kind, f"{o.total * 1e6:.0f}", *(f"{o.parts[part] * 1e6:.0f}" for part in parts),
-         f"{(o.total - sum(o.parts.values())) * 1e6:.0f}",
-         verdict(o.total, PYTHON_TARGET, " us", 1e6, 0))
+        (
+            kind,
+            f"{o.total * 1e6:.0f}",
+            *(f"{o.parts[part] * 1e6:.0f}" for part in parts),
+            f"{(o.total - sum(o.parts.values())) * 1e6:.0f}",
+            verdict(o.total, PYTHON_TARGET, " us", 1e6, 0),
+        )
         for kind, o in overhead.items()
     ]
-    lines = ["3. Our own Python, microseconds a call (blocks do nothing; at work: they compute)",
-             *table(("call", "in all", *parts, "rest", ""), rows)]
+    lines = [
+        "3. Our own Python, microseconds a call (blocks do nothing; at work: they compute)",
+        *table(("call", "in all", *parts, "rest", ""), rows),
+    ]
     for kind, o in overhead.items():
         if o.hot:
             lines.append(f"  where a {kind} call's own time goes (profiler):")
@@ -127,15 +155,23 @@ def memory_section(kept: Mapping[int, Mapping[str, int]]) -> list[str]:
 class Report:
     """All figures of a run."""
 
-    def __init__(self, settings: Mapping[str, Any], measured: Measured, flops: tuple[int, Mapping[int, int]],
-                 overhead: Mapping[str, Overhead], device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        measured: Measured,
+        flops: tuple[int, Mapping[int, int]],
+        overhead: Mapping[str, Overhead],
+        device: torch.device,
+    ) -> None:
         self.settings, self.measured, self.overhead, self.flops = settings, measured, overhead, flops
         self.machine = machine(device)
         self.full = median(measured.full[HOOKED])
         self.full_ratio = ratio(measured.full, HOOKED, PLAIN)
         self.cached = [
             self._cached(branch, name, samples)
-            for branch, samples in measured.cached.items() for name in samples if name != BY_HAND
+            for branch, samples in measured.cached.items()
+            for name in samples
+            if name != BY_HAND
         ]
 
     def _cached(self, branch: int, name: str, samples: dict[str, list[float]]) -> dict[str, Any]:
@@ -147,8 +183,12 @@ class Report:
             limit = speed_up(whole, live[branch], n)
             gain[n] = {"measured": reached, "limit": limit, "share": reached / limit}
         return {
-            "branch": branch, "estimator": name, "seconds": cached, "by_hand": median(samples[BY_HAND]),
-            "ratio": ratio(samples, name, BY_HAND), "gain": gain,
+            "branch": branch,
+            "estimator": name,
+            "seconds": cached,
+            "by_hand": median(samples[BY_HAND]),
+            "ratio": ratio(samples, name, BY_HAND),
+            "gain": gain,
         }
 
     def text(self) -> str:
@@ -162,15 +202,21 @@ class Report:
         if m["device"] == "cpu" and m["load"] > m["cpus"] + 0.5:
             head.append("The machine is busy with other work as well: trust the ratios more than the times.")
         sections = [
-            head, cached_section(self.cached), full_section(self.measured, self.full_ratio),
-            python_section(self.overhead), gain_section(self.cached, self.full),
+            head,
+            cached_section(self.cached),
+            full_section(self.measured, self.full_ratio),
+            python_section(self.overhead),
+            gain_section(self.cached, self.full),
             memory_section(self.measured.kept_bytes),
         ]
         doubts = [f"  {doubt}" for doubt in self.measured.doubts]
         sections.append(
-            ["DO NOT TRUST these figures:", *doubts] if doubts else
-            ["Checked: every call ran as it was meant to; full calls, and cached calls on a copy, gave bit "
-             "for bit what the forwards by hand give."]
+            ["DO NOT TRUST these figures:", *doubts]
+            if doubts
+            else [
+                "Checked: every call ran as it was meant to; full calls, and cached calls on a copy, gave bit "
+                "for bit what the forwards by hand give."
+            ]
         )
         return "\n\n".join("\n".join(section) for section in sections)
 
@@ -181,8 +227,11 @@ class Report:
             "settings": dict(self.settings),
             "targets": {"cached": CACHED_TARGET, "full": FULL_TARGET, "python_seconds": PYTHON_TARGET},
             "cached": [{**f, "ratio": f["ratio"].as_json()} for f in self.cached],
-            "full": {"hooked": self.full, "plain": median(self.measured.full[PLAIN]),
-                     "ratio": self.full_ratio.as_json()},
+            "full": {
+                "hooked": self.full,
+                "plain": median(self.measured.full[PLAIN]),
+                "ratio": self.full_ratio.as_json(),
+            },
             "python": {kind: asdict(overhead) for kind, overhead in self.overhead.items()},
             "flops": {"full": whole, "live": dict(live)},
             "kept_bytes": self.measured.kept_bytes,

@@ -34,15 +34,24 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         twin = found["twin"]
         flops = found["flops"]
         others = reported(case, setting.interval, setting.branch)
-        rows.append({
-            "case": found["case"], "setting": asdict(setting), "dtype": found["dtype"],
-            "device": found["machine"]["device"], "gain": loop.gain, "by_hand": loop.by_hand, "share": loop.share,
-            "helper": helpers(setting, twin["full"], twin["cached"][branch], PUBLISHED, PLAIN),
-            "limit": setting.gain(flops["full"], flops["full"], flops["live"][branch]),
-            "plain_seconds": median(ours["full"][PLAIN]), "cached_seconds": median(ours["cached"][branch][names[1]]),
-            "kept_bytes": ours["kept_bytes"][branch], "memory": ours["memory"],
-            "reported": None if others is None else {**asdict(others[0]), "same_size": others[1]},
-        })
+        rows.append(
+            {
+                "case": found["case"],
+                "setting": asdict(setting),
+                "dtype": found["dtype"],
+                "device": found["machine"]["device"],
+                "gain": loop.gain,
+                "by_hand": loop.by_hand,
+                "share": loop.share,
+                "helper": helpers(setting, twin["full"], twin["cached"][branch], PUBLISHED, PLAIN),
+                "limit": setting.gain(flops["full"], flops["full"], flops["live"][branch]),
+                "plain_seconds": median(ours["full"][PLAIN]),
+                "cached_seconds": median(ours["cached"][branch][names[1]]),
+                "kept_bytes": ours["kept_bytes"][branch],
+                "memory": ours["memory"],
+                "reported": None if others is None else {**asdict(others[0]), "same_size": others[1]},
+            }
+        )
     return rows
 
 
@@ -66,10 +75,12 @@ def write(work: Path, docs: Path) -> str:
 
 
 def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
-    machines = sorted({
-        f"{m['name']} ({m['device']}), {m['threads']} thread{'s' * (m['threads'] != 1)}, torch {m['torch']}"
-        for m in (found["machine"] for found in cases)
-    })
+    machines = sorted(
+        {
+            f"{m['name']} ({m['device']}), {m['threads']} thread{'s' * (m['threads'] != 1)}, torch {m['torch']}"
+            for m in (found["machine"] for found in cases)
+        }
+    )
     doubts = [f"- {found['case']}: {doubt}" for found in cases for doubt in found["doubts"]]
     parts = [
         "# Speed on the architectures at full size",
@@ -204,8 +215,13 @@ def _calls_table(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str,
     for found in cases:
         ours, flops = found.get("webui") or found["twin"], found["flops"]
         for branch, live in flops["live"].items():
-            row = next(r for r in rows if r["case"] == found["case"] and r["device"] == found["machine"]["device"]
-                       and str(r["setting"]["branch"]) == branch)
+            row = next(
+                r
+                for r in rows
+                if r["case"] == found["case"]
+                and r["device"] == found["machine"]["device"]
+                and str(r["setting"]["branch"]) == branch
+            )
             peaks = ", ".join("–" if p is None else f"{p / 2**30:.2f}" for p in ours["memory"].values())
             counts = f"{len(ours['full'][PLAIN])}, {len(ours['cached'][branch][BY_HAND])}"
             lines.append(

@@ -63,8 +63,9 @@ class Clock:
         return begin.elapsed_time(end) / 1e3 / calls
 
 
-def rounds(clock: Clock, rivals: Sequence[Rival], count: int, calls: int = 1, least: int = 2,
-           budget: float = math.inf) -> Seconds:
+def rounds(
+    clock: Clock, rivals: Sequence[Rival], count: int, calls: int = 1, least: int = 2, budget: float = math.inf
+) -> Seconds:
     """Let each rival run once a round, in another order each time: AB, BA, AB ... (three have six orders).
 
     So a slow spell of the machine, its warming up and what one rival leaves in the caches hit all alike. The

@@ -94,10 +94,17 @@ def fitted(count: int) -> Estimate:
 
 
 ESTIMATORS: dict[str, Estimate] = {
-    "copy": copy, "first order": damped(1.0), "0.7 of it": damped(0.7), "half of it": damped(0.5),
-    "line through 3": fitted(3), "trust, a row": trusted((1, 2, 3)), "trust, a channel": trusted((2, 3)),
-    "trust, half believed": trusted((2, 3), believed=1.0), "trust, 0 to 1": trusted((2, 3), lowest=0.0),
-    "trust, all rows together": trusted((0, 2, 3)), "trust, smooth and rest": apart_by_frequency(trusted((2, 3))),
+    "copy": copy,
+    "first order": damped(1.0),
+    "0.7 of it": damped(0.7),
+    "half of it": damped(0.5),
+    "line through 3": fitted(3),
+    "trust, a row": trusted((1, 2, 3)),
+    "trust, a channel": trusted((2, 3)),
+    "trust, half believed": trusted((2, 3), believed=1.0),
+    "trust, 0 to 1": trusted((2, 3), lowest=0.0),
+    "trust, all rows together": trusted((0, 2, 3)),
+    "trust, smooth and rest": apart_by_frequency(trusted((2, 3))),
 }
 
 
@@ -211,7 +218,8 @@ class Studio:
             streams = [torch.Generator().manual_seed(seed + 10**6) for seed in self._seeds]
             more["noise_sampler"] = lambda *_: torch.stack([torch.randn(x.shape[1:], generator=g) for g in streams])
         function = {
-            "Euler": sampling.sample_euler, "Euler a": sampling.sample_euler_ancestral,
+            "Euler": sampling.sample_euler,
+            "Euler a": sampling.sample_euler_ancestral,
             "DPM++ 2M Karras": sampling.sample_dpmpp_2m,
         }[sampler]
         latent = function(denoise, x, sigmas, disable=True, **more)
@@ -237,7 +245,11 @@ class Studio:
         return out
 
     def by_hand(
-        self, x: torch.Tensor, t: torch.Tensor, wanted: Collection[int | None], branch: int | None = None,
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        wanted: Collection[int | None],
+        branch: int | None = None,
         feature: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[int | None, torch.Tensor]]:
         """The UNet in full, or with `feature` the live blocks of `branch` alone; and what it has at the `wanted`

@@ -37,8 +37,17 @@ class Measured:
     doubts: list[str] = field(default_factory=list)
 
 
-def measure(unet: Any, given: dict[str, Any], branches: Sequence[int], clock: Clock, device: torch.device, pairs: int,
-            budget: float, least: int = 4, hand: bool = False) -> Measured:
+def measure(
+    unet: Any,
+    given: dict[str, Any],
+    branches: Sequence[int],
+    clock: Clock,
+    device: torch.device,
+    pairs: int,
+    budget: float,
+    least: int = 4,
+    hand: bool = False,
+) -> Measured:
     """At least `pairs` rounds of full calls, shared among the branches; for each branch cached calls for about
     `budget` seconds. `hand`: with the live layers by hand, for the nets whose forward is written out in `twins`; those
     without are twins of a UNet that has been measured, and show the helper alone.
@@ -97,8 +106,9 @@ def _full_rounds(runners: dict[str, Runner], branch: int, clock: Clock, count: i
         result.full[name] += samples
 
 
-def _cached_rounds(runners: dict[str, Runner], branch: int, clock: Clock, budget: float, least: int, hand: bool,
-                   result: Measured) -> None:
+def _cached_rounds(
+    runners: dict[str, Runner], branch: int, clock: Clock, budget: float, least: int, hand: bool, result: Measured
+) -> None:
     """After a full call of each. Where many calls fit into the time, further full calls come in between, untimed."""
     plain = runners[PLAIN]
     cachers = [name for name in (OURS, PUBLISHED) if name in runners]

@@ -26,51 +26,108 @@ class Net:
 
 TEXT, VIDEO, PIXELS = "UNet2DConditionModel", "UNetSpatioTemporalConditionModel", "UNet2DModel"
 XL = {
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
 }
 DDPM = {
-    "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "attention_head_dim": None, "downsample_padding": 0,
-    "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
 }
 NETS = {
     "sd15": Net(TEXT, peers.SIZES["sd15"]),
-    "sd21": Net(TEXT, peers.SIZES["sd15"] | {
-        "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024,
-    }),
-    "ldm-4-g": Net(TEXT, {
-        "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "block_out_channels": (192, 384, 576, 960),
-        "attention_head_dim": 1, "cross_attention_dim": 512,
-        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
-    }, tokens=1),
-    "sdxl": Net(TEXT, XL | {
-        "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
-        "transformer_layers_per_block": (1, 2, 10), "projection_class_embeddings_input_dim": 2816,
-        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-    }),
-    "sdxl-refiner": Net(TEXT, XL | {
-        "block_out_channels": (384, 768, 1536, 1536), "attention_head_dim": (6, 12, 24, 24),
-        "cross_attention_dim": 1280, "transformer_layers_per_block": 4, "projection_class_embeddings_input_dim": 2560,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    }),
-    "svd": Net(VIDEO, {
-        "in_channels": 8, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (320, 640, 1280, 1280),
-        "num_attention_heads": (5, 10, 20, 20), "cross_attention_dim": 1024, "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 768,
-    }, tokens=1),
-    "ddpm-cifar10": Net(PIXELS, DDPM | {
-        "sample_size": 32, "block_out_channels": (128, 256, 256, 256),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    }),
-    "ddpm-lsun": Net(PIXELS, DDPM | {
-        "sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-    }),
+    "sd21": Net(
+        TEXT,
+        peers.SIZES["sd15"]
+        | {
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+            "cross_attention_dim": 1024,
+        },
+    ),
+    "ldm-4-g": Net(
+        TEXT,
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "layers_per_block": 2,
+            "block_out_channels": (192, 384, 576, 960),
+            "attention_head_dim": 1,
+            "cross_attention_dim": 512,
+            "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        },
+        tokens=1,
+    ),
+    "sdxl": Net(
+        TEXT,
+        XL
+        | {
+            "block_out_channels": (320, 640, 1280),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "transformer_layers_per_block": (1, 2, 10),
+            "projection_class_embeddings_input_dim": 2816,
+            "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        },
+    ),
+    "sdxl-refiner": Net(
+        TEXT,
+        XL
+        | {
+            "block_out_channels": (384, 768, 1536, 1536),
+            "attention_head_dim": (6, 12, 24, 24),
+            "cross_attention_dim": 1280,
+            "transformer_layers_per_block": 4,
+            "projection_class_embeddings_input_dim": 2560,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        },
+    ),
+    "svd": Net(
+        VIDEO,
+        {
+            "in_channels": 8,
+            "out_channels": 4,
+            "layers_per_block": 2,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "num_attention_heads": (5, 10, 20, 20),
+            "cross_attention_dim": 1024,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 768,
+        },
+        tokens=1,
+    ),
+    "ddpm-cifar10": Net(
+        PIXELS,
+        DDPM
+        | {
+            "sample_size": 32,
+            "block_out_channels": (128, 256, 256, 256),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        },
+    ),
+    "ddpm-lsun": Net(
+        PIXELS,
+        DDPM
+        | {
+            "sample_size": 256,
+            "block_out_channels": (128, 128, 256, 256, 512, 512),
+            "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+        },
+    ),
 }
 
 
@@ -83,8 +140,14 @@ def make(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = tor
     return unet.eval().requires_grad_(False)
 
 
-def inputs(name: str, rows: int, size: tuple[int, int], device: torch.device | str = "cpu",
-           dtype: torch.dtype = torch.float32, frames: int = 1) -> dict[str, Any]:
+def inputs(
+    name: str,
+    rows: int,
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    frames: int = 1,
+) -> dict[str, Any]:
     """The arguments of one call but the timestep, as a pipeline gives them. `size`: height and width of `sample`."""
     net, generator = NETS[name], torch.Generator().manual_seed(1)
 
@@ -100,18 +163,23 @@ def inputs(name: str, rows: int, size: tuple[int, int], device: torch.device | s
     if net.kind == VIDEO:
         given["added_time_ids"] = noise(rows, 3)
     if "addition_embed_type" in net.options:
-        width, each = (net.options[key] for key in (
-            "projection_class_embeddings_input_dim", "addition_time_embed_dim"
-        ))
+        width, each = (net.options[key] for key in ("projection_class_embeddings_input_dim", "addition_time_embed_dim"))
         numbers = 5 if name == "sdxl-refiner" else 6
         given["added_cond_kwargs"] = {
-            "text_embeds": noise(rows, width - numbers * each), "time_ids": noise(rows, numbers)
+            "text_embeds": noise(rows, width - numbers * each),
+            "time_ids": noise(rows, numbers),
         }
     return given
 
 
-def walk(unet: Any, given: dict[str, Any], timestep: torch.Tensor, branches: Sequence[int] = (),
-         live: int | None = None, feature: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+def walk(
+    unet: Any,
+    given: dict[str, Any],
+    timestep: torch.Tensor,
+    branches: Sequence[int] = (),
+    live: int | None = None,
+    feature: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """SVD's or DDPM's forward by hand: the output, and for each branch the input of its first live layer on the way up.
 
     `live` and `feature`: only the live layers of this branch, on its feature: the least a cached call can do.
@@ -166,8 +234,9 @@ def walk(unet: Any, given: dict[str, Any], timestep: torch.Tensor, branches: Seq
     return (h.unflatten(0, (rows, -1)) if video else h), found
 
 
-def count_flops(name: str, rows: int, size: tuple[int, int], branches: Sequence[int],
-                frames: int = 1) -> tuple[int, dict[int, int]]:
+def count_flops(
+    name: str, rows: int, size: tuple[int, int], branches: Sequence[int], frames: int = 1
+) -> tuple[int, dict[int, int]]:
     """As `unets.count_flops`, for a net whose forward is written out here."""
     unet, given = on_meta(name), inputs(name, rows, size, "meta", frames=frames)
     timestep = torch.zeros((), device="meta")

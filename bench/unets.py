@@ -37,46 +37,131 @@ class Layout:
 
 
 LAYOUTS = {
-    "sd15": Layout("ldm", 64, 64, {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
-        "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_heads": 8,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 768, "use_checkpoint": False,
-        "legacy": False,
-    }),
-    "sd21": Layout("ldm", 64, 64, {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
-        "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_head_channels": 64,
-        "use_spatial_transformer": True, "use_linear_in_transformer": True, "transformer_depth": 1,
-        "context_dim": 1024, "use_checkpoint": False, "legacy": False,
-    }),
-    "ldm-4-g": Layout("ldm", 64, 64, {
-        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 192, "num_res_blocks": 2,
-        "attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 5], "num_heads": 1,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 512, "use_checkpoint": False,
-    }, tokens=1),
-    "sdxl": Layout("sgm", 128, 32, {
-        "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2,
-        "attention_resolutions": [4, 2], "channel_mult": [1, 2, 4], "num_head_channels": 64,
-        "transformer_depth": [0, 2, 10], "context_dim": 2048, "num_classes": "sequential",
-        "adm_in_channels": 2816, "use_linear_in_transformer": True,
-    }),
-    "sdxl-refiner": Layout("sgm", 128, 32, {
-        "in_channels": 4, "out_channels": 4, "model_channels": 384, "num_res_blocks": 2,
-        "attention_resolutions": [4, 2], "channel_mult": [1, 2, 4, 4], "num_head_channels": 64,
-        "transformer_depth": 4, "context_dim": 1280, "num_classes": "sequential", "adm_in_channels": 2560,
-        "use_linear_in_transformer": True,
-    }),
-    "tiny": Layout("ldm", 16, 16, {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 2,
-        "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_heads": 4,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 64, "use_checkpoint": False,
-        "legacy": False,
-    }),
+    "sd15": Layout(
+        "ldm",
+        64,
+        64,
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": 2,
+            "attention_resolutions": [4, 2, 1],
+            "channel_mult": [1, 2, 4, 4],
+            "num_heads": 8,
+            "use_spatial_transformer": True,
+            "transformer_depth": 1,
+            "context_dim": 768,
+            "use_checkpoint": False,
+            "legacy": False,
+        },
+    ),
+    "sd21": Layout(
+        "ldm",
+        64,
+        64,
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": 2,
+            "attention_resolutions": [4, 2, 1],
+            "channel_mult": [1, 2, 4, 4],
+            "num_head_channels": 64,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": True,
+            "transformer_depth": 1,
+            "context_dim": 1024,
+            "use_checkpoint": False,
+            "legacy": False,
+        },
+    ),
+    "ldm-4-g": Layout(
+        "ldm",
+        64,
+        64,
+        {
+            "image_size": 64,
+            "in_channels": 3,
+            "out_channels": 3,
+            "model_channels": 192,
+            "num_res_blocks": 2,
+            "attention_resolutions": [8, 4, 2],
+            "channel_mult": [1, 2, 3, 5],
+            "num_heads": 1,
+            "use_spatial_transformer": True,
+            "transformer_depth": 1,
+            "context_dim": 512,
+            "use_checkpoint": False,
+        },
+        tokens=1,
+    ),
+    "sdxl": Layout(
+        "sgm",
+        128,
+        32,
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": 2,
+            "attention_resolutions": [4, 2],
+            "channel_mult": [1, 2, 4],
+            "num_head_channels": 64,
+            "transformer_depth": [0, 2, 10],
+            "context_dim": 2048,
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+            "use_linear_in_transformer": True,
+        },
+    ),
+    "sdxl-refiner": Layout(
+        "sgm",
+        128,
+        32,
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 384,
+            "num_res_blocks": 2,
+            "attention_resolutions": [4, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "num_head_channels": 64,
+            "transformer_depth": 4,
+            "context_dim": 1280,
+            "num_classes": "sequential",
+            "adm_in_channels": 2560,
+            "use_linear_in_transformer": True,
+        },
+    ),
+    "tiny": Layout(
+        "ldm",
+        16,
+        16,
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 32,
+            "num_res_blocks": 2,
+            "attention_resolutions": [4, 2, 1],
+            "channel_mult": [1, 2, 4, 4],
+            "num_heads": 4,
+            "use_spatial_transformer": True,
+            "transformer_depth": 1,
+            "context_dim": 64,
+            "use_checkpoint": False,
+            "legacy": False,
+        },
+    ),
 }
 
 
-def make(layout: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-         attention: str = "sdp") -> Any:
+def make(
+    layout: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, attention: str = "sdp"
+) -> Any:
     """The UNet with random weights, ready for inference.
 
     `attention`: "sdp" gives ldm's layers torch's fused attention, as A1111 does (`--opt-sdp-attention`);
@@ -110,8 +195,13 @@ def fill(unet: Any) -> None:
             flat.copy_(pool[: len(flat)] * 0.02 + (1.0 if name.endswith("weight") else 0.0))
 
 
-def inputs(layout: str, batch: int, size: int | tuple[int, int], device: torch.device | str = "cpu",
-           dtype: torch.dtype = torch.float32) -> Inputs:
+def inputs(
+    layout: str,
+    batch: int,
+    size: int | tuple[int, int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Inputs:
     """The arguments of one call, as a host gives them: the tokens of the text, and SDXL's vector y.
 
     `size`: side of the latents, or their height and width.
@@ -132,8 +222,7 @@ def inputs(layout: str, batch: int, size: int | tuple[int, int], device: torch.d
     return given
 
 
-def full(unet: Any, given: Inputs,
-         branches: Sequence[int] = ()) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+def full(unet: Any, given: Inputs, branches: Sequence[int] = ()) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The whole forward by hand: the output, and for each branch the input of its first live output block."""
     emb, context = _embedding(unet, given), given["context"]
     h, skips, features = given["x"].type(_dtype(unet, given)), [], {}
@@ -215,8 +304,9 @@ def _dtype(unet: Any, given: Inputs) -> Any:
     return getattr(unet, "dtype", given["x"].dtype)
 
 
-def _sdp_attention(self: Any, x: torch.Tensor, context: torch.Tensor | None = None,
-                   mask: torch.Tensor | None = None) -> torch.Tensor:
+def _sdp_attention(
+    self: Any, x: torch.Tensor, context: torch.Tensor | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """ldm's CrossAttention.forward with torch's fused attention: same parameters, same result."""
     source = x if context is None else context
 
@@ -224,7 +314,10 @@ def _sdp_attention(self: Any, x: torch.Tensor, context: torch.Tensor | None = No
         return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     out = functional.scaled_dot_product_attention(
-        heads(self.to_q(x)), heads(self.to_k(source)), heads(self.to_v(source)), attn_mask=mask,
+        heads(self.to_q(x)),
+        heads(self.to_k(source)),
+        heads(self.to_v(source)),
+        attn_mask=mask,
         scale=1 / math.sqrt(self.to_q.out_features // self.heads),
     )
     return self.to_out(out.transpose(1, 2).flatten(2))

@@ -48,8 +48,13 @@ def main() -> int:
         url = host.serve(options.port)
         if not options.no_comparison:
             request = {
-                "prompt": PROMPT, "steps": options.steps, "sampler_name": "Euler", "seed": 1,
-                "width": SIZE, "height": SIZE, "cfg_scale": 5,
+                "prompt": PROMPT,
+                "steps": options.steps,
+                "sampler_name": "Euler",
+                "seed": 1,
+                "width": SIZE,
+                "height": SIZE,
+                "cfg_scale": 5,
             }
             weights = "trained" if available()[MODELS[options.model]].weights else "random"
             print(f'{options.model}, "{PROMPT}", {options.steps} steps, Euler, {SIZE}x{SIZE}, {weights} weights')

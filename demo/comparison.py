@@ -44,8 +44,13 @@ class Outcome:
         rows = [
             ("", "seconds", "full", "cached", "PSNR"),
             ("without DeepCache", f"{self.plain_seconds:.2f}", str(self.evaluations), "0", ""),
-            ("with DeepCache", f"{self.cached_seconds:.2f}", str(self.full), str(self.evaluations - self.full),
-             f"{self.psnr:.1f} dB"),
+            (
+                "with DeepCache",
+                f"{self.cached_seconds:.2f}",
+                str(self.full),
+                str(self.evaluations - self.full),
+                f"{self.psnr:.1f} dB",
+            ),
         ]
         lines = [f"{a:<20}{b:>9}{c:>7}{d:>8}{e:>10}" for a, b, c, d, e in rows]
         summary = f"speed-up: {self.speed_up:.2f}x  full: {self.full}/{self.evaluations}  PSNR: {self.psnr:.1f} dB"
@@ -98,8 +103,12 @@ def compare(url: str, request: dict[str, Any], deepcache: dict[str, Any], repeat
     if not counted:
         raise NotActive(f"no count of full evaluations in the infotext: {told}")
     return Outcome(
-        statistics.median(seconds[False]), statistics.median(seconds[True]), int(counted[1]), int(counted[2]),
-        psnr(pictures[False], pictures[True]), (pictures[False], pictures[True]),
+        statistics.median(seconds[False]),
+        statistics.median(seconds[True]),
+        int(counted[1]),
+        int(counted[2]),
+        psnr(pictures[False], pictures[True]),
+        (pictures[False], pictures[True]),
     )
 
 

@@ -22,19 +22,33 @@ class DeepCacheCompareScript(scripts.Script):
     def ui(self, is_img2img):
         gr.HTML("<p>The first picture is made without DeepCache, the others as set below, all of one seed.</p>")
         chosen = gr.CheckboxGroup(
-            list(PRESETS), value=list(PRESETS), label="Presets", elem_id=self.elem_id("presets"),
+            list(PRESETS),
+            value=list(PRESETS),
+            label="Presets",
+            elem_id=self.elem_id("presets"),
         )
         typed = gr.Textbox(
-            "", lines=2, label="Settings of your own", info="One per line.",
-            placeholder="cache_interval=3, cache_branch_id=0, estimator=copy", elem_id=self.elem_id("typed"),
+            "",
+            lines=2,
+            label="Settings of your own",
+            info="One per line.",
+            placeholder="cache_interval=3, cache_branch_id=0, estimator=copy",
+            elem_id=self.elem_id("typed"),
         )
         with gr.Row():
             gain = gr.Slider(
-                0, 20, 8, step=1, label="Amplify differences", info="How many times; 0 leaves them out.",
+                0,
+                20,
+                8,
+                step=1,
+                label="Amplify differences",
+                info="How many times; 0 leaves them out.",
                 elem_id=self.elem_id("gain"),
             )
             warm_up = gr.Checkbox(
-                True, label="Warm up first", elem_id=self.elem_id("warm_up"),
+                True,
+                label="Warm up first",
+                elem_id=self.elem_id("warm_up"),
                 info="Two steps that do not count, so that the first picture is not slower than the others.",
             )
         return [chosen, typed, gain, warm_up]
@@ -90,8 +104,14 @@ class DeepCacheCompareScript(scripts.Script):
         if not shared.opts.grid_save:
             return
         path, *_ = images.save_image(  # SD.Next gives three values
-            sheet, p.outpath_grids, "deepcache_compare", extension=shared.opts.grid_format, prompt=p.prompt,
-            seed=p.seed, grid=True, p=p,
+            sheet,
+            p.outpath_grids,
+            "deepcache_compare",
+            extension=shared.opts.grid_format,
+            prompt=p.prompt,
+            seed=p.seed,
+            grid=True,
+            p=p,
         )
         try:
             page = Path(path)

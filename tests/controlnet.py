@@ -33,7 +33,9 @@ class ControlNet(nn.Module):
         copied = unets.make(copied, seed) if isinstance(copied, str) else copied
         self.model_channels = copied.model_channels
         self.time_embed, self.input_blocks, self.middle_block = (
-            copied.time_embed, copied.input_blocks, copied.middle_block
+            copied.time_embed,
+            copied.input_blocks,
+            copied.middle_block,
         )
         self.label_emb = getattr(copied, "label_emb", None)
         widths = [self._width(block) for block in [*self.input_blocks, self.middle_block]]
@@ -190,8 +192,10 @@ class Hook:
     def scaled(unit: Unit, residuals: list[torch.Tensor], mark: torch.Tensor) -> list[torch.Tensor]:
         if unit.cfg_injection or unit.pooling:
             residuals = [residual * mark for residual in residuals]
-        scales = [unit.weight * (SOFT ** (len(residuals) - 1 - i) if unit.soft_injection else 1)
-                  for i in range(len(residuals))]
+        scales = [
+            unit.weight * (SOFT ** (len(residuals) - 1 - i) if unit.soft_injection else 1)
+            for i in range(len(residuals))
+        ]
         scales = unit.advanced_weighting or scales
         residuals = [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
         if unit.mask is not None:

@@ -11,42 +11,80 @@ from diffusers.utils import torch_utils
 from torch import nn
 
 SD = {
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (8, 16, 16),
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (8, 16, 16),
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 16, "attention_head_dim": 4, "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
 }
 SDXL = SD | {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 4, 4),
-    "transformer_layers_per_block": (1, 2, 3), "use_linear_projection": True, "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 40,
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4, 4),
+    "transformer_layers_per_block": (1, 2, 3),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 40,
 }
 DDPM = {
-    "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "block_out_channels": (8, 16, 16),
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "block_out_channels": (8, 16, 16),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 4, "norm_num_groups": 4,
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
 }
 SVD = {
-    "sample_size": 8, "in_channels": 8, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (32, 32, 64),
+    "sample_size": 8,
+    "in_channels": 8,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (32, 32, 64),
     "down_block_types": (
-        "CrossAttnDownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
+        "CrossAttnDownBlockSpatioTemporal",
+        "CrossAttnDownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
     ),
     "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "cross_attention_dim": 16, "num_attention_heads": 2, "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 12, "num_frames": 2,
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 12,
+    "num_frames": 2,
 }
 MOTION = {
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (8, 16, 16),
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (8, 16, 16),
     "down_block_types": ("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
     "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
-    "cross_attention_dim": 16, "num_attention_heads": 2, "motion_num_attention_heads": 2, "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "motion_num_attention_heads": 2,
+    "norm_num_groups": 4,
 }
 UNET3D = {
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (8, 16, 16),
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (8, 16, 16),
     "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
     "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-    "cross_attention_dim": 16, "attention_head_dim": 4, "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
 }
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd1": ("UNet2DConditionModel", SD),
@@ -57,26 +95,38 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one-layer": ("UNet2DConditionModel", SD | {"layers_per_block": 1}),
     "three-layers": ("UNet2DConditionModel", SD | {"layers_per_block": 3}),
     "uneven": ("UNet2DConditionModel", SD | {"layers_per_block": (1, 3, 2)}),
-    "pixels": ("UNet2DConditionModel", SD | {
-        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
-        "up_block_types": ("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    }),
+    "pixels": (
+        "UNet2DConditionModel",
+        SD
+        | {
+            "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+            "up_block_types": ("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        },
+    ),
     "sdxl": ("UNet2DConditionModel", SDXL),
-    "refiner": ("UNet2DConditionModel", SDXL | {
-        "block_out_channels": (8, 16, 16, 16), "attention_head_dim": (2, 4, 4, 4), "transformer_layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    }),
+    "refiner": (
+        "UNet2DConditionModel",
+        SDXL
+        | {
+            "block_out_channels": (8, 16, 16, 16),
+            "attention_head_dim": (2, 4, 4, 4),
+            "transformer_layers_per_block": 2,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        },
+    ),
     "ddpm": ("UNet2DModel", DDPM),
     "ddpm-resnet-samplers": ("UNet2DModel", DDPM | {"downsample_type": "resnet", "upsample_type": "resnet"}),
     "svd": ("UNetSpatioTemporalConditionModel", SVD),
     "motion": ("UNetMotionModel", MOTION),
     "3d": ("UNet3DConditionModel", UNET3D),
 }
-HELPER_RUNS = tuple(name for name, (_, options) in LAYOUTS.items() if options["layers_per_block"] == 2 and (
-    options.get("mid_block_type", "") is not None
-))
+HELPER_RUNS = tuple(
+    name
+    for name, (_, options) in LAYOUTS.items()
+    if options["layers_per_block"] == 2 and (options.get("mid_block_type", "") is not None)
+)
 """Layouts that DeepCache 0.1.1 runs with the same branches; it writes 3 for layers_per_block + 1."""
 
 FRAMES = 2
@@ -123,11 +173,19 @@ def inputs(layout: str, rows: int = 2, size: tuple[int, int] = (8, 8), seed: int
 
 
 def by_hand(
-    unet: nn.Module, branch: int, feature: torch.Tensor | None = None, *, sample: torch.Tensor, timestep: Any,
-    encoder_hidden_states: torch.Tensor | None = None, added_time_ids: torch.Tensor | None = None,
+    unet: nn.Module,
+    branch: int,
+    feature: torch.Tensor | None = None,
+    *,
+    sample: torch.Tensor,
+    timestep: Any,
+    encoder_hidden_states: torch.Tensor | None = None,
+    added_time_ids: torch.Tensor | None = None,
     added_cond_kwargs: dict[str, torch.Tensor] | None = None,
-    control: list[torch.Tensor] | None = None, middle: torch.Tensor | None = None,
-    adapter: list[torch.Tensor] | None = None, features: dict[int, torch.Tensor] | None = None,
+    control: list[torch.Tensor] | None = None,
+    middle: torch.Tensor | None = None,
+    adapter: list[torch.Tensor] | None = None,
+    features: dict[int, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, kept feature) of a full call, or with `feature` of the live layers on it alone. `features` is filled
     with what enters each layer on the way up that runs, by branch.
@@ -200,8 +258,11 @@ def by_hand(
                 break
             h = run_layer(block, i, h)
             last = i == len(block.resnets) - 1
-            if last and adapter is not None and number < len(adapter) and (
-                getattr(block, "has_cross_attention", False) or block.downsamplers is None
+            if (
+                last
+                and adapter is not None
+                and number < len(adapter)
+                and (getattr(block, "has_cross_attention", False) or block.downsamplers is None)
             ):
                 h = h + adapter[number]
             skips.append(h)
@@ -257,6 +318,8 @@ def by_hand(
 
 def traces(unet: nn.Module) -> tuple[int, int, dict[str, frozenset[str]]]:
     """What could be left on a UNet: hooks before, hooks after, names in its and its blocks' `__dict__`s."""
-    return len(unet._forward_pre_hooks), len(unet._forward_hooks), {
-        name: frozenset(module.__dict__) for name, module in unet.named_modules()
-    }
+    return (
+        len(unet._forward_pre_hooks),
+        len(unet._forward_hooks),
+        {name: frozenset(module.__dict__) for name, module in unet.named_modules()},
+    )

@@ -102,12 +102,16 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
         keys = sorted(set(ours) | set(theirs))
         missing = object()
         return [
-            line for key in keys
+            line
+            for key in keys
             for line in differences(ours.get(key, missing), theirs.get(key, missing), f"{where}.{key}")
         ]
     if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        return [line for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
-                for line in differences(a, b, f"{where}[{i}]")]
+        return [
+            line
+            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+            for line in differences(a, b, f"{where}[{i}]")
+        ]
     if isinstance(theirs, float) and isinstance(ours, (int, float)):
         # Recorded floats are rounded to four decimals.
         return [] if math.isclose(ours, theirs, rel_tol=RELATIVE, abs_tol=1e-4) else [f"{where}: {ours} != {theirs}"]

@@ -11,13 +11,23 @@ from ldm.modules.diffusionmodules.util import timestep_embedding
 from demo.webui.forge_unet import ForgeUNet, Transformer, through
 
 TINY: dict[str, Any] = {
-    "image_size": 32, "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "attention_resolutions": [4, 2],
-    "channel_mult": [1, 1, 2, 2], "num_heads": 2, "use_spatial_transformer": True, "transformer_depth": 1,
-    "use_checkpoint": False, "legacy": False,
+    "image_size": 32,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 1, 2, 2],
+    "num_heads": 2,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "use_checkpoint": False,
+    "legacy": False,
 }
 
 PROTOCOLS: dict[str, dict[str, bool]] = {
-    "forge": {}, "reforge": {"called": False, "modifies": False}, "classic": {"called": False},
+    "forge": {},
+    "reforge": {"called": False, "modifies": False},
+    "classic": {"called": False},
 }
 
 
@@ -25,18 +35,24 @@ def make(protocol: str = "forge", seed: int = 0, channels: int = 4, context: int
     """A fresh UNet in eval mode; every weight is random, so that the deep features reach the output."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet = ForgeUNet(
-            UNetModel(**TINY, in_channels=channels, context_dim=context), **PROTOCOLS[protocol]
-        )
+        unet = ForgeUNet(UNetModel(**TINY, in_channels=channels, context_dim=context), **PROTOCOLS[protocol])
         for parameter in unet.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.03)
     return unet.eval().requires_grad_(False)
 
 
 def by_hand(
-    unet: ForgeUNet, branch: int | None, feature: torch.Tensor | None = None, *, x: torch.Tensor,
-    timesteps: torch.Tensor, context: torch.Tensor, control: Any = None, transformer_options: Any = None,
-    features: dict[int, torch.Tensor] | None = None, **_: Any,
+    unet: ForgeUNet,
+    branch: int | None,
+    feature: torch.Tensor | None = None,
+    *,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor,
+    control: Any = None,
+    transformer_options: Any = None,
+    features: dict[int, torch.Tensor] | None = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The naive rule: (output, output of the boundary's block) of a call where, with a `feature`, that block and all
     that it alone needs are left out, and the place of every other one is looked up rather than counted.
@@ -49,9 +65,13 @@ def by_hand(
     order = [*(("input", i) for i in range(count)), ("middle", 0), *(("output", i) for i in range(count))]
     blocks = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
     edge = ("output", boundary) if boundary >= 0 else ("middle", 0)
-    gone = {("input", i) for i in range(branch + 1, count)} | {("middle", 0)} | {
-        ("output", i) for i in range(boundary + 1)
-    } if feature is not None else set()
+    gone = (
+        {("input", i) for i in range(branch + 1, count)}
+        | {("middle", 0)}
+        | {("output", i) for i in range(boundary + 1)}
+        if feature is not None
+        else set()
+    )
     options, patches = dict(transformer_options), (transformer_options or {}).get("patches", {})
     options["original_shape"] = list(x.shape)
     residuals = {}

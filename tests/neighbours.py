@@ -34,6 +34,7 @@ def _forwards(modules: list[Any], make: Any) -> Iterator[None]:
 
 def tome(host: Any) -> Any:
     """Token merging: self-attention sees the mean of neighbouring tokens, and each gets its pair's result."""
+
     def make(original: Any) -> Any:
         def forward(self: Any, x: torch.Tensor, context: Any = None, **kwargs: Any) -> torch.Tensor:
             if x.shape[1] % 2:
@@ -48,6 +49,7 @@ def tome(host: Any) -> Any:
 
 def hypertile(host: Any) -> Any:
     """Self-attention within each half of the picture alone."""
+
     def make(original: Any) -> Any:
         def forward(self: Any, x: torch.Tensor, context: Any = None, **kwargs: Any) -> torch.Tensor:
             if x.shape[1] % 2:
@@ -62,6 +64,7 @@ def hypertile(host: Any) -> Any:
 
 def regional_attention(host: Any) -> Any:
     """Regional Prompter's attention mode: each half of the picture listens to its own half of the prompt."""
+
     def make(original: Any) -> Any:
         def forward(self: Any, x: torch.Tensor, context: Any = None, **kwargs: Any) -> torch.Tensor:
             first, second = context.chunk(2, dim=1)
@@ -76,6 +79,7 @@ def regional_attention(host: Any) -> Any:
 
 def ip_adapter(host: Any) -> Any:
     """A second cross-attention to tokens of a picture."""
+
     def make(original: Any) -> Any:
         def forward(self: Any, x: torch.Tensor, context: Any = None, **kwargs: Any) -> torch.Tensor:
             picture = torch.ones(x.shape[0], 4, context.shape[-1]) * torch.arange(1, 5).view(1, 4, 1) / 4
@@ -89,6 +93,7 @@ def ip_adapter(host: Any) -> Any:
 @contextlib.contextmanager
 def other_attention(_: Any) -> Iterator[None]:
     """Another kind of attention for all layers: torch's scaled dot product."""
+
     def forward(self: Any, x: torch.Tensor, context: Any = None, mask: Any = None) -> torch.Tensor:
         context = x if context is None else context
         q, k, v = (
@@ -196,6 +201,7 @@ def callback(host: Any, name: str, function: Any) -> Iterator[None]:
 
 def dynamic_thresholding(host: Any) -> Any:
     """Rewrites what the evaluation gave, after the UNet."""
+
     def squeeze(params: Any) -> None:
         params.x.clamp_(-2, 2).mul_(0.9)
 
@@ -204,6 +210,7 @@ def dynamic_thresholding(host: Any) -> Any:
 
 def changed_conditioning(host: Any) -> Any:
     """Writes into the conditioning before the UNet sees it, differently at each third evaluation (as CADS does)."""
+
     def disturb(params: Any) -> None:
         if params.sampling_step % 3 == 2:
             params.text_cond = params.text_cond * 0.9

@@ -188,7 +188,7 @@ def test_noise_levels_to_come_are_foreseen(host, monkeypatch, sampler, steps):
 def test_noise_levels_of_two_evaluations_a_step(host, monkeypatch, sampler):
     seen = LevelsSeen(host, monkeypatch)
     make(host, WEIGHTED, sampler_name=sampler, steps=14)
-    (foreseen, came), = seen.passes
+    ((foreseen, came),) = seen.passes
     assert foreseen is not None and len(foreseen) == len(came) == 27
     assert all(abs(np.log(a / b)) < 1.3 for a, b in zip(foreseen, came, strict=True))
 
@@ -241,6 +241,7 @@ def test_a_branch_that_the_model_has_not(host):
 
 def test_a_model_without_blocks_is_left_alone(host, monkeypatch):
     """A DiT, as far as we can see one."""
+
     class Transformer(torch.nn.Module):
         def forward(self, x, timesteps, context):
             return x * 0.9

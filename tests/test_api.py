@@ -59,7 +59,9 @@ def test_good_input(url, args, full):
     ("args", "full"),
     # For about 1.6, 2.0 and 2.6 times the speed: 14 / (n + 0.673 m + (14 - n - m) 0.0787) with m deeper ones
     [
-        ([True], (5, 5)), ([{"enabled": True}], (5, 5)), ([True, "Balanced"], (4, 3)),
+        ([True], (5, 5)),
+        ([{"enabled": True}], (5, 5)),
+        ([True, "Balanced"], (4, 3)),
         ([{"enabled": True, "preset": "Fast"}], (3, 2)),
         ([{"enabled": True, "preset": "Fast", "deeper_branch_id": 0}], (4, 0)),
     ],
@@ -118,9 +120,24 @@ def test_script_info(url):
     assert [s["is_img2img"] for s in ours] == [False, True] and all(s["is_alwayson"] for s in ours)
     args = ours[0]["args"]
     assert [a["label"] for a in args] == [
-        "DeepCache", "Preset", "Interval", "Branch", "Estimator", "Start", "End", "Passes", "Hires interval",
-        "Hires branch", "Strategy", "Speed-up", "Hires speed-up", "Full evaluations", "Center", "Power",
-        "Deeper branch", "Calibrate request",
+        "DeepCache",
+        "Preset",
+        "Interval",
+        "Branch",
+        "Estimator",
+        "Start",
+        "End",
+        "Passes",
+        "Hires interval",
+        "Hires branch",
+        "Strategy",
+        "Speed-up",
+        "Hires speed-up",
+        "Full evaluations",
+        "Center",
+        "Power",
+        "Deeper branch",
+        "Calibrate request",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]
     assert (args[2]["minimum"], args[2]["maximum"], args[2]["value"]) == (1, 50, 3)

@@ -15,7 +15,10 @@ from bench.__main__ import main
 from deepcache_ext.plan.estimators import Copy
 
 SMALL_SGM = unets.LAYOUTS["sdxl"].options | {
-    "model_channels": 32, "num_head_channels": 16, "context_dim": 48, "adm_in_channels": 24,
+    "model_channels": 32,
+    "num_head_channels": 16,
+    "context_dim": 48,
+    "adm_in_channels": 24,
     "transformer_depth": [0, 1, 2],
 }
 
@@ -93,7 +96,10 @@ def test_all_runs_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     figures: dict[str, Any] = json.loads(file.read_text())
     assert figures["doubts"] == []
     assert {(f["branch"], f["estimator"]) for f in figures["cached"]} == {
-        (0, "copy"), (0, "forecast"), (2, "copy"), (2, "forecast")
+        (0, "copy"),
+        (0, "forecast"),
+        (2, "copy"),
+        (2, "forecast"),
     }
     feature = 2 * 32 * 8 * 8 * 4  # rows, channels, height, width, bytes of a number
     assert figures["kept_bytes"]["0"] == {"copy": feature, "forecast": 3 * feature}

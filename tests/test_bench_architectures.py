@@ -20,9 +20,15 @@ from bench.timing import Clock
 from tests import diffusers_unets
 
 SMALL = {
-    "small-sd": twins.Net(twins.TEXT, twins.NETS["sd15"].options | {
-        "block_out_channels": (32, 64, 128, 128), "attention_head_dim": 4, "cross_attention_dim": 64,
-    }),
+    "small-sd": twins.Net(
+        twins.TEXT,
+        twins.NETS["sd15"].options
+        | {
+            "block_out_channels": (32, 64, 128, 128),
+            "attention_head_dim": 4,
+            "cross_attention_dim": 64,
+        },
+    ),
     "small-svd": twins.Net(twins.VIDEO, diffusers_unets.SVD, tokens=1),
     "small-ddpm": twins.Net(twins.PIXELS, diffusers_unets.DDPM),
 }
@@ -43,7 +49,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(twins.NETS, name, net)
         scale = 1 if name == "small-ddpm" else 8
         monkeypatch.setitem(
-            cases.ARCHITECTURES, name, cases.Architecture(name, scale, name != "small-ddpm", SETTINGS),
+            cases.ARCHITECTURES,
+            name,
+            cases.Architecture(name, scale, name != "small-ddpm", SETTINGS),
         )
     monkeypatch.setitem(unets.LAYOUTS, "small-sd", unets.LAYOUTS["tiny"])
     for module in (architectures, speed_report):
@@ -59,10 +67,18 @@ def test_twins_have_the_same_number_of_weights(name: str) -> None:
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in twin.parameters())
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-    ("sd15", 859.5), ("sd21", 865.9), ("sdxl", 2567.5), ("ldm-4-g", 400.9), ("svd", 1524.6), ("ddpm-cifar10", 35.7),
-    ("ddpm-lsun", 113.7),
-])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("sd15", 859.5),
+        ("sd21", 865.9),
+        ("sdxl", 2567.5),
+        ("ldm-4-g", 400.9),
+        ("svd", 1524.6),
+        ("ddpm-cifar10", 35.7),
+        ("ddpm-lsun", 113.7),
+    ],
+)
 def test_weights_are_as_many_as_in_the_published_models(name: str, millions: float) -> None:
     assert sum(p.numel() for p in twins.on_meta(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 

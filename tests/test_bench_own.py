@@ -18,8 +18,12 @@ from demo.webui.boot import boot
 from tests import diffusers_pipelines as pipelines
 
 SAVED = {
-    "sd1.5": "StableDiffusion", "sd2.1": "StableDiffusion", "sdxl": "StableDiffusionXL", "svd": "StableVideoDiffusion",
-    "sd-inpaint": "StableDiffusionInpaint", "sdxl-inpaint": "StableDiffusionXLInpaint",
+    "sd1.5": "StableDiffusion",
+    "sd2.1": "StableDiffusion",
+    "sdxl": "StableDiffusionXL",
+    "svd": "StableVideoDiffusion",
+    "sd-inpaint": "StableDiffusionInpaint",
+    "sdxl-inpaint": "StableDiffusionXLInpaint",
     "sd-img2img": "StableDiffusionImg2Img",
 }
 SMALL = ["--height", "16", "--width", "16", "--repeats", "1", "--device", "cpu"]
@@ -46,7 +50,11 @@ def test_own_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*given, *SMALL, *frames]) == 0
     found = figures(file)
     assert [name for name in found if "helper" not in name] == [
-        "uncached", "ours, Quality", "ours, Balanced", "ours, Fast", "ours, interval 3, branch 0",
+        "uncached",
+        "ours, Quality",
+        "ours, Balanced",
+        "ours, Fast",
+        "ours, interval 3, branch 0",
         "ours, interval 5, branch 0",
     ]
     for name, arm in found.items():
@@ -103,7 +111,10 @@ def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert main(["--url", host.serve() + "/", *given]) == 0
     found = figures(file)
     assert [arm["said"] for arm in found.values()] == [
-        "", "5 of 14 full + 5 deeper", "4 of 14 full + 3 deeper", "3 of 14 full + 2 deeper"
+        "",
+        "5 of 14 full + 5 deeper",
+        "4 of 14 full + 3 deeper",
+        "3 of 14 full + 2 deeper",
     ]
     assert found["uncached"]["psnr"] is None
     assert all(0 < found[name]["psnr"] < 80 for name in list(found)[1:])

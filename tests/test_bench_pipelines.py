@@ -70,11 +70,18 @@ def test_doubts() -> None:
     assert bench.doubts_of(Report((good,)), 2) == ["3 full, planned 4"]
     assert bench.doubts_of(Report((), "no ladder"), 3) == ["no ladder"]
     bad = PassReport(
-        evaluations=7, full_evaluations=3, planned_full=3, full_calls=5, cached_calls=4, off="asked",
+        evaluations=7,
+        full_evaluations=3,
+        planned_full=3,
+        full_calls=5,
+        cached_calls=4,
+        off="asked",
         misses=Counter({Reason.WEIGHTS: 2}),
     )
     assert bench.doubts_of(Report((bad,)), 3) == [
-        "off: asked", "2 calls in full: the model's weights changed", "5 full and 4 cached calls in 7 evaluations",
+        "off: asked",
+        "2 calls in full: the model's weights changed",
+        "5 full and 4 cached calls in 7 evaluations",
     ]
 
 

@@ -20,7 +20,13 @@ from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 
 WISHES: dict[str, Any] = {
-    "prompt": "red apple", "steps": 14, "width": 96, "height": 96, "sampler_name": "Euler", "seed": 5, "cfg_scale": 5,
+    "prompt": "red apple",
+    "steps": 14,
+    "width": 96,
+    "height": 96,
+    "sampler_name": "Euler",
+    "seed": 5,
+    "cfg_scale": 5,
 }
 SHADOWED = {"input_blocks", "middle_block", "output_blocks", "down_blocks", "mid_block", "up_blocks"}
 
@@ -140,7 +146,11 @@ def test_a_press_counts_once(host: Host) -> None:
     ],
 )
 def test_what_cannot_be_calibrated_makes_the_picture_and_says_why(
-    host: Host, asked: Any, wishes: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture,
+    host: Host,
+    asked: Any,
+    wishes: dict[str, Any],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script(host).host._said.clear()

@@ -59,8 +59,12 @@ def test_it_comes_nearer_to_the_best_plan():
 
 @settings(max_examples=30)
 @given(
-    st.floats(1.3, 3.5), st.sampled_from([0, 1, 3]), st.sampled_from([12, 9, 5]), st.booleans(),
-    st.sets(st.integers(0, 19), max_size=3), st.integers(4, 40),
+    st.floats(1.3, 3.5),
+    st.sampled_from([0, 1, 3]),
+    st.sampled_from([12, 9, 5]),
+    st.booleans(),
+    st.sets(st.integers(0, 19), max_size=3),
+    st.integers(4, 40),
 )
 def test_every_plan_is_new_and_fast_enough(speed_up, branch, blocks, fresh_noise, must, tries):
     wanted = Wanted(SIGMAS, speed_up, branch, blocks, Nature(fresh_noise), frozenset(must))
@@ -113,8 +117,13 @@ def test_wishes(given_wish, pictures, tries):
 
 @pytest.mark.parametrize(
     ("given_wish", "words"),
-    [(False, "calibrate = False"), ("yes", "true, or an object"), ({"seeds": 1}, "true, or an object"),
-     ({"pictures": 1}, "pictures = 1 is not allowed: a whole number from 2 to 16"), ({"tries": 1e9}, "from 4 to 400")],
+    [
+        (False, "calibrate = False"),
+        ("yes", "true, or an object"),
+        ({"seeds": 1}, "true, or an object"),
+        ({"pictures": 1}, "pictures = 1 is not allowed: a whole number from 2 to 16"),
+        ({"tries": 1e9}, "from 4 to 400"),
+    ],
 )
 def test_wishes_that_cannot_be_used(given_wish, words):
     with pytest.raises(SettingsError, match=words):

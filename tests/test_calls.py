@@ -15,7 +15,10 @@ def latent(rows=3, height=12, width=10, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @given(
     rows=st.lists(st.integers(0, 2), min_size=1, max_size=5),
-    top=st.integers(0, 4), left=st.integers(0, 2), scale=st.floats(0.07, 1.0), extra=st.sampled_from([0, 5]),
+    top=st.integers(0, 4),
+    left=st.integers(0, 2),
+    scale=st.floats(0.07, 1.0),
+    extra=st.sampled_from([0, 5]),
     whole_size=st.booleans(),
 )
 def test_a_part_is_found_where_it_was_taken(dtype, rows, top, left, scale, extra, whole_size):
@@ -74,9 +77,13 @@ def test_kind():
     assert base.kind == call(x + 1, t + 1, context).kind  # values and spelling do not make another kind
     assert base.kind == call(x=x, timesteps=t, context=context, y=None).kind
     for other in [
-        call(x[:1], t, context=context), call(x.half(), t, context=context), call(x, t, context=context[:, :50]),
-        call(x, t, context=context, y=torch.zeros(2, 9)), call(x, t, context=context, control=[context]),
-        call(x, t, context=context, options={"a": 1}), call(x, t),
+        call(x[:1], t, context=context),
+        call(x.half(), t, context=context),
+        call(x, t, context=context[:, :50]),
+        call(x, t, context=context, y=torch.zeros(2, 9)),
+        call(x, t, context=context, control=[context]),
+        call(x, t, context=context, options={"a": 1}),
+        call(x, t),
     ]:
         assert other.kind != base.kind
     assert call(x, t, options={"a": 1}).kind != call(x, t, options={"a": 2}).kind

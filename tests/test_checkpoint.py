@@ -110,12 +110,15 @@ def test_other_samplers_draw_it_too(url: str, sampler: str) -> None:
 
 
 @needs_weights
-@pytest.mark.parametrize("words", [
-    {"prompt": "red apple AND pizza :0.5"},
-    {"prompt": "red apple", "negative_prompt": "blue heart"},
-    {"prompt": "red apple " + "and " * 90},
-    {"prompt": "[sun:red apple:0.3]"},
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"prompt": "red apple AND pizza :0.5"},
+        {"prompt": "red apple", "negative_prompt": "blue heart"},
+        {"prompt": "red apple " + "and " * 90},
+        {"prompt": "[sun:red apple:0.3]"},
+    ],
+)
 def test_all_kinds_of_prompts_run(url: str, words: dict[str, str]) -> None:
     picture = generate(url, steps=8, **words)
     assert np.isfinite(picture).all()

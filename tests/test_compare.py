@@ -20,7 +20,8 @@ def flat(value, size=(60, 40)):
 
 
 SHOTS = (
-    Shot("without DeepCache", flat(100), 10.0), Shot("Balanced", flat(110), 5.0, "15 of 30 full"),
+    Shot("without DeepCache", flat(100), 10.0),
+    Shot("Balanced", flat(110), 5.0, "15 of 30 full"),
     Shot("cache_interval=3 <b>", flat(100), 4.0, "10 of 30 full"),
 )
 
@@ -72,8 +73,9 @@ FONT = ImageFont.load_default(12)  # what the script takes for pictures up to 35
 def drawn(words, font=FONT, width=192):
     """The part of a sheet below the first of two pictures."""
     size = (width, 40)
-    made = np.asarray(compare.sheet([Shot(words, flat(100, size), 1.0, "7 of 30 full"), Shot("b", flat(9, size), 1.0)],
-                                    0, font))
+    made = np.asarray(
+        compare.sheet([Shot(words, flat(100, size), 1.0, "7 of 30 full"), Shot("b", flat(9, size), 1.0)], 0, font)
+    )
     return made[2 * compare.MARGIN + 40 :, compare.MARGIN : compare.MARGIN + width]
 
 
@@ -124,10 +126,16 @@ def test_wishes():
     assert compare.wishes([], "") == []
 
 
-@pytest.mark.parametrize(("typed", "named"), [
-    ("interval=3", "interval=3"), ("cache_interval", "cache_interval"), ("cache_interval=0", "from 1 to 50"),
-    ("cache_interval=x", "'x'"), ("estimator=magic", "magic"),
-])
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("interval=3", "interval=3"),
+        ("cache_interval", "cache_interval"),
+        ("cache_interval=0", "from 1 to 50"),
+        ("cache_interval=x", "'x'"),
+        ("estimator=magic", "magic"),
+    ],
+)
 def test_a_wish_that_cannot_be_met_says_why(typed, named):
     with pytest.raises(SettingsError, match=named):
         compare.wishes([], typed)

@@ -14,7 +14,12 @@ from deepcache_ext.interface.compare import MARGIN
 from demo.webui.boot import boot
 
 REQUEST = {
-    "prompt": "a cat <b>", "steps": 14, "seed": 7, "width": 64, "height": 64, "sampler_name": "Euler",
+    "prompt": "a cat <b>",
+    "steps": 14,
+    "seed": 7,
+    "width": 64,
+    "height": 64,
+    "sampler_name": "Euler",
     "script_name": "DeepCache: compare",
 }
 
@@ -60,7 +65,10 @@ def test_pictures_side_by_side_and_tables(url, tmp_path):
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [row["settings"] for row in rows] == ["without DeepCache", "Quality", "Fast", typed]
     assert [row["evaluations"] for row in rows] == [
-        "", "5 of 14 full + 5 deeper", "3 of 14 full + 2 deeper", "7 of 14 full"
+        "",
+        "5 of 14 full + 5 deeper",
+        "3 of 14 full + 2 deeper",
+        "7 of 14 full",
     ]
     assert all(float(row["seconds"]) > 0 and row["speed-up"].endswith("x") for row in rows)
     text = page.read_text(encoding="utf-8")
@@ -83,10 +91,20 @@ def test_hires_and_img2img(url, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(pictures[0]).save(buffer, "PNG")
     picture = base64.b64encode(buffer.getvalue()).decode()
-    (_, *pictures), info = made(post(
-        url, tmp_path, ["Balanced"], "", 8, True, kind="img2img", init_images=[picture], denoising_strength=0.9,
-        steps=20,
-    ))
+    (_, *pictures), info = made(
+        post(
+            url,
+            tmp_path,
+            ["Balanced"],
+            "",
+            8,
+            True,
+            kind="img2img",
+            init_images=[picture],
+            denoising_strength=0.9,
+            steps=20,
+        )
+    )
     assert len(pictures) == 2 and "full" in info["infotexts"][2]
 
 

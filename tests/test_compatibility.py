@@ -29,8 +29,16 @@ from tests.soak.naive import Naive, on
 
 REQUEST = {"prompt": "a cat", "steps": 7, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
 SETTINGS = {
-    "enabled": True, "preset": "Custom", "cache_interval": 3, "cache_branch_id": 2, "estimator": "copy", "start": 0.0,
-    "end": 1.0, "passes": "both", "hires_cache_interval": 0, "hires_cache_branch_id": -1,
+    "enabled": True,
+    "preset": "Custom",
+    "cache_interval": 3,
+    "cache_branch_id": 2,
+    "estimator": "copy",
+    "start": 0.0,
+    "end": 1.0,
+    "passes": "both",
+    "hires_cache_interval": 0,
+    "hires_cache_branch_id": -1,
 }
 
 
@@ -374,6 +382,7 @@ def test_skip(host):
 
 def test_requests_that_come_at_the_same_time():
     """The host's queue takes one after the other; each gets the picture that it gets alone."""
+
     def post(url, args):
         scripts = {"alwayson_scripts": {"DeepCache": {"args": args}}} if args else {}
         answer = requests.post(f"{url}/sdapi/v1/txt2img", json={**REQUEST, **scripts}, timeout=120).json()

@@ -263,8 +263,11 @@ def test_an_adapter_alone_and_a_reference_alone(unet):
 def test_a_unit_that_switches_off_or_on_forces_a_full_run(unet, kind, known):
     """Between two full evaluations: at once, whether the extension's own flag tells or only what runs in the call."""
     units = several()
-    unit = {"controlnet": units["two networks"][1], "adapter": units["with an adapter"][1],
-            "reference": units["with a reference"][0]}[kind]
+    unit = {
+        "controlnet": units["two networks"][1],
+        "adapter": units["with an adapter"][1],
+        "reference": units["with a reference"][0],
+    }[kind]
     hook = Hook([Unit(network(), hint()), unit])
 
     def without_state(unet):

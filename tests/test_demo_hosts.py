@@ -24,7 +24,12 @@ from demo.webui.hosts import HOSTS
 from tests.embedded import deepest
 
 WISHES: dict[str, Any] = {
-    "prompt": "a red car", "steps": 14, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1,
+    "prompt": "a red car",
+    "steps": 14,
+    "width": 64,
+    "height": 64,
+    "sampler_name": "Euler",
+    "seed": 1,
 }
 SHADOWED = {"input_blocks", "middle_block", "output_blocks", "down_blocks", "mid_block", "up_blocks"}
 
@@ -97,8 +102,14 @@ def test_an_infotext_makes_the_same_picture_again(host: Host) -> None:
 
 
 def test_a_hires_pass_is_a_pass_of_its_own(host: Host) -> None:
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_second_pass_steps": 8, "hr_upscaler": "Latent", "hr_cfg": 7,
-             "denoising_strength": 0.7}
+    hires = {
+        "enable_hr": True,
+        "hr_scale": 1.5,
+        "hr_second_pass_steps": 8,
+        "hr_upscaler": "Latent",
+        "hr_cfg": 7,
+        "denoising_strength": 0.7,
+    }
     made = host.txt2img(**cached(cache_interval=2), **hires)
     assert made.images[0].size == (96, 96)
     assert 'DeepCache: "7 of 14 full, hires 4 of 8 full"' in made.infotexts[0]
@@ -162,7 +173,11 @@ def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}
     ran = subprocess.run(
         [sys.executable, "-m", "demo", "--host", name, "--once", "--steps", "6", "--interval", "2"],
-        cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=300,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"{name} {HOSTS[name].version}, Gradio {HOSTS[name].pins['gradio']}" in ran.stdout

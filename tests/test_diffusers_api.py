@@ -127,8 +127,12 @@ class NaiveApart(Naive):
         self.count += 1
         is_full = evaluation % self.interval == 0
         output, self.features[role] = unets.by_hand(
-            self.unet, self.branch, None if is_full else self.features[role], sample=sample,
-            timestep=timestep, encoder_hidden_states=encoder_hidden_states,
+            self.unet,
+            self.branch,
+            None if is_full else self.features[role],
+            sample=sample,
+            timestep=timestep,
+            encoder_hidden_states=encoder_hidden_states,
         )
         return Output((output,))
 
@@ -197,8 +201,14 @@ def test_perturbed_attention_guidance():
         **pipelines._sd(unets.make("sd1")), requires_safety_checker=False, pag_applied_layers="mid"
     )
     pipe.set_progress_bar_config(disable=True)
-    options = {"prompt": pipelines.PROMPT, "height": 16, "width": 16, "num_inference_steps": 6, "pag_scale": 3.0,
-               "output_type": "latent"}
+    options = {
+        "prompt": pipelines.PROMPT,
+        "height": 16,
+        "width": 16,
+        "num_inference_steps": 6,
+        "pag_scale": 3.0,
+        "output_type": "latent",
+    }
 
     def picture():
         return pipe(**options, generator=torch.Generator().manual_seed(0)).images
@@ -269,11 +279,16 @@ def test_forecast(pipe, name):
         assert (run(pipe, SD) - expected).abs().max() > 10 * (forecast - expected).abs().max()
 
 
-@pytest.mark.parametrize(("name", "only_unet", "interval", "estimator"), [
-    ("DDIMScheduler", False, 2, "forecast"), ("DDIMScheduler", False, 4, "copy"),
-    ("EulerAncestralDiscreteScheduler", False, 2, "forecast"), ("LCMScheduler", False, 4, "copy"),
-    ("DDIMScheduler", True, 4, "copy"),
-])
+@pytest.mark.parametrize(
+    ("name", "only_unet", "interval", "estimator"),
+    [
+        ("DDIMScheduler", False, 2, "forecast"),
+        ("DDIMScheduler", False, 4, "copy"),
+        ("EulerAncestralDiscreteScheduler", False, 2, "forecast"),
+        ("LCMScheduler", False, 4, "copy"),
+        ("DDIMScheduler", True, 4, "copy"),
+    ],
+)
 def test_auto(pipe, name, only_unet, interval, estimator):
     """It forecasts where full evaluations lie close."""
     with_scheduler(pipe, name)
@@ -321,8 +336,9 @@ def test_nothing_is_kept_after_the_last_evaluation(pipe):
 
 def test_disabling_in_mid_pass_frees_all(pipe):
     cache = DeepCache(pipe, cache_interval=3)
-    run(pipe, SD, callback_on_step_end=lambda *args: (cache.disable() if args[1] == 4 else None) or args[-1]) \
-        if cache.enable() else None
+    run(
+        pipe, SD, callback_on_step_end=lambda *args: (cache.disable() if args[1] == 4 else None) or args[-1]
+    ) if cache.enable() else None
     assert alive("Kept", "Slot") == []
     assert cache.report().passes[0].evaluations == 5
 
@@ -386,10 +402,15 @@ def test_a_replaced_forward_is_left_alone(pipe):
     assert "replaced" in str(cache.report())
 
 
-@pytest.mark.parametrize("compiled", [
-    lambda unet: torch.compile(unet, backend="eager"), lambda unet: unet.compile(backend="eager") or unet,
-    lambda unet: torch.nn.Linear(2, 2),
-], ids=["wrapped", "in-place", "no-unet"])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda unet: torch.compile(unet, backend="eager"),
+        lambda unet: unet.compile(backend="eager") or unet,
+        lambda unet: torch.nn.Linear(2, 2),
+    ],
+    ids=["wrapped", "in-place", "no-unet"],
+)
 def test_a_unet_that_cannot_be_cached_runs_as_ever(compiled, caplog):
     unet = compiled(unets.make("sd1"))
     with DeepCache(unet, cache_interval=3) as cache:
@@ -415,15 +436,18 @@ def test_weights_that_change_in_mid_run(pipe):
 # Settings and the helper's interface ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"cache_interval": 0}, "cache_interval = 0 is not allowed: a whole number from 1 to 50"),
-    ({"cache_branch_id": 9}, "cache_branch_id = 9 is not allowed: a whole number from 0 to 8 for this UNet"),
-    ({"deeper_branch_id": 9}, "deeper_branch_id = 9 is not allowed: a whole number from -1 to 8 for this UNet"),
-    ({"estimator": "magic"}, "estimator = 'magic' is not allowed: one of auto, copy, forecast"),
-    ({"start": 0.6, "end": 0.4}, "start = 0.6"),
-    ({"passes": "both"}, "passes = 'both' is not allowed: here the settings are"),
-    ({"cache_intervall": 3}, "cache_intervall = 3 is not allowed: the settings are"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cache_interval": 0}, "cache_interval = 0 is not allowed: a whole number from 1 to 50"),
+        ({"cache_branch_id": 9}, "cache_branch_id = 9 is not allowed: a whole number from 0 to 8 for this UNet"),
+        ({"deeper_branch_id": 9}, "deeper_branch_id = 9 is not allowed: a whole number from -1 to 8 for this UNet"),
+        ({"estimator": "magic"}, "estimator = 'magic' is not allowed: one of auto, copy, forecast"),
+        ({"start": 0.6, "end": 0.4}, "start = 0.6"),
+        ({"passes": "both"}, "passes = 'both' is not allowed: here the settings are"),
+        ({"cache_intervall": 3}, "cache_intervall = 3 is not allowed: the settings are"),
+    ],
+)
 def test_bad_settings(pipe, settings, words):
     with pytest.raises(SettingsError, match=words):
         DeepCache(pipe, **settings)

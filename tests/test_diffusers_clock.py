@@ -53,9 +53,18 @@ def test_a_list_that_is_gone_gives_its_memory_to_no_other():
         del ts
 
 
-@pytest.mark.parametrize("given", [
-    5, 5.0, torch.tensor(5), torch.tensor([5]), torch.tensor([5, 5]), torch.tensor(5).expand(2),
-], ids=repr)
+@pytest.mark.parametrize(
+    "given",
+    [
+        5,
+        5.0,
+        torch.tensor(5),
+        torch.tensor([5]),
+        torch.tensor([5, 5]),
+        torch.tensor(5).expand(2),
+    ],
+    ids=repr,
+)
 def test_what_is_no_element_of_a_list(given):
     assert Place.of(given) is None
     assert beats([6, given, 4.5, 4, 5]) == [PASS, EVALUATION, EVALUATION, EVALUATION, PASS]
@@ -84,8 +93,7 @@ AS_VALUES = pytest.mark.parametrize("as_value", [float, lambda t: torch.full((2,
 
 @AS_VALUES
 def test_values_that_fall_over_other_pictures(as_value):
-    """Another picture after one that was broken off, and a test at random timesteps; all with one scheduler, or none.
-    """
+    """Another picture after one that was broken off, and a test at random timesteps; with one scheduler or none."""
     falling = [as_value(t) for t in (900, 700, 300)]
     scheduler = diffusers.EulerDiscreteScheduler()
     scheduler.set_timesteps(3)
@@ -116,10 +124,18 @@ def test_rows_with_timesteps_of_their_own():
     assert beats([torch.tensor([5, 6]), torch.tensor([4, 5])]) == [PASS, PASS]
 
 
-@pytest.mark.parametrize("name", [
-    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
-    "DDIMScheduler", "PNDMScheduler", "LCMScheduler",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "DDIMScheduler",
+        "PNDMScheduler",
+        "LCMScheduler",
+    ],
+)
 def test_noise_levels(name):
     """By the training schedule, for every element of a scheduler's list."""
     scheduler, clock = pipelines.scheduler(name), Clock()
@@ -155,15 +171,27 @@ def test_unknown_noise_levels():
     assert noise_level(None, None) is None
 
 
-@pytest.mark.parametrize(("scheduler", "adds"), [
-    (None, True), (diffusers.DDIMScheduler(), False), (diffusers.EulerDiscreteScheduler(), False),
-    (diffusers.EulerAncestralDiscreteScheduler(), True), (diffusers.KDPM2AncestralDiscreteScheduler(), True),
-    (diffusers.LCMScheduler(), True), (diffusers.DDPMScheduler(), True), (diffusers.PNDMScheduler(), False),
-    (diffusers.DPMSolverMultistepScheduler(), False),
-    (diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
-    (diffusers.TCDScheduler(), True), (diffusers.UniPCMultistepScheduler(), False),
-    (type("UFOGenScheduler", (), {})(), True), (type("TDDScheduler", (), {})(), True),
-    (type("VDMScheduler", (), {})(), True), (type("LangevinDynamicsScheduler", (), {})(), True),
-], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("scheduler", "adds"),
+    [
+        (None, True),
+        (diffusers.DDIMScheduler(), False),
+        (diffusers.EulerDiscreteScheduler(), False),
+        (diffusers.EulerAncestralDiscreteScheduler(), True),
+        (diffusers.KDPM2AncestralDiscreteScheduler(), True),
+        (diffusers.LCMScheduler(), True),
+        (diffusers.DDPMScheduler(), True),
+        (diffusers.PNDMScheduler(), False),
+        (diffusers.DPMSolverMultistepScheduler(), False),
+        (diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), True),
+        (diffusers.TCDScheduler(), True),
+        (diffusers.UniPCMultistepScheduler(), False),
+        (type("UFOGenScheduler", (), {})(), True),
+        (type("TDDScheduler", (), {})(), True),
+        (type("VDMScheduler", (), {})(), True),
+        (type("LangevinDynamicsScheduler", (), {})(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_schedulers_that_add_noise(scheduler, adds):
     assert adds_noise(scheduler) is adds

@@ -165,9 +165,13 @@ def test_controlnet(layout):
         for call, seed in ((now, 2), (later, 3)):
             control, (middle,) = noise(shapes, seed), noise(shapes[-1:], seed + 10)
             hand.append({**call, "control": control, "middle": middle})
-            real.append({
-                **call, "down_block_additional_residuals": tuple(control), "mid_block_additional_residual": middle,
-            })
+            real.append(
+                {
+                    **call,
+                    "down_block_additional_residuals": tuple(control),
+                    "mid_block_additional_residual": middle,
+                }
+            )
         expected, feature = unets.by_hand(unet, branch, **hand[0])
         expected_cached, _ = unets.by_hand(unet, branch, feature, **hand[1])
         output, kept = full_call(ladder, unet, branch, real[0])
@@ -279,16 +283,23 @@ def with_ip_adapter():
     unet = unets.make("sd1")
     cross = [name for name in unet.attn_processors if "attn2" in name]
     wide = [dict(unet.named_modules())[name.removesuffix(".processor")].to_k.out_features for name in cross]
-    unet._load_ip_adapter_weights([{
-        "image_proj": {
-            "proj.weight": torch.randn(64, 16), "proj.bias": torch.randn(64), "norm.weight": torch.ones(16),
-            "norm.bias": torch.zeros(16),
-        },
-        "ip_adapter": {
-            f"{2 * i + 1}.{part}.weight": torch.randn(width, 16) for i, width in enumerate(wide)
-            for part in ("to_k_ip", "to_v_ip")
-        },
-    }])
+    unet._load_ip_adapter_weights(
+        [
+            {
+                "image_proj": {
+                    "proj.weight": torch.randn(64, 16),
+                    "proj.bias": torch.randn(64),
+                    "norm.weight": torch.ones(16),
+                    "norm.bias": torch.zeros(16),
+                },
+                "ip_adapter": {
+                    f"{2 * i + 1}.{part}.weight": torch.randn(width, 16)
+                    for i, width in enumerate(wide)
+                    for part in ("to_k_ip", "to_v_ip")
+                },
+            }
+        ]
+    )
     return unet, {"added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 16)]}}
 
 
@@ -359,7 +370,8 @@ def cast_layerwise(unet):
 
 
 @pytest.mark.parametrize(
-    "hook", [offload_sequentially, offload_model, hook_every_block, hook_twice, cast_layerwise],
+    "hook",
+    [offload_sequentially, offload_model, hook_every_block, hook_twice, cast_layerwise],
     ids=lambda hook: hook.__name__,
 )
 def test_hooks_that_move_weights(hook):
@@ -389,9 +401,14 @@ def test_skipped_blocks_are_never_called():
             module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
     cached_call(ladder, unet, 1, kept, unets.inputs("sd1"))
     assert called == [
-        f"{block}.{layer}" for block, layer in [
-            ("down_blocks.0", "resnets.0"), ("down_blocks.0", "attentions.0"), ("up_blocks.2", "resnets.1"),
-            ("up_blocks.2", "attentions.1"), ("up_blocks.2", "resnets.2"), ("up_blocks.2", "attentions.2"),
+        f"{block}.{layer}"
+        for block, layer in [
+            ("down_blocks.0", "resnets.0"),
+            ("down_blocks.0", "attentions.0"),
+            ("up_blocks.2", "resnets.1"),
+            ("up_blocks.2", "attentions.1"),
+            ("up_blocks.2", "resnets.2"),
+            ("up_blocks.2", "attentions.2"),
         ]
     ]
 
@@ -437,9 +454,16 @@ def offloaded_in_groups():
 
 def latent_upscaler():
     return diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=2, cross_attention_dim=16, attention_head_dim=4,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"), mid_block_type=None, norm_num_groups=4,
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"), resnet_time_scale_shift="scale_shift",
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=2,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        mid_block_type=None,
+        norm_num_groups=4,
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        resnet_time_scale_shift="scale_shift",
     )
 
 
@@ -454,24 +478,44 @@ def one_skip_for_all():
     return unet
 
 
-@pytest.mark.parametrize(("broken", "words"), [
-    (lambda: None, "no UNet"),
-    (lambda: nn.Linear(2, 2), "not a UNet"),
-    (lambda: torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
-    (lambda: torch.compile(unets.make("sd1"), backend="eager"), "compiled"),
-    (compiled_in_place, "the UNet is compiled"),
-    (compiled_block, "blocks are compiled"),
-    (offloaded_in_groups, "group offloading"),
-    (latent_upscaler, "KDownsample2D are unknown"),
-    (score_sde, "SkipDownBlock2D are unknown"),
-    (one_skip_for_all, "skip connection"),
-    (lambda: diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8, num_embeds_ada_norm=10,
-    ), "not a UNet"),
-], ids=[
-    "none", "no-unet", "script", "compiled", "compiled-in-place", "compiled-block", "groups", "k", "skip", "one-skip",
-    "dit",
-])
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda: None, "no UNet"),
+        (lambda: nn.Linear(2, 2), "not a UNet"),
+        (lambda: torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
+        (lambda: torch.compile(unets.make("sd1"), backend="eager"), "compiled"),
+        (compiled_in_place, "the UNet is compiled"),
+        (compiled_block, "blocks are compiled"),
+        (offloaded_in_groups, "group offloading"),
+        (latent_upscaler, "KDownsample2D are unknown"),
+        (score_sde, "SkipDownBlock2D are unknown"),
+        (one_skip_for_all, "skip connection"),
+        (
+            lambda: diffusers.DiTTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=4,
+                num_layers=1,
+                sample_size=8,
+                num_embeds_ada_norm=10,
+            ),
+            "not a UNet",
+        ),
+    ],
+    ids=[
+        "none",
+        "no-unet",
+        "script",
+        "compiled",
+        "compiled-in-place",
+        "compiled-block",
+        "groups",
+        "k",
+        "skip",
+        "one-skip",
+        "dit",
+    ],
+)
 def test_unknown_layouts_are_refused(broken, words):
     with pytest.raises(UnknownLayout, match=words):
         DiffusersLadder(broken())

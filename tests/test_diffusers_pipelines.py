@@ -13,9 +13,17 @@ from tests.diffusers_pipelines import Naive, build, run, shared
 
 SD = "StableDiffusion"
 SCHEDULERS = (
-    "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler",
-    "UniPCMultistepScheduler", "LCMScheduler", "IPNDMScheduler",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+    "IPNDMScheduler",
 )
 REPEAT_TIMESTEPS = {"HeunDiscreteScheduler", "PNDMScheduler"}
 
@@ -115,9 +123,7 @@ def test_same_pictures_as_the_published_helper(pipe, name, branch):
     assert torch.equal(*pictures)
 
 
-@pytest.mark.parametrize("name", [
-    name for name in pipelines.BUILD if name not in (SD, )
-])
+@pytest.mark.parametrize("name", [name for name in pipelines.BUILD if name not in (SD,)])
 def test_same_pictures_as_the_published_helper_in_every_pipeline(name):
     """Not in TextToVideoZero, which rewinds, nor in LDMTextToImage, where it does not find the timestep."""
     pictures = []

@@ -22,9 +22,19 @@ FOLDER = "a1111-1.10.1"
 
 # Recorded with ControlNet, AnimateDiff or Tiled Diffusion, which the embedded host does not have.
 OTHER_EXTENSIONS = {
-    "after_animatediff", "after_controlnet", "after_controlnet_crash", "animatediff_3_windows",
-    "animatediff_one_window", "controlnet", "controlnet_crash", "controlnet_end_half", "controlnet_my_prompt",
-    "controlnet_reference_only", "extensions_present_but_off", "tiled_diffusion", "tiled_diffusion_tile_batch_1",
+    "after_animatediff",
+    "after_controlnet",
+    "after_controlnet_crash",
+    "animatediff_3_windows",
+    "animatediff_one_window",
+    "controlnet",
+    "controlnet_crash",
+    "controlnet_end_half",
+    "controlnet_my_prompt",
+    "controlnet_reference_only",
+    "extensions_present_but_off",
+    "tiled_diffusion",
+    "tiled_diffusion_tile_batch_1",
 }
 # Its noise levels follow from what the U-Net says: see the test of its own.
 FOLLOWS_THE_WEIGHTS = {"dpm_adaptive"}
@@ -52,9 +62,7 @@ def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
     host = hosts("tinyXL" if scenario.startswith("sdxl") else "tinyA")
     host.module("sd_models").reload_model_weights()  # after a refiner
     requests = trace["request"] if isinstance(trace["request"], list) else [trace["request"]]
-    recorded = [
-        [comparable(event) for event in part if event["ev"] != "request"] for part in split(trace["events"])
-    ]
+    recorded = [[comparable(event) for event in part if event["ev"] != "request"] for part in split(trace["events"])]
     whole = split(trace["events"])
     assert len(recorded) == len(requests)
     for request, theirs, provoked in zip(requests, recorded, whole, strict=True):
@@ -73,15 +81,31 @@ def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -
     assert not differences(ours[:16], theirs[:16])  # until the first answer of the U-Net decides
     assert len(ticks) > ticks[-1]["denoiser_total_steps"] == recorded[-1]["denoiser_total_steps"]
     assert outline(ours)[-8:] == [
-        "post_sample", "postprocess_batch", "postprocess_batch_list", "postprocess_image", "postprocess_maskoverlay",
-        "postprocess_image_after_composite", "postprocess", "response",
+        "post_sample",
+        "postprocess_batch",
+        "postprocess_batch_list",
+        "postprocess_image",
+        "postprocess_maskoverlay",
+        "postprocess_image_after_composite",
+        "postprocess",
+        "response",
     ]
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [
-    ("Euler", 8), ("LMS", 8), ("DPM++ 2M", 8), ("DPM++ 2M SDE", 8), ("DPM++ 2M SDE Heun", 8), ("DPM++ 3M SDE", 8),
-    ("DPM++ 2S a", 15), ("DPM2", 15), ("DPM2 a", 15),
-])
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"),
+    [
+        ("Euler", 8),
+        ("LMS", 8),
+        ("DPM++ 2M", 8),
+        ("DPM++ 2M SDE", 8),
+        ("DPM++ 2M SDE Heun", 8),
+        ("DPM++ 3M SDE", 8),
+        ("DPM++ 2S a", 15),
+        ("DPM2", 15),
+        ("DPM2 a", 15),
+    ],
+)
 def test_evaluations_of_samplers_without_a_recording(hosts: Hosts, sampler: str, evaluations: int) -> None:
     host = hosts("tinyA")
     host.restart_recording()
@@ -93,8 +117,15 @@ def test_evaluations_of_samplers_without_a_recording(hosts: Hosts, sampler: str,
 def test_img2img_with_every_kind_of_sampler(hosts: Hosts, sampler: str) -> None:
     picture = Image.new("RGB", (64, 64), (200, 80, 40))
     made = hosts("tinyA").img2img(
-        prompt="a cat", steps=6, width=64, height=64, sampler_name=sampler, seed=1, init_images=[picture],
-        mask=Image.new("L", (64, 64), 255), denoising_strength=0.6,
+        prompt="a cat",
+        steps=6,
+        width=64,
+        height=64,
+        sampler_name=sampler,
+        seed=1,
+        init_images=[picture],
+        mask=Image.new("L", (64, 64), 255),
+        denoising_strength=0.6,
     )
     assert made.images[0].size == (64, 64)
 
@@ -186,7 +217,7 @@ def test_errors_of_extensions_are_survived(server: Host) -> None:
     assert answer.status_code == 200
     info = json.loads(answer.json()["info"])
     assert info["extra_generation_params"]["Given"] == "(7, 'x')"  # the shorter list, filled up with defaults
-    assert 'Given: "(7, \'x\')"' in info["infotexts"][0]
+    assert "Given: \"(7, 'x')\"" in info["infotexts"][0]
     picture = Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0])))
     assert picture.size == (64, 64)
     assert picture.info["parameters"] == info["infotexts"][0]

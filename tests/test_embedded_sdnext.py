@@ -14,8 +14,17 @@ from tests.embedded import TRACES, Hosts, comparable, differences, load, outline
 FOLDER = "sdnext-2026-07-23"
 
 # Checkpoints, masks and offloading that the embedded host does not have.
-NOT_PLAYED = {"checkpoint_change", "inpaint", "offload_balanced", "offload_balanced_crash", "offload_balanced_first",
-              "offload_none_again", "sdxl", "sdxl_hires", "sdxl_img2img"}
+NOT_PLAYED = {
+    "checkpoint_change",
+    "inpaint",
+    "offload_balanced",
+    "offload_balanced_crash",
+    "offload_balanced_first",
+    "offload_none_again",
+    "sdxl",
+    "sdxl_hires",
+    "sdxl_img2img",
+}
 SCENARIOS = sorted({path.stem for path in (TRACES / FOLDER).glob("*.json")} - NOT_PLAYED)
 
 
@@ -40,7 +49,8 @@ def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
     for request, recorded in zip(requests, parts, strict=True):
         # `image_grid` comes from the live preview, `model_loaded` from the start.
         theirs = [
-            cleaned(event) for event in recorded
+            cleaned(event)
+            for event in recorded
             if event["ev"] != "request" and event.get("name") not in ("image_grid", "model_loaded")
         ]
         ours = [cleaned(event) for event in play(hosts("tinyA"), request, recorded)]

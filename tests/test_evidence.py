@@ -22,9 +22,18 @@ from bench.evidence.results import Results, key_of
 from bench.evidence.runs import missing
 from bench.evidence.studio import Made, Studio
 
-TASKS = [Task(Sampler("Euler"), 6, (
-    grid.setting(3, 0, "copy"), grid.preset("Quality"), Arm("2 steps", fewer=2), Arm("5 steps", fewer=5),
-))]
+TASKS = [
+    Task(
+        Sampler("Euler"),
+        6,
+        (
+            grid.setting(3, 0, "copy"),
+            grid.preset("Quality"),
+            Arm("2 steps", fewer=2),
+            Arm("5 steps", fewer=5),
+        ),
+    )
+]
 TIMES = speed.CallTimes(10.0, 10.0, {0: {"copy": 1.0, "forecast": 1.0}}, False, {})
 PAIR = Pair(0, "a red car", studio.FIRST_SEED)
 
@@ -145,8 +154,10 @@ def test_counted_call_times_are_those_of_the_layout() -> None:
 def bench_figures(**changes: Any) -> dict[str, Any]:
     machine = {"device": "cpu", "name": "x", "cpus": 2, "threads": 1, "load": 4.0, "torch": "2", "python": "3"}
     figures = {
-        "settings": {"layout": "sd15", "size": 64, "batch": 2, "clock": "processor"}, "machine": machine,
-        "doubts": [], "full": {"plain": 3.0, "hooked": 2.0, "ratio": {"low": 0.6, "high": 0.7}},
+        "settings": {"layout": "sd15", "size": 64, "batch": 2, "clock": "processor"},
+        "machine": machine,
+        "doubts": [],
+        "full": {"plain": 3.0, "hooked": 2.0, "ratio": {"low": 0.6, "high": 0.7}},
         "samples": {"full": {"plain": [3.0, 3.0], "hooked": [2.0, 2.0]}},
         "cached": [{"branch": 0, "estimator": "copy", "seconds": 0.5}],
     }
@@ -165,10 +176,13 @@ def test_call_times_from_the_bench(tmp_path: Path) -> None:
     assert speed.from_bench(path).plain == speed.from_bench(path).full == 2.5
 
 
-@pytest.mark.parametrize("changes", [
-    {"doubts": ["a call was not cached"]},
-    {"settings": {"layout": "sdxl", "size": 64, "batch": 2, "clock": "wall"}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"doubts": ["a call was not cached"]},
+        {"settings": {"layout": "sdxl", "size": 64, "batch": 2, "clock": "wall"}},
+    ],
+)
 def test_call_times_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(bench_figures(**changes)), encoding="utf-8")
@@ -189,9 +203,12 @@ def record(arm: str, seed: int, psnr: float, **more: Any) -> dict[str, Any]:
 def test_rival_lies_between_its_neighbours_in_log_time() -> None:
     cached = {"full": 2, "branch": 0, "estimator": "copy"}
     records = [
-        made for seed in range(4) for made in (
+        made
+        for seed in range(4)
+        for made in (
             record("interval 3, branch 0, copy", seed, 40.0 + seed, **cached),
-            record("2 steps", seed, 20.0, calls=2), record("5 steps", seed, 35.0, calls=5),
+            record("2 steps", seed, 20.0, calls=2),
+            record("5 steps", seed, 35.0, calls=5),
         )
     ]
     (section,) = summary.summarise(TASKS, records, TIMES)
@@ -216,8 +233,10 @@ def test_rows_of_a_table_are_of_the_same_pairs() -> None:
 
 
 def test_no_rival_outside_of_what_was_measured() -> None:
-    records = [record("interval 3, branch 0, copy", 1, 40.0, full=2, branch=0, estimator="copy"),
-               record("5 steps", 1, 35.0, calls=5)]
+    records = [
+        record("interval 3, branch 0, copy", 1, 40.0, full=2, branch=0, estimator="copy"),
+        record("5 steps", 1, 35.0, calls=5),
+    ]
     ((row,),) = (section.rows for section in summary.summarise(TASKS, records, TIMES))
     assert row.rival is None and row.ahead is None
 
@@ -228,9 +247,11 @@ def test_over_plain_deepcache_at_equal_speed() -> None:
     times = speed.CallTimes(1.0, 1.0, {0: {"copy": 0.1, "forecast": 0.1}}, True, {})
     records = []
     for seed in range(3):
-        records += [record(arms[0].name, seed, 40.0 + seed, full=3, branch=0, estimator="copy"),
-                    record(arms[1].name, seed, 30.0 + seed, full=2, branch=0, estimator="copy"),
-                    record(arms[2].name, seed, 45.0 + seed, full=3, branch=0, estimator="forecast")]
+        records += [
+            record(arms[0].name, seed, 40.0 + seed, full=3, branch=0, estimator="copy"),
+            record(arms[1].name, seed, 30.0 + seed, full=2, branch=0, estimator="copy"),
+            record(arms[2].name, seed, 45.0 + seed, full=3, branch=0, estimator="forecast"),
+        ]
     (section,) = summary.summarise(tasks, records, times)
     rows = {row.arm.name: row for row in section.rows}
     assert rows["weighted 2x"].over_copy is None  # as slow as the slowest plain one: nothing is extrapolated
@@ -285,7 +306,10 @@ def test_what_is_missing_goes_through_the_whole_grid_first(tmp_path: Path) -> No
     with Results(tmp_path / "results.jsonl") as results:
         pieces = missing(tasks, pairs, 2, results)
         assert [(task.sampler.name, len(part)) for task, part, _ in pieces] == [
-            ("Euler", 2), ("DDIM", 2), ("Euler", 1), ("DDIM", 1),
+            ("Euler", 2),
+            ("DDIM", 2),
+            ("Euler", 1),
+            ("DDIM", 1),
         ]
 
 
@@ -294,8 +318,14 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Steps, and whether with DeepCache, of each generation but the one that warms up."""
     real, seen = Studio.make, []
 
-    def make(self: Studio, sampler: str, steps: int, guidance: float, pairs: Sequence[Pair],
-             args: Mapping[str, Any] | None = None) -> Made:
+    def make(
+        self: Studio,
+        sampler: str,
+        steps: int,
+        guidance: float,
+        pairs: Sequence[Pair],
+        args: Mapping[str, Any] | None = None,
+    ) -> Made:
         made = real(self, sampler, steps, guidance, pairs, args)
         if hasattr(self, "warm"):
             seen.append((steps, args is not None))
@@ -310,13 +340,26 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setattr(grid, "quick_grid", lambda: TASKS)
     monkeypatch.setattr(speed, "recorded", lambda path: None)
-    given = ["--quick", "--model", "tinyA", "--size", "64", "--work", str(tmp_path / "work"),
-             "--out", str(tmp_path / "docs")]
+    given = [
+        "--quick",
+        "--model",
+        "tinyA",
+        "--size",
+        "64",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "docs"),
+    ]
     return lambda *more: program.main([*given, *more])
 
 
-def test_run_resume_and_report(tmp_path: Path, evidence: Callable[..., int], capsys: pytest.CaptureFixture[str],
-                               generations: list[tuple[int, bool]]) -> None:
+def test_run_resume_and_report(
+    tmp_path: Path,
+    evidence: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    generations: list[tuple[int, bool]],
+) -> None:
     assert evidence("--pairs", "2", "--batch", "2") == 0
     assert sorted(generations) == [(2, False), (5, False), (6, False), (6, True), (6, True)]
     found = json.loads((tmp_path / "docs" / "evidence.json").read_text(encoding="utf-8"))
@@ -344,9 +387,9 @@ def test_run_resume_and_report(tmp_path: Path, evidence: Callable[..., int], cap
     assert "Euler, 6 steps (1 pairs)" in text
 
 
-def test_interruption_keeps_what_is_finished(tmp_path: Path, evidence: Callable[..., int],
-                                             generations: list[tuple[int, bool]],
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_keeps_what_is_finished(
+    tmp_path: Path, evidence: Callable[..., int], generations: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Studio.make
 
     def interrupted(self: Studio, *args: Any) -> Made:

@@ -61,7 +61,9 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     kept = [
         weakref.ref(feature)
         for slot in cache._slots._slots.values()
-        for those in slot.kept.values() for kept in those for feature in kept.features
+        for those in slot.kept.values()
+        for kept in those
+        for feature in kept.features
     ]
     unet.out.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

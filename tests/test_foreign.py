@@ -41,6 +41,7 @@ def test_a_replaced_forward_that_runs_no_block(unet):
 
 def by_position(unet, controls):
     """A foreign forward that adds a residual to every block by its position, as ControlNet's does."""
+
     def forward(x, timesteps, context):
         emb = unet.time_embed(unets.timestep_embedding(timesteps, unet.model_channels, repeat_only=False))
         h, skips, residuals = x, [], list(controls)
@@ -89,6 +90,7 @@ def test_foreign_forward_keeps_its_positions(unet, branch):
 
 def twice(unet, other, weight=0.1):
     """A foreign forward that first runs the class's own forward on another latent: ControlNet's reference_only."""
+
     def forward(x, timesteps, context):
         reference = type(unet).forward(unet, other, timesteps, context)
         return type(unet).forward(unet, x, timesteps, context) + weight * reference
@@ -245,6 +247,7 @@ def test_a_block_that_changes_its_size_in_mid_run(unet, branch, foreign):
 
 def test_a_latent_of_an_odd_size_keeps_its_feature(unet, monkeypatch):
     """A1111's UNet stretches what comes up to the size of the skip connection; that is no change of size."""
+
     def cat(tensors, dim):
         h, skip = tensors
         return torch.cat([nn.functional.interpolate(h, skip.shape[-2:]), skip], dim)

@@ -17,8 +17,21 @@ from tests.test_a1111 import HIRES, host_object, make
 
 PRESET = [True, "Balanced"]
 SAMPLERS = [
-    "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "LMS", "UniPC", "PLMS", "DDIM", "LCM", "Heun",
-    "DPM++ SDE", "DPM2", "Restart", "DPM fast",
+    "Euler",
+    "Euler a",
+    "DPM++ 2M",
+    "DPM++ 2M SDE",
+    "DPM++ 3M SDE",
+    "LMS",
+    "UniPC",
+    "PLMS",
+    "DDIM",
+    "LCM",
+    "Heun",
+    "DPM++ SDE",
+    "DPM2",
+    "Restart",
+    "DPM fast",
 ]
 FEW = ["Euler", "DPM++ 2M", "UniPC", "PLMS", "DDIM", "Heun"]
 
@@ -53,16 +66,29 @@ def told(one):
     return {name: value for name, value in one.as_json().items() if name != "kept_bytes"}
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"batch_size": 2, "width": 128}, {**HIRES, "hr_second_pass_steps": 13},
-    {**HIRES, "hr_resize_x": 128, "hr_resize_y": 192},
-])
-@pytest.mark.parametrize("settings", [
-    {"cache_interval": 2, "cache_branch_id": 4}, {"preset": "Fast"}, {"cache_interval": 9},
-    {"cache_interval": 5, "estimator": "forecast", "deeper_branch_id": 11}, {"cache_interval": 1},
-    {"full_evaluations": "0-30", "deeper_branch_id": 5}, {"cache_interval": 5, "estimator": "forecast", "end": 0.3},
-    {"cache_interval": 30, "deeper_branch_id": 5, "start": 0.2},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 2, "width": 128},
+        {**HIRES, "hr_second_pass_steps": 13},
+        {**HIRES, "hr_resize_x": 128, "hr_resize_y": 192},
+    ],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cache_interval": 2, "cache_branch_id": 4},
+        {"preset": "Fast"},
+        {"cache_interval": 9},
+        {"cache_interval": 5, "estimator": "forecast", "deeper_branch_id": 11},
+        {"cache_interval": 1},
+        {"full_evaluations": "0-30", "deeper_branch_id": 5},
+        {"cache_interval": 5, "estimator": "forecast", "end": 0.3},
+        {"cache_interval": 30, "deeper_branch_id": 5, "start": 0.2},
+    ],
+    ids=str,
+)
 def test_what_is_kept_is_foreseen(host, settings, changes):
     """To the byte, where prompts are of one length: by the report of the run itself."""
     wanted = {"width": 64, "height": 64, "steps": 16, "sampler_name": "Euler", **changes}
@@ -112,7 +138,7 @@ def test_what_no_host_has(host):
 def test_without_a_model_only_the_number_is_known(host, monkeypatch):
     module = foresight_of(host)
     monkeypatch.setattr(module, "loaded_model", lambda: None)
-    ahead, = module.passes_ahead(module.Request(20, "Heun"))
+    (ahead,) = module.passes_ahead(module.Request(20, "Heun"))
     assert (ahead.total, ahead.sigmas, ahead.depth, ahead.early) == (40, None, 0, True)
     early = PassAhead(False, 40, early=True)
     assert passes_of(Settings(strategy="weighted"), {}, lambda _: [early]) == []
@@ -123,9 +149,13 @@ def test_without_a_model_only_the_number_is_known(host, monkeypatch):
 
 
 def test_a_pass_that_is_not_covered_is_whole():
-    found = planned(parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(False, 20, None, 12))
+    found = planned(
+        parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(False, 20, None, 12)
+    )
     assert set(found.kinds) == {"full"} and found.fraction == "20 of 20 full" and found.speed_up() == 1.0
-    hires = planned(parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(True, 20, None, 12))
+    hires = planned(
+        parse([{"enabled": True, "cache_interval": 4, "passes": "hires only"}]), PassAhead(True, 20, None, 12)
+    )
     assert hires.fraction == "5 of 20 full"
     both = speed_up_of([found, hires])
     assert 1 < both < hires.speed_up()

@@ -33,16 +33,22 @@ def options_of(rows: int = 1, marks: tuple[int, ...] = (1, 0), **more: Any) -> d
     """As the host makes them for each call."""
     marked = [mark for mark in marks for _ in range(rows)]
     return {
-        "cond_or_uncond": list(marks), "sigmas": torch.ones(rows), "cond_mark": torch.tensor(marked),
+        "cond_or_uncond": list(marks),
+        "sigmas": torch.ones(rows),
+        "cond_mark": torch.tensor(marked),
         "cond_indices": [i for i, mark in enumerate(marked) if mark == 0],
-        "uncond_indices": [i for i, mark in enumerate(marked) if mark == 1], **more,
+        "uncond_indices": [i for i, mark in enumerate(marked) if mark == 1],
+        **more,
     }
 
 
 def arguments(k: int = 0, rows: int = 2, **more: Any) -> dict[str, Any]:
     given = {
-        "x": drifting(1, size=SIZE)(k).repeat(rows, 1, 1, 1), "timesteps": torch.full((rows,), 900.0 - k),
-        "context": noise(rows, 7, 32, seed=1), "control": None, "transformer_options": options_of(rows // 2),
+        "x": drifting(1, size=SIZE)(k).repeat(rows, 1, 1, 1),
+        "timesteps": torch.full((rows,), 900.0 - k),
+        "context": noise(rows, 7, 32, seed=1),
+        "control": None,
+        "transformer_options": options_of(rows // 2),
     }
     return {**given, **more}
 
@@ -77,8 +83,13 @@ def a_session(branch: int, interval: int = 3, deeper: int = 0) -> Session:
 
 
 def compare(
-    protocol: str, branch: int, given: Callable[[int], dict[str, Any]], evaluations: int = 5,
-    seen: list[Any] | None = None, interval: int = 3, deeper: int = 0,
+    protocol: str,
+    branch: int,
+    given: Callable[[int], dict[str, Any]],
+    evaluations: int = 5,
+    seen: list[Any] | None = None,
+    interval: int = 3,
+    deeper: int = 0,
 ) -> Session:
     """Each call of a run against `by_hand`; what `seen` records in both must be the same."""
     unet, cache = UNETS[protocol], a_session(branch, interval, deeper)
@@ -197,8 +208,11 @@ def test_patches_see_what_they_see_in_full(protocol: str, branch: int) -> None:
     replaced.__module__ = "lib_ipadapter.IPAdapterPlus"
     everywhere: dict[Any, Any] = {(side, i): replaced for side in ("input", "output") for i in (1, 4, 8)}
     patches = {
-        "input_block_patch": [of_input], "input_block_patch_after_skip": [of_input],
-        "output_block_patch": [of_output], "attn1_patch": [of_attention], "attn2_patch": [of_attention],
+        "input_block_patch": [of_input],
+        "input_block_patch_after_skip": [of_input],
+        "output_block_patch": [of_output],
+        "attn1_patch": [of_attention],
+        "attn2_patch": [of_attention],
         "attn1_output_patch": [of_attention_output],
     }
 
@@ -265,6 +279,7 @@ def test_uncond_alone_is_not_cond_alone() -> None:
 
 def test_a_perturbed_call_is_another_one_wherever_it_stands() -> None:
     """PAG asks once more with another attention; with NGMS that call stands second at times, first at others."""
+
     def perturbed(q: Any, k: Any, v: Any, extra: Any) -> Any:
         return v
 
@@ -284,6 +299,7 @@ def test_a_perturbed_call_is_another_one_wherever_it_stands() -> None:
 
 def test_a_call_about_another_latent_has_no_slot() -> None:
     """SAG asks about a blurred latent, in a call of the latent's own shape."""
+
     def other(k: int) -> dict[str, Any]:
         return arguments(k, rows=1, x=noise(1, 4, *SIZE, seed=k), transformer_options=options_of(1, (1,)))
 
@@ -308,8 +324,10 @@ def test_unknown_functions_that_may_act_across_blocks_run_in_full(name: str) -> 
         return args[2]
 
     options = {
-        "patches_replace": {"attn1": {("middle", 0): function}}, "block_modifiers": [function],
-        "group_norm_wrapper": function, "wrappers": {"diffusion_model": {None: [function]}},
+        "patches_replace": {"attn1": {("middle", 0): function}},
+        "block_modifiers": [function],
+        "group_norm_wrapper": function,
+        "wrappers": {"diffusion_model": {None: [function]}},
     }
 
     def given(k: int) -> dict[str, Any]:
@@ -357,6 +375,7 @@ def test_a_call_without_options_runs_in_full() -> None:
 
 def test_a_forward_that_counts_in_a_copy_runs_again_in_full() -> None:
     """Its patches would read the wrong places."""
+
     class Copying(ForgeUNet):
         def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             kwargs["transformer_options"] = kwargs["transformer_options"].copy()

@@ -17,7 +17,12 @@ from tests import unets
 from tests.replay import fakehost
 
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=4)
     | st.sampled_from([CUSTOM, "custom ", *PRESETS, "copy", "forecast", "auto", "both", "hires only", "3", "true"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
@@ -110,10 +115,17 @@ def test_no_argument_makes_a_hook_raise(host: Any, args: list[Any]) -> None:
 @st.composite
 def usable(draw: Any) -> Settings:
     values = {
-        f.name: draw(st.sampled_from(f.choices)) if f.choices else draw(st.booleans()) if isinstance(f.default, bool)
-        else draw(st.sampled_from(["0", "0-3, 6"])) if isinstance(f.default, str)
-        else draw(st.integers(int(f.minimum), int(f.maximum)) if isinstance(f.default, int)
-                  else st.floats(f.minimum, f.maximum))
+        f.name: draw(st.sampled_from(f.choices))
+        if f.choices
+        else draw(st.booleans())
+        if isinstance(f.default, bool)
+        else draw(st.sampled_from(["0", "0-3, 6"]))
+        if isinstance(f.default, str)
+        else draw(
+            st.integers(int(f.minimum), int(f.maximum))
+            if isinstance(f.default, int)
+            else st.floats(f.minimum, f.maximum)
+        )
         for f in FIELDS
     }
     values["start"], values["end"] = sorted((values["start"], values["end"]))

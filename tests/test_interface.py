@@ -78,9 +78,15 @@ def outcome(hires=False, **counts):
 def test_the_table_adds_batches_and_gives_reasons_in_words():
     timed = {"full_calls": 3, "cached_calls": 7, "full_seconds": [0.4] * 3, "cached_seconds": [0.1] * 7}
     missed = {"misses": Counter({Reason.CONDITIONING: 2})}
-    run = RunOutcome("txt2img", EVERY_FOURTH, passes=[
-        outcome(**timed, **missed), outcome(**timed), outcome(hires=True, off="the UNet has no such branch"),
-    ])
+    run = RunOutcome(
+        "txt2img",
+        EVERY_FOURTH,
+        passes=[
+            outcome(**timed, **missed),
+            outcome(**timed),
+            outcome(hires=True, off="the UNet has no such branch"),
+        ],
+    )
     html = last_run.table(run)
     assert "<th>txt2img</th><th>2 first passes</th><th>hires pass</th>" in html
     for name, first, hires in (("evaluations", 20, 10), ("full", 6, 3), ("cached", 14, 7)):
@@ -119,11 +125,22 @@ def pasted(params):
     return {field.name: infotext.reader(field.name)(params) for field in FIELDS}
 
 
-@pytest.mark.parametrize("given_settings", [
-    Settings(enabled=True, preset=CUSTOM, strategy="custom", full_evaluations="0, 4-9:2", estimator="copy"),
-    Settings(enabled=True, preset=CUSTOM, strategy="non-uniform", center=0.4, power=1.2, passes="first only", cache_branch_id=3),
-    parse([True, "Fast"]),
-])
+@pytest.mark.parametrize(
+    "given_settings",
+    [
+        Settings(enabled=True, preset=CUSTOM, strategy="custom", full_evaluations="0, 4-9:2", estimator="copy"),
+        Settings(
+            enabled=True,
+            preset=CUSTOM,
+            strategy="non-uniform",
+            center=0.4,
+            power=1.2,
+            passes="first only",
+            cache_branch_id=3,
+        ),
+        parse([True, "Fast"]),
+    ],
+)
 def test_an_infotext_comes_back_whole(given_settings):
     written = {key: str(value) for key, value in given_settings.infotext().items()}
     back = pasted(written)
@@ -158,9 +175,15 @@ def test_the_first_version_meant_uniform():
 
 
 @pytest.mark.parametrize("key", ["DeepCache pass", "Pass to DeepCache"])
-@pytest.mark.parametrize(("value", "enabled", "passes"), [
-    ("both passes", True, "both"), ("second pass", True, "hires only"), ("disable", False, None), ("?", False, None),
-])
+@pytest.mark.parametrize(
+    ("value", "enabled", "passes"),
+    [
+        ("both passes", True, "both"),
+        ("second pass", True, "hires only"),
+        ("disable", False, None),
+        ("?", False, None),
+    ],
+)
 def test_the_older_extension(key, value, enabled, passes):
     back = pasted({key: value})
     assert (back["enabled"], back["passes"]) == (enabled, passes)
@@ -176,10 +199,12 @@ def test_a_newer_version_and_wrong_values_are_noted(caplog):
     assert "pasted infotext" in caplog.text
 
 
-@given(st.dictionaries(
-    st.sampled_from([field.infotext for field in FIELDS] + ["DeepCache version", "DeepCache pass"]),
-    st.one_of(st.text(), st.floats().map(str), st.integers().map(str), st.none(), st.integers(), st.booleans()),
-))
+@given(
+    st.dictionaries(
+        st.sampled_from([field.infotext for field in FIELDS] + ["DeepCache version", "DeepCache pass"]),
+        st.one_of(st.text(), st.floats().map(str), st.integers().map(str), st.none(), st.integers(), st.booleans()),
+    )
+)
 def test_no_infotext_raises_and_only_usable_values_come(params):
     logging.getLogger("deepcache").setLevel(logging.ERROR)
     for name, value in pasted(params).items():
@@ -197,17 +222,26 @@ def test_both_tabs_read_with_the_same_objects():
 # Overrides and axes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("base", "changes", "same_as"), [
-    ([True, "Balanced"], {}, [True, "Balanced"]),
-    ([False], {"preset": "Fast"}, [True, "Fast"]),
-    ([True], {"cache_interval": 4}, [{"enabled": True, "cache_interval": 4}]),
-    ([True, "Balanced"], {"cache_branch_id": 2}, [{"enabled": True, "preset": "Balanced", "cache_branch_id": 2}]),
-    ([{"enabled": True, "cache_interval": 4}], {"speed_up": 2.5},
-     [{"enabled": True, "preset": "Custom", "strategy": "weighted", "speed_up": 2.5, "cache_interval": 4}]),
-    ([{"enabled": True, "strategy": "non-uniform"}], {"cache_interval": 5},
-     [{"enabled": True, "strategy": "non-uniform", "cache_interval": 5}]),
-    ([True], {"enabled": False, "cache_interval": 4}, [{"enabled": False, "cache_interval": 4}]),
-])
+@pytest.mark.parametrize(
+    ("base", "changes", "same_as"),
+    [
+        ([True, "Balanced"], {}, [True, "Balanced"]),
+        ([False], {"preset": "Fast"}, [True, "Fast"]),
+        ([True], {"cache_interval": 4}, [{"enabled": True, "cache_interval": 4}]),
+        ([True, "Balanced"], {"cache_branch_id": 2}, [{"enabled": True, "preset": "Balanced", "cache_branch_id": 2}]),
+        (
+            [{"enabled": True, "cache_interval": 4}],
+            {"speed_up": 2.5},
+            [{"enabled": True, "preset": "Custom", "strategy": "weighted", "speed_up": 2.5, "cache_interval": 4}],
+        ),
+        (
+            [{"enabled": True, "strategy": "non-uniform"}],
+            {"cache_interval": 5},
+            [{"enabled": True, "strategy": "non-uniform", "cache_interval": 5}],
+        ),
+        ([True], {"enabled": False, "cache_interval": 4}, [{"enabled": False, "cache_interval": 4}]),
+    ],
+)
 def test_overrides(base, changes, same_as):
     assert overridden(parse(base), changes) == parse(same_as)
 
@@ -251,16 +285,19 @@ def axes_of(depth=12):
     return {one.label.removeprefix(axes.PREFIX): one for one in script.module.axis_options[1:]}
 
 
-@pytest.mark.parametrize(("axis", "good", "bad", "words"), [
-    ("Interval", [1, 50], 51, "a whole number from 1 to 50"),
-    ("Speed-up", [1.0, 5.0], 0.5, "a number from 1 to 5"),
-    ("Branch", [0, 11], 12, "the loaded model's branches are 0 to 11"),
-    ("Hires branch", [-1, 11], 12, "the loaded model's branches are 0 to 11"),
-    ("Preset", ["Off", "fast"], "Slow", "one of Quality"),
-    ("Strategy", ["uniform"], "best", "one of weighted"),
-    ("Full evaluations", ["0-3, 6"], "x", "evaluations counted from 0"),
-    ("Passes", ["hires only"], "none", "one of both"),
-])
+@pytest.mark.parametrize(
+    ("axis", "good", "bad", "words"),
+    [
+        ("Interval", [1, 50], 51, "a whole number from 1 to 50"),
+        ("Speed-up", [1.0, 5.0], 0.5, "a number from 1 to 5"),
+        ("Branch", [0, 11], 12, "the loaded model's branches are 0 to 11"),
+        ("Hires branch", [-1, 11], 12, "the loaded model's branches are 0 to 11"),
+        ("Preset", ["Off", "fast"], "Slow", "one of Quality"),
+        ("Strategy", ["uniform"], "best", "one of weighted"),
+        ("Full evaluations", ["0-3, 6"], "x", "evaluations counted from 0"),
+        ("Passes", ["hires only"], "none", "one of both"),
+    ],
+)
 def test_axes_check_their_values_first(axis, good, bad, words):
     one = axes_of()[axis]
     one.confirm(None, [one.type(value) for value in good])
@@ -290,7 +327,7 @@ def test_a_grid_makes_each_cell_with_its_own_settings():
                 made["Preset"].apply(pc, preset, ["Off", "Balanced"])
                 host.module("shared").state.begin(job="grid")
                 text = processing.process_images(pc).infotexts[0]
-                cells[interval, preset] = text[text.index("DeepCache version"):] if "DeepCache" in text else ""
+                cells[interval, preset] = text[text.index("DeepCache version") :] if "DeepCache" in text else ""
         assert not hasattr(p, "deepcache_overrides")
         assert cells[2, "Off"] == cells[7, "Off"] == ""
         for interval, full in ((2, 7), (7, 2)):

@@ -82,7 +82,8 @@ def test_the_report_counts_batches_and_names_errors(url):
         ([{"start": [1]}], {}, ("start", "[1]", "a number from 0 to 1")),
         ([{"cache_branch_id": 12}], {}, ("cache_branch_id", 12, "the loaded model's branches are 0 to 11")),
         (
-            [{"cache_interval": 3, "deeper_branch_id": 13}], {},
+            [{"cache_interval": 3, "deeper_branch_id": 13}],
+            {},
             ("deeper_branch_id", 13, "the loaded model's branches are 0 to 11"),
         ),
         ([{"hires_cache_branch_id": 14}], HIRES, ("hires_cache_branch_id", 14, None)),
@@ -102,9 +103,7 @@ def test_what_cannot_be_used(url, args, changes, detail):
 
 @pytest.mark.parametrize("scripts", [[], {"DeepCache": {"args": "yes"}}, {"deepcache": 3}])
 def test_payloads_of_another_shape(url, scripts):
-    answer = requests.post(
-        f"{url}/deepcache/v1/plan", json={**REQUEST, "alwayson_scripts": scripts or "x"}, timeout=30
-    )
+    answer = requests.post(f"{url}/deepcache/v1/plan", json={**REQUEST, "alwayson_scripts": scripts or "x"}, timeout=30)
     assert answer.status_code == 422 and answer.json()["detail"]["field"] in ("alwayson_scripts", "args")
 
 
@@ -140,6 +139,7 @@ def test_api_auth_guards_them():
     with boot(model="tinyA", arguments=["--api-auth", "ann:secret,bob:p:w"]) as host:
         url = host.serve()
         for method, path, body in (("GET", "report", None), ("POST", "plan", payload(True))):
+
             def ask(auth, method=method, path=path, body=body):
                 return requests.request(
                     method, f"{url}/deepcache/v1/{path}", json=body, auth=auth, timeout=30

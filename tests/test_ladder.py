@@ -100,9 +100,11 @@ def test_skipped_blocks_are_never_called(full_length):
     unet(**unets.inputs("sd1"))
     ladder.take_down()
     called = []
-    for name, block in [(f"in{i}", b) for i, b in enumerate(unet.input_blocks)] + [("mid", unet.middle_block)] + [
-        (f"out{i}", b) for i, b in enumerate(unet.output_blocks)
-    ]:
+    for name, block in (
+        [(f"in{i}", b) for i, b in enumerate(unet.input_blocks)]
+        + [("mid", unet.middle_block)]
+        + [(f"out{i}", b) for i, b in enumerate(unet.output_blocks)]
+    ):
         block.register_forward_pre_hook(lambda *_, name=name: called.append(name))
     ladder.up_cached(0, walks.features[0], walks if full_length else None)
     unet(**unets.inputs("sd1"))

@@ -125,6 +125,7 @@ def moving(extension):
 
 def same_name(extension):
     """Another file under the same name, loaded anew. A layer that merges does not notice; the functional mode does."""
+
     def change(k):
         if k in (0, 4):
             extension.loaded_networks[:] = [Network("one", 1 + k)]

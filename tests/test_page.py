@@ -366,7 +366,10 @@ def test_no_clipping_in_a_narrow_window(opened):
     for name in ("enabled", "strip", "advanced", "hires", "last_run"):
         box = ours(opened, "txt2img", name).bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 420
-    assert opened.evaluate(
-        "[...document.querySelectorAll('#script_txt2img_deepcache_enabled *')].filter(e => e.offsetParent)"
-        ".filter(e => e.getBoundingClientRect().right > 421).map(e => e.className + ' ' + e.id)"
-    ) == []
+    assert (
+        opened.evaluate(
+            "[...document.querySelectorAll('#script_txt2img_deepcache_enabled *')].filter(e => e.offsetParent)"
+            ".filter(e => e.getBoundingClientRect().right > 421).map(e => e.className + ' ' + e.id)"
+        )
+        == []
+    )

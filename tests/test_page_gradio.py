@@ -23,7 +23,11 @@ def test_the_page_there(version: str, host: str, tests: str, browser: object) ->
     env = {**os.environ, "PYTHONPATH": str(folder), "DEEPCACHE_GRADIO": version, "DEEPCACHE_HOST": host}
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{tests}"],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1500,
     )
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
     assert "skipped" not in ran.stdout

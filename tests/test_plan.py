@@ -40,7 +40,12 @@ def test_more_evaluations_than_a_list_announces():
 
 
 PLANS = st.builds(
-    UniformPlan, st.integers(1, 50), st.just(0), st.integers(1, 60), start=st.floats(0, 1), end=st.floats(0, 1),
+    UniformPlan,
+    st.integers(1, 50),
+    st.just(0),
+    st.integers(1, 60),
+    start=st.floats(0, 1),
+    end=st.floats(0, 1),
     deeper=st.sampled_from([-1, 0, 3]),
 )
 

@@ -91,7 +91,8 @@ def test_what_does_not_fit_is_refused_with_a_reason(book, change, words):
 
 
 @pytest.mark.parametrize(
-    "change", [{"checkpoint": "renamed"}, {"checksum": ""}, {"sigmas": tuple(1.005 * s for s in SIGMAS)}],
+    "change",
+    [{"checkpoint": "renamed"}, {"checksum": ""}, {"sigmas": tuple(1.005 * s for s in SIGMAS)}],
 )
 def test_what_is_the_same_in_other_words_fits(book, change):
     assert book.plan_for(made_for(**change), 2.01) == PLAN
@@ -162,8 +163,14 @@ def damaged(text, kind):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("changed", "checksum is wrong"), ("newer", "of version 2, this DeepCache reads version 1"),
-     ("unsigned", "not a profile"), ("list", "not a profile"), ("deep", "not a profile"), ("cut", "not a profile")],
+    [
+        ("changed", "checksum is wrong"),
+        ("newer", "of version 2, this DeepCache reads version 1"),
+        ("unsigned", "not a profile"),
+        ("list", "not a profile"),
+        ("deep", "not a profile"),
+        ("cut", "not a profile"),
+    ],
 )
 def test_damaged_files_are_told_and_stop_nothing(book, kind, words):
     path = path_of(book)
@@ -190,14 +197,31 @@ def signed(body):
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("made_for", {"sigmas": []}), ("made_for", {"sigmas": [1, "x"]}), ("made_for", {"sigmas": [-1.0]}),
-     ("made_for", {"sampler": 3}), ("made_for", {"more": 1}), ("plans", {"speed_up": 50}),
-     ("plans", {"evaluations": "0-x"}), ("plans", {"evaluations": "0, 3/0"}), ("plans", {"psnr": "high"}),
-     ("plans", {"evaluations": 7}), ("plans", {"evaluations": "0, 3/12"}), ("plans", {"evaluations": "0"}),
-     ("plans", {"evaluations": "0" + " " * 1000}), ("plans", {"pictures": math.inf}), ("plans", {"tries": True}),
-     ("plans", {"speed_up": 10**400}), ("plans", {"psnr": math.nan}), ("made_for", {"sigmas": [5e-324]}),
-     ("made_for", {"checkpoint": "\ud800"}), ("made_for", {"sampler": "x" * 400}), ("made_for", {"branch": None}),
-     ("made_for", {"sigmas": {"0": 1}}), ("made_for", {"sigmas": [1.0] * 2000})],
+    [
+        ("made_for", {"sigmas": []}),
+        ("made_for", {"sigmas": [1, "x"]}),
+        ("made_for", {"sigmas": [-1.0]}),
+        ("made_for", {"sampler": 3}),
+        ("made_for", {"more": 1}),
+        ("plans", {"speed_up": 50}),
+        ("plans", {"evaluations": "0-x"}),
+        ("plans", {"evaluations": "0, 3/0"}),
+        ("plans", {"psnr": "high"}),
+        ("plans", {"evaluations": 7}),
+        ("plans", {"evaluations": "0, 3/12"}),
+        ("plans", {"evaluations": "0"}),
+        ("plans", {"evaluations": "0" + " " * 1000}),
+        ("plans", {"pictures": math.inf}),
+        ("plans", {"tries": True}),
+        ("plans", {"speed_up": 10**400}),
+        ("plans", {"psnr": math.nan}),
+        ("made_for", {"sigmas": [5e-324]}),
+        ("made_for", {"checkpoint": "\ud800"}),
+        ("made_for", {"sampler": "x" * 400}),
+        ("made_for", {"branch": None}),
+        ("made_for", {"sigmas": {"0": 1}}),
+        ("made_for", {"sigmas": [1.0] * 2000}),
+    ],
 )
 def test_signed_nonsense_is_refused(part, change):
     body = json.loads(as_text(Profile(made_for(), (PLAN,))))
@@ -212,7 +236,12 @@ NAMES = st.text(max_size=30).filter(str.isprintable)
 
 
 @given(
-    NAMES, NAMES, NAMES, st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=30), st.floats(1, 5), st.floats(0, 100),
+    NAMES,
+    NAMES,
+    NAMES,
+    st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=30),
+    st.floats(1, 5),
+    st.floats(0, 100),
 )
 def test_a_file_says_what_was_written(checkpoint, checksum, sampler, sigmas, speed_up, psnr):
     plan = CalibratedPlan(speed_up, "0-99, 5/4", psnr, psnr, 4, 40)

@@ -105,10 +105,34 @@ class Naive:
 
 
 @given(passes())
-@example({"layout": "three-levels", "interval": 3, "branch": 0, "deeper": 0, "total": 9, "start": 0.0, "end": 1.0,
-          "rows": [2], "same_latent": False, "evaluations": [PLAIN] * 9})
-@example({"layout": "three-levels", "interval": 2, "branch": 0, "deeper": 2, "total": 9, "start": 0.0, "end": 1.0,
-          "rows": [2], "same_latent": False, "evaluations": [PLAIN] * 9})
+@example(
+    {
+        "layout": "three-levels",
+        "interval": 3,
+        "branch": 0,
+        "deeper": 0,
+        "total": 9,
+        "start": 0.0,
+        "end": 1.0,
+        "rows": [2],
+        "same_latent": False,
+        "evaluations": [PLAIN] * 9,
+    }
+)
+@example(
+    {
+        "layout": "three-levels",
+        "interval": 2,
+        "branch": 0,
+        "deeper": 2,
+        "total": 9,
+        "start": 0.0,
+        "end": 1.0,
+        "rows": [2],
+        "same_latent": False,
+        "evaluations": [PLAIN] * 9,
+    }
+)
 def test_every_call_is_full_or_as_planned(case):
     with torch.no_grad():
         play(case)

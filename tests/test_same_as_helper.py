@@ -27,16 +27,25 @@ TOLERANCE = 2e-6
 
 COMMON = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2}
 TWINS: dict[str, dict[str, Any]] = {
-    "sd1": COMMON | {
-        "block_out_channels": (32, 64, 128, 128), "attention_head_dim": 4, "cross_attention_dim": 64,
+    "sd1": COMMON
+    | {
+        "block_out_channels": (32, 64, 128, 128),
+        "attention_head_dim": 4,
+        "cross_attention_dim": 64,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     },
-    "sdxl": COMMON | {
-        "block_out_channels": (32, 64, 128), "attention_head_dim": (2, 4, 8), "cross_attention_dim": 128,
+    "sdxl": COMMON
+    | {
+        "block_out_channels": (32, 64, 128),
+        "attention_head_dim": (2, 4, 8),
+        "cross_attention_dim": 128,
         "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",), "use_linear_projection": True,
-        "transformer_layers_per_block": (1, 2, 3), "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 2, 3),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 96,
     },
 }
@@ -129,7 +138,8 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("interval", [2, 3, 5])
 @pytest.mark.parametrize("branch", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("sampler", "layout"), [*(("DDIM", layout) for layout in TWINS), ("DPMSolverMultistep", "sd1")],
+    ("sampler", "layout"),
+    [*(("DDIM", layout) for layout in TWINS), ("DPMSolverMultistep", "sd1")],
 )
 def test_the_helpers_picture(sampler: str, layout: str, branch: int, interval: int) -> None:
     pair = both(layout)

@@ -280,6 +280,7 @@ def test_weights_written_in_place_drop_everything(unet):
 
 def test_weights_merged_lazily_within_a_call_are_no_change(unet):
     """A1111 merges a LoRA in the layers' forwards, at the first call."""
+
     def merge(layer, _):
         layer.weight.add_(0.01)
         handle.remove()
@@ -308,6 +309,7 @@ def test_another_unet_object(unet):
 
 def test_in_place_writers_cannot_spoil_a_kept_feature(unet, monkeypatch):
     """FreeU puts its own `cat` into the module of the UNet, and writes into the tensor it is given."""
+
     class FreeU:
         @staticmethod
         def cat(tensors, dim):
@@ -323,8 +325,13 @@ def test_in_place_writers_cannot_spoil_a_kept_feature(unet, monkeypatch):
     for k in range(4):
         (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
         now = call(x=scaled(latent(k), k))
-        expected, kept = unets.by_hand(unet, 0, None if feature is None else feature.clone(), **now,
-                                       cat=lambda t, dim: FreeU.cat([t[0].clone(), t[1]], dim))
+        expected, kept = unets.by_hand(
+            unet,
+            0,
+            None if feature is None else feature.clone(),
+            **now,
+            cat=lambda t, dim: FreeU.cat([t[0].clone(), t[1]], dim),
+        )
         feature = kept if feature is None else feature
         assert torch.equal(output, expected)
     cache.close()
@@ -337,7 +344,9 @@ def test_nothing_is_left_after_a_pass(unet):
     tensors = [
         weakref.ref(feature)
         for slot in cache._slots._slots.values()
-        for those in slot.kept.values() for kept in those for feature in kept.features
+        for those in slot.kept.values()
+        for kept in those
+        for feature in kept.features
     ]
     assert len(tensors) == 3
     report = cache.close()
@@ -494,6 +503,7 @@ def test_a_branch_that_the_model_has_not(unet):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_odd_sizes_and_other_types(size, dtype, monkeypatch):
     """A1111 lets any size run by giving the UNet's module a `cat` that stretches, and casts the time embedding."""
+
     def cat(tensors, dim):
         h, skip = tensors
         if h.shape[-2:] != skip.shape[-2:]:

@@ -13,11 +13,25 @@ from deepcache_ext.settings.settings import Settings, overruled, parse
 
 def test_the_order_of_the_arguments_is_frozen():
     assert [field.name for field in FIELDS[:10]] == [
-        "enabled", "preset", "cache_interval", "cache_branch_id", "estimator", "start", "end", "passes",
-        "hires_cache_interval", "hires_cache_branch_id",
+        "enabled",
+        "preset",
+        "cache_interval",
+        "cache_branch_id",
+        "estimator",
+        "start",
+        "end",
+        "passes",
+        "hires_cache_interval",
+        "hires_cache_branch_id",
     ]
     assert [field.name for field in FIELDS[10:]] == [
-        "strategy", "speed_up", "hires_speed_up", "full_evaluations", "center", "power", "deeper_branch_id",
+        "strategy",
+        "speed_up",
+        "hires_speed_up",
+        "full_evaluations",
+        "center",
+        "power",
+        "deeper_branch_id",
     ]
 
 
@@ -36,14 +50,22 @@ def test_positional_lists_may_be_short():
 def test_a_mapping_may_stand_for_the_list():
     given = {"enabled": True, "cache_interval": 3, "cache_branch_id": 0}
     assert parse([given]) == Settings(enabled=True, preset=CUSTOM, strategy="uniform")
-    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(enabled=True, preset=CUSTOM, strategy="uniform", cache_interval=4)
+    assert parse([{**given, "cache_interval": 4}, "Fast", 1]) == Settings(
+        enabled=True, preset=CUSTOM, strategy="uniform", cache_interval=4
+    )
 
 
 @pytest.mark.parametrize(
     ("named", "strategy"),
-    [({}, "weighted"), ({"cache_interval": 4}, "uniform"), ({"speed_up": 2.2}, "weighted"),
-     ({"full_evaluations": "0 5"}, "custom"), ({"cache_interval": 4, "strategy": "non-uniform"}, "non-uniform"),
-     ({"cache_branch_id": 1}, "weighted"), ({"preset": "Fast"}, "weighted")],
+    [
+        ({}, "weighted"),
+        ({"cache_interval": 4}, "uniform"),
+        ({"speed_up": 2.2}, "weighted"),
+        ({"full_evaluations": "0 5"}, "custom"),
+        ({"cache_interval": 4, "strategy": "non-uniform"}, "non-uniform"),
+        ({"cache_branch_id": 1}, "weighted"),
+        ({"preset": "Fast"}, "weighted"),
+    ],
 )
 def test_what_is_named_tells_the_strategy(named, strategy):
     assert parse([{"enabled": True, **named}]).strategy == strategy

@@ -111,11 +111,18 @@ def plain_scene() -> generations.Scene:
 def _plain(scene: generations.Scene) -> bool:
     settings = scene.settings
     return (
-        scene.kind == "txt2img" and scene.request["steps"] > 5 and settings["estimator"] == "copy"
-        and settings["passes"] == "both" and settings["cache_interval"] == 3 and settings["start"] == 0
+        scene.kind == "txt2img"
+        and scene.request["steps"] > 5
+        and settings["estimator"] == "copy"
+        and settings["passes"] == "both"
+        and settings["cache_interval"] == 3
+        and settings["start"] == 0
         and settings["strategy"] == "uniform"
-        and settings["cache_branch_id"] < 11 and not scene.interrupted_at and not scene.units
-        and settings["end"] == 1.0 and "enable_hr" not in scene.request
+        and settings["cache_branch_id"] < 11
+        and not scene.interrupted_at
+        and not scene.units
+        and settings["end"] == 1.0
+        and "enable_hr" not in scene.request
     )
 
 

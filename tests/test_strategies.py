@@ -47,8 +47,14 @@ def test_non_uniform_for_any_number_of_evaluations(total, interval, center, powe
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0-3, 6, 9", (0, 1, 2, 3, 6, 9)), ("2 4", (0, 2, 4)), ("12 - 29 : 3", (0, 12, 15, 18, 21, 24, 27)),
-     ("5;40", (0, 5)), ("100-999999", (0,)), (" 3, ", (0, 3))],
+    [
+        ("0-3, 6, 9", (0, 1, 2, 3, 6, 9)),
+        ("2 4", (0, 2, 4)),
+        ("12 - 29 : 3", (0, 12, 15, 18, 21, 24, 27)),
+        ("5;40", (0, 5)),
+        ("100-999999", (0,)),
+        (" 3, ", (0, 3)),
+    ],
 )
 def test_custom(text, expected):
     assert custom(text, 30) == (expected, (), 0)
@@ -95,7 +101,8 @@ def predicted(sigmas, chosen):
 
 @given(
     st.lists(st.floats(0.03, 15), min_size=2, max_size=9, unique=True).map(lambda s: sorted(s, reverse=True)),
-    st.integers(1, 9), st.sets(st.integers(0, 8), max_size=2),
+    st.integers(1, 9),
+    st.sets(st.integers(0, 8), max_size=2),
 )
 def test_weighted_is_the_best_choice_of_all(sigmas, count, must):
     must = frozenset(k for k in must if k < len(sigmas))
@@ -113,8 +120,15 @@ def test_weighted_for_a_thousand_evaluations():
     assert len(set(chosen)) == 300 and chosen[0] == 0
 
 
-@given(st.sets(st.integers(0, 60)), st.integers(1, 40), st.integers(0, 90), st.integers(1, 3),
-       st.floats(0, 1), st.floats(0, 1), st.sets(st.integers(0, 60)))
+@given(
+    st.sets(st.integers(0, 60)),
+    st.integers(1, 40),
+    st.integers(0, 90),
+    st.integers(1, 3),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sets(st.integers(0, 60)),
+)
 def test_listed_plan_keeps_a_plan_s_promises(listed, total, k, keeps, one, other, renewed):
     plan = ListedPlan(tuple(listed), 0, total, min(one, other), max(one, other), tuple(renewed), 3)
     window = UniformPlan(2, 0, total, plan.start, plan.end)
@@ -220,7 +234,11 @@ def test_a_window_that_leaves_no_choice_is_planned_once(monkeypatch):
 
 
 @given(
-    st.integers(12, 60), st.floats(1.5, 4.5), st.sampled_from([1, 3, 5, 9]), st.floats(0, 0.3), st.floats(0.7, 1),
+    st.integers(12, 60),
+    st.floats(1.5, 4.5),
+    st.sampled_from([1, 3, 5, 9]),
+    st.floats(0, 0.3),
+    st.floats(0.7, 1),
     st.builds(Nature, st.booleans(), st.sampled_from(["eps", "v"])),
 )
 def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, nature):
@@ -251,7 +269,9 @@ def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
 
 def test_every_second_one_of_a_list():
     def branches(**values):
-        plan, _ = plan_for(Settings(enabled=True, deeper_branch_id=4, **{"strategy": "uniform", **values}), 12, None, depth=12)
+        plan, _ = plan_for(
+            Settings(enabled=True, deeper_branch_id=4, **{"strategy": "uniform", **values}), 12, None, depth=12
+        )
         return [plan.branch_at(k) for k in range(12)]
 
     N = None
@@ -268,9 +288,17 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
     assert isinstance(estimator_for(Settings(estimator="copy"), UniformPlan(2, 0, 30), 30), Copy)
 
 
-@pytest.mark.parametrize(("steps", "interval", "expected"), [
-    (30, 3, Forecast), (30, 4, Copy), (20, 2, Forecast), (20, 3, Copy), (50, 5, Forecast), (50, 7, Copy),
-])
+@pytest.mark.parametrize(
+    ("steps", "interval", "expected"),
+    [
+        (30, 3, Forecast),
+        (30, 4, Copy),
+        (20, 2, Forecast),
+        (20, 3, Copy),
+        (50, 5, Forecast),
+        (50, 7, Copy),
+    ],
+)
 def test_auto_counts_in_log_sigma_where_the_levels_are_known(steps, interval, expected):
     sigmas = [14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps)]
     plan = UniformPlan(interval, 0, steps)

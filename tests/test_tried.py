@@ -36,9 +36,22 @@ def test_all_full_is_the_plain_picture(studio, sampler):
 def test_what_calibrate_gains_is_measured_on_other_prompts(capsys):
     from bench import calibration
 
-    calibration.main([
-        "--samplers", "Euler", "--steps", "14", "--speed-ups", "1.6", "--pairs", "2", "--pictures", "2", "--tries", "6",
-    ])
+    calibration.main(
+        [
+            "--samplers",
+            "Euler",
+            "--steps",
+            "14",
+            "--speed-ups",
+            "1.6",
+            "--pairs",
+            "2",
+            "--pictures",
+            "2",
+            "--tries",
+            "6",
+        ]
+    )
     torch.set_grad_enabled(True)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 14")]
     assert row.startswith("| 14 | Euler | 1.6x | ") and row.count(" at ") == 3 and row.count("x |") == 4
@@ -48,7 +61,15 @@ def test_a_straight_line_is_followed():
     line = [(2.0 - k, torch.full((1, 2, 3, 3), 5.0 - 2 * k)) for k in range(4)]
     for name, estimate in tried.ESTIMATORS.items():
         exact = torch.full((1, 2, 3, 3), 5.0 - 2 * 3.5)
-        assert torch.allclose(estimate(line, -1.5), exact) == (name in (
-            "first order", "line through 3", "trust, a row", "trust, a channel", "trust, 0 to 1",
-            "trust, all rows together", "trust, smooth and rest",
-        ))
+        assert torch.allclose(estimate(line, -1.5), exact) == (
+            name
+            in (
+                "first order",
+                "line through 3",
+                "trust, a row",
+                "trust, a channel",
+                "trust, 0 to 1",
+                "trust, all rows together",
+                "trust, smooth and rest",
+            )
+        )

@@ -45,8 +45,10 @@ def test_adapters_of_peft():
     watch = WeightsWatch(unet)
     versions = {watch.version()}
     for change in (
-        lambda: layer.scaling.update(one=0.5), lambda: layer.merged_adapters.append("one"),
-        lambda: setattr(layer, "_disable_adapters", True), lambda: setattr(layer, "_active_adapter", ["two"]),
+        lambda: layer.scaling.update(one=0.5),
+        lambda: layer.merged_adapters.append("one"),
+        lambda: setattr(layer, "_disable_adapters", True),
+        lambda: setattr(layer, "_active_adapter", ["two"]),
     ):
         change()
         assert watch.version() not in versions
@@ -63,7 +65,9 @@ class Wrapped(nn.Module):
 
 def linears(unet):
     return [
-        (parent, name, child) for parent in unet.modules() for name, child in parent._modules.items()
+        (parent, name, child)
+        for parent in unet.modules()
+        for name, child in parent._modules.items()
         if isinstance(child, nn.Linear) and not isinstance(parent, Wrapped)
     ]
 

@@ -16,22 +16,45 @@ from torch import nn
 sgm_openaimodel.SpatialTransformer = sgm_attention.SpatialTransformer
 
 LDM = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 2,
-    "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_heads": 4, "use_spatial_transformer": True,
-    "transformer_depth": 1, "context_dim": 64, "use_checkpoint": False, "legacy": False,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "attention_resolutions": [4, 2, 1],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 4,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": 64,
+    "use_checkpoint": False,
+    "legacy": False,
 }
 SGM = {
-    "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "attention_resolutions": [4, 2],
-    "channel_mult": [1, 2, 4], "num_head_channels": 16, "transformer_depth": [1, 2, 3], "context_dim": 128,
-    "num_classes": "sequential", "adm_in_channels": 96, "use_linear_in_transformer": True,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 2, 4],
+    "num_head_channels": 16,
+    "transformer_depth": [1, 2, 3],
+    "context_dim": 128,
+    "num_classes": "sequential",
+    "adm_in_channels": 96,
+    "use_linear_in_transformer": True,
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     "sd1": LDM,
     "sd2": LDM | {"num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True},
     "inpaint": LDM | {"in_channels": 9},
     "instruct-pix2pix": LDM | {"in_channels": 8},
-    "ldm-4-g": LDM | {
-        "in_channels": 3, "out_channels": 3, "attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 5],
+    "ldm-4-g": LDM
+    | {
+        "in_channels": 3,
+        "out_channels": 3,
+        "attention_resolutions": [8, 4, 2],
+        "channel_mult": [1, 2, 3, 5],
         "num_heads": 1,
     },
     "ldm-class-labels": LDM | {"num_classes": 10, "use_spatial_transformer": False, "context_dim": None},
@@ -89,9 +112,16 @@ def inputs(layout: str, rows: int = 2, size: tuple[int, int] = (16, 16), seed: i
 
 
 def by_hand(
-    unet: nn.Module, branch: int, feature: torch.Tensor | None = None, *,
-    x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None, y: torch.Tensor | None = None,
-    cat: Callable[..., torch.Tensor] = torch.cat, kept: dict[int, torch.Tensor] | None = None,
+    unet: nn.Module,
+    branch: int,
+    feature: torch.Tensor | None = None,
+    *,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
+    cat: Callable[..., torch.Tensor] = torch.cat,
+    kept: dict[int, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, input of output block n-1-branch) of a full call, or with `feature` of the live blocks on it alone.
 

@@ -27,7 +27,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prediction", choices=PREDICTIONS, default="v", help="what the UNet learns to say")
     parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="go on from the last state; without it, or with an empty cache, from scratch",
     )
     parser.add_argument("--cache", type=Path, default=REPOSITORY / "build" / "train", help="download and state")
@@ -46,7 +48,8 @@ def main() -> int:
     found = pictures(download(options.cache))
     print(
         f"{options.minutes:g} minutes of training on {options.device}, {len(found)} pictures; "
-        "on one busy thread of a server CPU 18 minutes were enough (demo/checkpoint/README.md)", flush=True,
+        "on one busy thread of a server CPU 18 minutes were enough (demo/checkpoint/README.md)",
+        flush=True,
     )
     model, progress = train(
         found, options.cache, options.minutes, options.device, options.batch, options.resume, options.prediction

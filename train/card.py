@@ -157,7 +157,13 @@ def forget_unmet(model: Model) -> None:
 
 
 def write(
-    model: Model, pictures: torch.Tensor, progress: Progress, folder: Path, device: str, batch: int, seen: str = UNSEEN,
+    model: Model,
+    pictures: torch.Tensor,
+    progress: Progress,
+    folder: Path,
+    device: str,
+    batch: int,
+    seen: str = UNSEEN,
     prediction: str = "v",
 ) -> None:
     """Fill demo/checkpoint/ from a trained model and the pictures [N, 4, h, w] it was trained on."""
@@ -170,10 +176,18 @@ def write(
     name = LAYOUT.name if prediction == "v" else f"{prediction}-sd1"
     save_file(tensors, folder / f"{name}.safetensors")
     known: dict[str, Any] = {
-        "layout": LAYOUT.layout, "width": LAYOUT.width, "context": LAYOUT.context, "config": LAYOUT.config,
+        "layout": LAYOUT.layout,
+        "width": LAYOUT.width,
+        "context": LAYOUT.context,
+        "config": LAYOUT.config,
         "trained": {
-            "prediction": prediction, "buckets": BUCKETS, "mean": code.mean, "spread": code.spread,
-            "size": 8 * SIZE, "prompts": list(VOCABULARY), "steps": progress.step,
+            "prediction": prediction,
+            "buckets": BUCKETS,
+            "mean": code.mean,
+            "spread": code.spread,
+            "size": 8 * SIZE,
+            "prompts": list(VOCABULARY),
+            "steps": progress.step,
         },
     }
     (folder / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
@@ -182,15 +196,29 @@ def write(
     loss_curve(progress.losses, folder / "loss.png")
     recent = progress.losses[-200:]
     text = CARD.format(
-        name=name, says="v; the embedded host turns that into noise, so that all its samplers apply"
-        if prediction == "v" else "the noise",
-        parameters=sum(tensor.numel() for tensor in tensors.values()) / 1e6, count=len(VOCABULARY), steps=STEPS,
-        guidance=GUIDANCE, seed=SEED, seen=seen, vocabulary=fill(", ".join(VOCABULARY) + ".", 118),
-        size=SIZE, pixels=8 * SIZE,
-        channels=", ".join(str(LAYOUT.width * factor) for factor in LAYOUT.config["channel_mult"]), buckets=BUCKETS,
-        done=progress.step, batch=batch, minutes=progress.seconds / 60,
-        pace=progress.seconds / progress.step, hardware=hardware(device), words=EMPTY,
-        loss=sum(recent) / len(recent), package=PACKAGE,
+        name=name,
+        says="v; the embedded host turns that into noise, so that all its samplers apply"
+        if prediction == "v"
+        else "the noise",
+        parameters=sum(tensor.numel() for tensor in tensors.values()) / 1e6,
+        count=len(VOCABULARY),
+        steps=STEPS,
+        guidance=GUIDANCE,
+        seed=SEED,
+        seen=seen,
+        vocabulary=fill(", ".join(VOCABULARY) + ".", 118),
+        size=SIZE,
+        pixels=8 * SIZE,
+        channels=", ".join(str(LAYOUT.width * factor) for factor in LAYOUT.config["channel_mult"]),
+        buckets=BUCKETS,
+        done=progress.step,
+        batch=batch,
+        minutes=progress.seconds / 60,
+        pace=progress.seconds / progress.step,
+        hardware=hardware(device),
+        words=EMPTY,
+        loss=sum(recent) / len(recent),
+        package=PACKAGE,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     print(f"wrote {folder.name}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB", flush=True)

@@ -34,7 +34,9 @@ SAVE_EVERY = 120.0
 
 # Attention at halves and quarters of the size only: at full size it alone would take most of the time.
 LAYOUT = Checkpoint(
-    "demo-sd1", width=32, context=64,
+    "demo-sd1",
+    width=32,
+    context=64,
     config={"image_size": SIZE, "channel_mult": [1, 2, 2, 2], "attention_resolutions": [4, 2], "num_heads": 1},
 )
 
@@ -104,7 +106,12 @@ def fused_attention() -> Iterator[None]:
 
 @fused_attention()
 def train(
-    pictures: torch.Tensor, folder: Path, minutes: float, device: str, batch: int, resume: bool,
+    pictures: torch.Tensor,
+    folder: Path,
+    minutes: float,
+    device: str,
+    batch: int,
+    resume: bool,
     prediction: str = "v",
 ) -> tuple[Model, Progress]:
     """The averaged model after `minutes` of training on pictures [N, 4, h, w] in -1..1."""
@@ -169,8 +176,13 @@ def _save(state: Path, model: Model, average: Model, optimiser: Any, progress: P
     """Written beside and then moved: an interruption leaves the last whole one."""
     state.parent.mkdir(parents=True, exist_ok=True)
     fresh = state.with_suffix(".new")
-    torch.save({
-        "model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
-        "progress": vars(progress),
-    }, fresh)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "progress": vars(progress),
+        },
+        fresh,
+    )
     fresh.replace(state)

@@ -62,7 +62,9 @@ def call_times(options: argparse.Namespace, records: Sequence[Record]) -> speed.
     """Measured now, given, recorded in an earlier report, or else counted."""
     wanted = {
         (record[branch], record["estimator"])
-        for record in records for branch in ("branch", "deeper_branch") if branch in record
+        for record in records
+        for branch in ("branch", "deeper_branch")
+        if branch in record
     }
     branches = sorted({branch for branch, _ in wanted} | set(grid.BRANCHES))
     if options.call_times:
@@ -104,8 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     times = call_times(options, records)
     made = {record["seed"] for record in records}
     facts = report.Facts(
-        checkpoint.name, checkpoint.weights is not None, size, len(pairs),
-        [pair.prompt for pair in pairs if pair.seed in made], options.quick,
+        checkpoint.name,
+        checkpoint.weights is not None,
+        size,
+        len(pairs),
+        [pair.prompt for pair in pairs if pair.seed in made],
+        options.quick,
         "make evidence" + (" QUICK=1" if options.quick else ""),
     )
     report.write(options.out, summarise(tasks, records, times), times, facts)

@@ -69,7 +69,10 @@ class Task:
 
 def setting(interval: int, branch: int, estimator: str) -> Arm:
     args = {
-        "preset": "Custom", "strategy": "uniform", "cache_interval": interval, "cache_branch_id": branch,
+        "preset": "Custom",
+        "strategy": "uniform",
+        "cache_interval": interval,
+        "cache_branch_id": branch,
         "estimator": estimator,
     }
     return Arm(f"interval {interval}, branch {branch}, {estimator}", args)
@@ -77,7 +80,10 @@ def setting(interval: int, branch: int, estimator: str) -> Arm:
 
 def weighted(speed_up: float, branch: int = 0, estimator: str = "auto") -> Arm:
     args = {
-        "preset": "Custom", "strategy": "weighted", "speed_up": speed_up, "cache_branch_id": branch,
+        "preset": "Custom",
+        "strategy": "weighted",
+        "speed_up": speed_up,
+        "cache_branch_id": branch,
         "estimator": estimator,
     }
     more = (f", branch {branch}" if branch else "") + ("" if estimator == "auto" else f", {estimator}")
@@ -106,7 +112,9 @@ def full_grid() -> list[Task]:
     every = (
         *(setting(*one) for one in itertools.product(INTERVALS, BRANCHES, ("copy",))),
         *(setting(interval, 0, "forecast") for interval in INTERVALS),
-        *(weighted(speed_up) for speed_up in SPEED_UPS), weighted(2.0, estimator="copy"), weighted(2.0, branch=1),
+        *(weighted(speed_up) for speed_up in SPEED_UPS),
+        weighted(2.0, estimator="copy"),
+        weighted(2.0, branch=1),
         non_uniform(3),
     )
     some = (*PLAIN, *(weighted(speed_up) for speed_up in SPEED_UPS))

@@ -72,7 +72,9 @@ def ms_gmsd(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "psnr": psnr, "ssim": ssim, "distance": ms_gmsd,
+    "psnr": psnr,
+    "ssim": ssim,
+    "distance": ms_gmsd,
 }
 
 

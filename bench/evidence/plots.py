@@ -45,8 +45,14 @@ def _panel(axes: Any, section: Section) -> None:
         label, style = _style(row)
         psnr = row.likeness["psnr"]
         axes.errorbar(
-            row.speed_up, psnr.mean, [[psnr.mean - psnr.low], [psnr.high - psnr.mean]], color="0.2", capsize=2,
-            linewidth=0.9, label=None if label in seen else label, **style,
+            row.speed_up,
+            psnr.mean,
+            [[psnr.mean - psnr.low], [psnr.high - psnr.mean]],
+            color="0.2",
+            capsize=2,
+            linewidth=0.9,
+            label=None if label in seen else label,
+            **style,
         )
         seen.add(label)
         args = row.arm.args
@@ -79,9 +85,15 @@ def _style(row: Row) -> tuple[str, dict[str, Any]]:
     branch, estimator = args.get("cache_branch_id", 0), args["estimator"]
     if args["strategy"] != "uniform":
         usual = args["strategy"] == "weighted" and (branch, estimator) == (0, "auto")
-        return ("weighted", {"fmt": "P", "markersize": 7, "markerfacecolor": "0.2", "markeredgecolor": "k"}) if usual \
+        return (
+            ("weighted", {"fmt": "P", "markersize": 7, "markerfacecolor": "0.2", "markeredgecolor": "k"})
+            if usual
             else (row.arm.name, {"fmt": "1", "markersize": 7, "markeredgecolor": "k"})
+        )
     fill = "0.2" if estimator == "forecast" else "white"
     return f"uniform, branch {branch}, {estimator}", {
-        "fmt": SHAPES.get(branch, "D"), "markersize": 6, "markerfacecolor": fill, "markeredgecolor": "k",
+        "fmt": SHAPES.get(branch, "D"),
+        "markersize": 6,
+        "markerfacecolor": fill,
+        "markeredgecolor": "k",
     }

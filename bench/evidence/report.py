@@ -80,10 +80,11 @@ def section_lines(section: Section) -> list[str]:
         rows.append(cells)
     lines += table(head, rows)
     if fewer:
-        rows = [[row.arm.name, f"{row.speed_up:.2f}x", f"{row.own:.2f}x", *_likeness(row.likeness)]
-                for row in section.rivals]
-        lines += ["", "Fewer steps, uncached:", "",
-                  *table(["steps", "speed-up", "small net", *HEADS.values()], rows)]
+        rows = [
+            [row.arm.name, f"{row.speed_up:.2f}x", f"{row.own:.2f}x", *_likeness(row.likeness)]
+            for row in section.rivals
+        ]
+        lines += ["", "Fewer steps, uncached:", "", *table(["steps", "speed-up", "small net", *HEADS.values()], rows)]
     return [*lines, ""]
 
 
@@ -93,8 +94,16 @@ def in_short(sections: Sequence[Section]) -> list[str]:
     for section in sections:
         for row in section.rows:
             if "strategy" not in row.arm.args:
-                rows.append([section.task.title, row.arm.args["preset"], f"{row.speed_up:.2f}x",
-                             shown(row.likeness["psnr"], 1), shown(row.over_copy, 1, "+"), shown(row.ahead, 1, "+")])
+                rows.append(
+                    [
+                        section.task.title,
+                        row.arm.args["preset"],
+                        f"{row.speed_up:.2f}x",
+                        shown(row.likeness["psnr"], 1),
+                        shown(row.over_copy, 1, "+"),
+                        shown(row.ahead, 1, "+"),
+                    ]
+                )
     head = ["sampler", "preset", "speed-up", "PSNR, dB", "over plain DeepCache by, dB", "ahead of fewer steps by, dB"]
     return table(head, rows)
 
@@ -114,7 +123,8 @@ def verdicts(sections: Sequence[Section]) -> list[str]:
         lines.append(
             f"- {section.task.title}: of {len(compared)} settings that have a rival "
             f"{len(ahead)} are ahead of it, {len(behind)} behind, {level} level (0 lies in the interval)."
-            + _named("Ahead", ahead) + _named("Behind", behind)
+            + _named("Ahead", ahead)
+            + _named("Behind", behind)
         )
     return lines
 
@@ -129,9 +139,11 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
     few = min(*pairs, len(set(facts.prompts))) < FEW
     weights = "trained weights" if facts.trained else "**random weights: these figures say nothing about real models**"
     lines = [
-        "# Likeness against speed", "",
+        "# Likeness against speed",
+        "",
         f"Made by `{facts.command}`; every figure is also in [evidence.json](evidence.json). "
-        f"Rerunning continues where the last run ended.", "",
+        f"Rerunning continues where the last run ended.",
+        "",
         f"- Checkpoint: `{facts.checkpoint}` ({weights}), a small U-Net of SD1.5's kind "
         f"with {len(set(facts.prompts))} prompts in this run. One small network: a direction, not a promise for others."
         + (" [Its card](../demo/checkpoint/README.md) says what it was trained on." if facts.trained else ""),
@@ -154,7 +166,9 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
         "(docs/strategies.md); no prompt of these tables was used for it.",
         "- In brackets: 95 % bootstrap intervals of the mean over pairs; whole prompts are drawn, since pictures of "
         "one prompt are alike. They cover the choice of prompts and seeds, not that of the network."
-        + (f" With fewer than {FEW} prompts they are too narrow." if few else ""), "", MEASURES,
+        + (f" With fewer than {FEW} prompts they are too narrow." if few else ""),
+        "",
+        MEASURES,
     ]
     if facts.quick:
         lines += ["**A quick look: few pairs and settings.**", ""]
@@ -179,7 +193,9 @@ def write(out: Path, sections: Sequence[Section], times: CallTimes, facts: Facts
         its = [section for section in sections if section.task.sampler.name == name]
         plots.draw(its, out / "evidence" / plots.file_name(name))
     figures = {
-        "facts": facts.as_json(), "call_times": times.as_json(), "sections": [one.as_json() for one in sections],
+        "facts": facts.as_json(),
+        "call_times": times.as_json(),
+        "sections": [one.as_json() for one in sections],
     }
     (out / "evidence.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "evidence.md").write_text(text_of(sections, times, facts, "evidence"), encoding="utf-8")

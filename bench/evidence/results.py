@@ -12,9 +12,7 @@ Key = tuple[str, int, float, str, int, str]
 
 
 def key_of(record: dict[str, Any]) -> Key:
-    return (
-        record["sampler"], record["steps"], record["guidance"], record["arm"], record["seed"], record["prompt"]
-    )
+    return (record["sampler"], record["steps"], record["guidance"], record["arm"], record["seed"], record["prompt"])
 
 
 class Results:
@@ -58,6 +56,7 @@ class Results:
     def __enter__(self) -> Results:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()

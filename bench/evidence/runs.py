@@ -28,8 +28,15 @@ def missing(tasks: Sequence[Task], pairs: Sequence[Pair], batch: int, results: R
     return pieces
 
 
-def run(studio: Studio, tasks: Sequence[Task], pairs: Sequence[Pair], batch: int, results: Results,
-        minutes: float | None = None, quiet: bool = False) -> bool:
+def run(
+    studio: Studio,
+    tasks: Sequence[Task],
+    pairs: Sequence[Pair],
+    batch: int,
+    results: Results,
+    minutes: float | None = None,
+    quiet: bool = False,
+) -> bool:
     """Make what is missing; whether all of it is there now. After `minutes` no further batch of a task begins."""
     pieces = missing(tasks, pairs, batch, results)
     ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
@@ -47,8 +54,15 @@ def run(studio: Studio, tasks: Sequence[Task], pairs: Sequence[Pair], batch: int
     return True
 
 
-def _piece(studio: Studio, task: Task, part: Sequence[Pair], arms: list[Arm], results: Results,
-           made: dict[tuple[str, int, float], Made], bar: Any) -> None:
+def _piece(
+    studio: Studio,
+    task: Task,
+    part: Sequence[Pair],
+    arms: list[Arm],
+    results: Results,
+    made: dict[tuple[str, int, float], Made],
+    bar: Any,
+) -> None:
     """`made`: uncached pictures of this batch; references and rivals share them."""
 
     def uncached(steps: int) -> Made:
@@ -65,20 +79,29 @@ def _piece(studio: Studio, task: Task, part: Sequence[Pair], arms: list[Arm], re
         else:
             other = studio.make(task.sampler.name, task.steps, task.guidance, part, arm.args)
         likeness = compare(other.pictures, reference.pictures)
-        results.add([
-            _record(task, arm, pair, len(part), other, reference) | like
-            for pair, like in zip(part, likeness, strict=True) if _key(task, arm, pair) not in results
-        ])
+        results.add(
+            [
+                _record(task, arm, pair, len(part), other, reference) | like
+                for pair, like in zip(part, likeness, strict=True)
+                if _key(task, arm, pair) not in results
+            ]
+        )
         bar.update(len(part) * (arm.fewer or task.steps))
 
 
 def _record(task: Task, arm: Arm, pair: Pair, batch: int, other: Made, reference: Made) -> dict[str, Any]:
     """Seconds are those of one picture."""
     record: dict[str, Any] = {
-        "sampler": task.sampler.name, "steps": task.steps, "guidance": task.guidance, "arm": arm.name,
-        "seed": pair.seed, "prompt": pair.prompt,
-        "calls": other.calls, "reference_calls": reference.calls,
-        "seconds": other.seconds / batch, "reference_seconds": reference.seconds / batch,
+        "sampler": task.sampler.name,
+        "steps": task.steps,
+        "guidance": task.guidance,
+        "arm": arm.name,
+        "seed": pair.seed,
+        "prompt": pair.prompt,
+        "calls": other.calls,
+        "reference_calls": reference.calls,
+        "seconds": other.seconds / batch,
+        "reference_seconds": reference.seconds / batch,
     }
     if not arm.fewer:
         record |= {"full": other.full, "branch": other.branch, "estimator": other.estimator}

@@ -16,8 +16,24 @@ from bench.__main__ import main as bench
 LAYOUT, SIDE, ROWS = "sd15", 64, 2
 """Stable Diffusion 1.5 at 512 x 512 pixels; cond and uncond of one picture in one call."""
 
-BENCH = ["--layout", LAYOUT, "--size", str(SIDE), "--batch", str(ROWS), "--dtype", "fp32", "--pairs", "3",
-         "--threads", "1", "--clock", "processor", "--device", "cpu"]
+BENCH = [
+    "--layout",
+    LAYOUT,
+    "--size",
+    str(SIDE),
+    "--batch",
+    str(ROWS),
+    "--dtype",
+    "fp32",
+    "--pairs",
+    "3",
+    "--threads",
+    "1",
+    "--clock",
+    "processor",
+    "--device",
+    "cpu",
+]
 """Processor time with one thread: what else the machine does then matters least. Some minutes."""
 
 
@@ -39,7 +55,13 @@ class CallTimes:
     machine: Mapping[str, Any]
 
     def speed_up(
-        self, plain_calls: int, calls: int, full: int, branch: int, estimator: str, deeper: int = 0,
+        self,
+        plain_calls: int,
+        calls: int,
+        full: int,
+        branch: int,
+        estimator: str,
+        deeper: int = 0,
         deeper_branch: int = 0,
     ) -> float:
         """Of the U-Net's time for a picture: `plain_calls` calls without against `calls` with DeepCache, of which
@@ -62,15 +84,21 @@ class CallTimes:
         return (
             f"measured with the real `ldm` class at SD1.5's widths, random weights, fp32, {clock}, "
             f"{m['threads']} thread(s) on {m['name']} ({m['device']}, {m['cpus']} CPUs, torch {m['torch']}){busy}: "
-            f"{self.plain:.2f} s a full call; of that a cached one takes " + ", ".join(
-                f"{100 * min(times.values()) / self.plain:.1f} %" for _, times in sorted(self.cached.items())
-            ) + " at branch " + ", ".join(str(branch) for branch in sorted(self.cached))
+            f"{self.plain:.2f} s a full call; of that a cached one takes "
+            + ", ".join(f"{100 * min(times.values()) / self.plain:.1f} %" for _, times in sorted(self.cached.items()))
+            + " at branch "
+            + ", ".join(str(branch) for branch in sorted(self.cached))
         )
 
     def as_json(self) -> dict[str, Any]:
         cached = {str(branch): dict(times) for branch, times in self.cached.items()}
-        return {"plain": self.plain, "full": self.full, "cached": cached, "measured": self.measured,
-                "machine": dict(self.machine)}
+        return {
+            "plain": self.plain,
+            "full": self.full,
+            "cached": cached,
+            "measured": self.measured,
+            "machine": dict(self.machine),
+        }
 
     @classmethod
     def from_json(cls, known: Mapping[str, Any]) -> CallTimes:
@@ -83,8 +111,10 @@ def from_bench(path: Path) -> CallTimes:
     known = json.loads(path.read_text(encoding="utf-8"))
     made = known["settings"]
     if (made["layout"], made["size"], made["batch"]) != (LAYOUT, SIDE, ROWS):
-        raise NotUsable(f"measured for {made['layout']}, latents {made['size']}x{made['size']}, batch {made['batch']}; "
-                        f"wanted: {LAYOUT}, {SIDE}x{SIDE}, {ROWS}")
+        raise NotUsable(
+            f"measured for {made['layout']}, latents {made['size']}x{made['size']}, batch {made['batch']}; "
+            f"wanted: {LAYOUT}, {SIDE}x{SIDE}, {ROWS}"
+        )
     if known["doubts"]:
         raise NotUsable("; ".join(known["doubts"]))
     cached: dict[int, dict[str, float]] = {}

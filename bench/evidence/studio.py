@@ -21,12 +21,26 @@ from demo.webui.checkpoints import Checkpoint, available
 from .grid import Pair
 
 FIRST_SEED = 1000
-CODE = ("deepcache_ext/**/*.py", "demo/webui/*.py", "demo/webui/modules/sd_*.py",
-        "demo/webui/modules/processing*.py", "demo/webui/modules/prompt_parser.py", "demo/webui/modules/rng.py")
+CODE = (
+    "deepcache_ext/**/*.py",
+    "demo/webui/*.py",
+    "demo/webui/modules/sd_*.py",
+    "demo/webui/modules/processing*.py",
+    "demo/webui/modules/prompt_parser.py",
+    "demo/webui/modules/rng.py",
+)
 """What decides how a picture comes out."""
 
-WORDS = ("a red car", "a blue house", "a green tree", "two cats", "a lake at night", "a yellow bird", "an old bridge",
-         "a bowl of fruit")
+WORDS = (
+    "a red car",
+    "a blue house",
+    "a green tree",
+    "two cats",
+    "a lake at night",
+    "a yellow bird",
+    "an old bridge",
+    "a bowl of fruit",
+)
 """For checkpoints that say no words of their own: with random weights any will do."""
 
 
@@ -97,18 +111,26 @@ class Studio:
         self.make("Euler", 2, 1.0, pairs_for(self.checkpoint, 1))  # the first calls allocate, and would count as slow
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._host is not None
         self._host.close()
 
-    def make(self, sampler: str, steps: int, guidance: float, pairs: Sequence[Pair],
-             args: Mapping[str, Any] | None = None) -> Made:
+    def make(
+        self, sampler: str, steps: int, guidance: float, pairs: Sequence[Pair], args: Mapping[str, Any] | None = None
+    ) -> Made:
         """One generation of the pictures of `pairs`, whose seeds are consecutive; without `args` DeepCache is off."""
         assert self._host is not None and all(p.seed == pairs[0].seed + i for i, p in enumerate(pairs))
         request = {
-            "prompt": [p.prompt for p in pairs], "seed": pairs[0].seed, "batch_size": len(pairs), "steps": steps,
-            "sampler_name": sampler, "cfg_scale": guidance, "width": self.size, "height": self.size,
+            "prompt": [p.prompt for p in pairs],
+            "seed": pairs[0].seed,
+            "batch_size": len(pairs),
+            "steps": steps,
+            "sampler_name": sampler,
+            "cfg_scale": guidance,
+            "width": self.size,
+            "height": self.size,
         }
         if args is not None:
             request["alwayson_scripts"] = {"DeepCache": {"args": [{"enabled": True, **args}]}}
@@ -149,6 +171,10 @@ def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str, in
         raise NotActive(f"the U-Net was called {calls} times; the infotext says {dict(told)}")
     deeper_branch = int(told.get("DeepCache deeper branch", DEEPER[12])) if found[3] else 0
     return (
-        int(found[2]), int(found[1]), int(told["DeepCache branch"]), str(told["DeepCache estimator"]),
-        int(found[3] or 0), deeper_branch,
+        int(found[2]),
+        int(found[1]),
+        int(told["DeepCache branch"]),
+        str(told["DeepCache estimator"]),
+        int(found[3] or 0),
+        deeper_branch,
     )

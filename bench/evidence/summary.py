@@ -43,10 +43,16 @@ class Row:
             return {name: mean.as_json() for name, mean in means.items()} if means else None
 
         return {
-            "arm": self.arm.name, "fewer_steps": self.arm.fewer or None, "calls": self.calls, "full": self.full,
-            "deeper": self.deeper, "speed_up": self.speed_up, "own_speed_up": self.own,
+            "arm": self.arm.name,
+            "fewer_steps": self.arm.fewer or None,
+            "calls": self.calls,
+            "full": self.full,
+            "deeper": self.deeper,
+            "speed_up": self.speed_up,
+            "own_speed_up": self.own,
             "likeness": plain(self.likeness),
-            "rival": plain(self.rival), "ahead_psnr": self.ahead.as_json() if self.ahead else None,
+            "rival": plain(self.rival),
+            "ahead_psnr": self.ahead.as_json() if self.ahead else None,
             "over_copy_psnr": self.over_copy.as_json() if self.over_copy else None,
         }
 
@@ -65,9 +71,12 @@ class Section:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "sampler": self.task.sampler.name, "steps": self.task.steps, "guidance": self.task.guidance,
+            "sampler": self.task.sampler.name,
+            "steps": self.task.steps,
+            "guidance": self.task.guidance,
             "pairs": self.pairs,
-            "settings": [row.as_json() for row in self.rows], "fewer_steps": [row.as_json() for row in self.rivals],
+            "settings": [row.as_json() for row in self.rows],
+            "fewer_steps": [row.as_json() for row in self.rivals],
         }
 
 
@@ -108,8 +117,13 @@ def _row(arm: Arm, records: Mapping[int, Record], times: CallTimes) -> Row:
         speed_up = first["reference_calls"] / calls
     else:
         speed_up = times.speed_up(
-            first["reference_calls"], calls, full, first["branch"], first["estimator"],
-            deeper, first.get("deeper_branch", 0),
+            first["reference_calls"],
+            calls,
+            full,
+            first["branch"],
+            first["estimator"],
+            deeper,
+            first.get("deeper_branch", 0),
         )
     spent, reference = (sum(r[key] for r in records.values()) for key in ("seconds", "reference_seconds"))
     prompts = [r["prompt"] for r in records.values()]

@@ -61,8 +61,14 @@ class MadeFor:
         if not ahead.sigmas or not all(0 < sigma < math.inf for sigma in ahead.sigmas):
             raise ProfileError("the noise levels of this run are not known beforehand")
         return cls(
-            ahead.checkpoint, ahead.checksum, ahead.sampler, tuple(round(sigma, 5) for sigma in ahead.sigmas),
-            settings.cache_branch_id, ahead.depth, settings.start, settings.end,
+            ahead.checkpoint,
+            ahead.checksum,
+            ahead.sampler,
+            tuple(round(sigma, 5) for sigma in ahead.sigmas),
+            settings.cache_branch_id,
+            ahead.depth,
+            settings.start,
+            settings.end,
         )
 
     def misfit(self, other: MadeFor) -> tuple[int, str]:
@@ -165,8 +171,14 @@ def _made_for(
     if not 0 < len(levels) <= MOST_EVALUATIONS:
         raise ValueError("noise levels")
     return MadeFor(
-        _name(checkpoint), _name(checksum), _name(sampler), levels, int(_number(branch, 0, 100)),
-        int(_number(blocks, 1, 100)), _number(start, 0, 1), _number(end, 0, 1),
+        _name(checkpoint),
+        _name(checksum),
+        _name(sampler),
+        levels,
+        int(_number(branch, 0, 100)),
+        int(_number(blocks, 1, 100)),
+        _number(start, 0, 1),
+        _number(end, 0, 1),
     )
 
 
@@ -184,7 +196,11 @@ def _plan(
     if reached > TOO_FAST * faster:
         raise ValueError(f"a plan of {reached:.2f}x that says {faster:g}x")
     return CalibratedPlan(
-        faster, evaluations, _number(psnr, 0, 1000), _number(weighted_psnr, 0, 1000), int(_number(pictures, 1, 1000)),
+        faster,
+        evaluations,
+        _number(psnr, 0, 1000),
+        _number(weighted_psnr, 0, 1000),
+        int(_number(pictures, 1, 1000)),
         int(_number(tries, 1, 100_000)),
     )
 

@@ -37,7 +37,11 @@ EQUAL = 100.0
 
 
 PICTURES = Field(
-    "pictures", "Pictures", 4, "Seeds by which each plan is judged, and as many others at the end.", minimum=2,
+    "pictures",
+    "Pictures",
+    4,
+    "Seeds by which each plan is judged, and as many others at the end.",
+    minimum=2,
     maximum=16,
 )
 TRIES = Field("tries", "Plans to try", 40, "More take longer and may find a better one.", minimum=4, maximum=400)
@@ -114,9 +118,7 @@ class Found:
     tries: int
 
 
-def search(
-    wanted: Wanted, first: Branches, scores: Sequence[float], tries: int, judge: Judge, seed: int = 0
-) -> Found:
+def search(wanted: Wanted, first: Branches, scores: Sequence[float], tries: int, judge: Judge, seed: int = 0) -> Found:
     """The best of at most `tries` plans, with `first`, the one to beat, whose pictures scored `scores`. The same seed
     and scores give the same plans.
     """
@@ -188,4 +190,3 @@ def _is_better(scores: Sequence[float], than: Sequence[float]) -> bool:
 def bounded(scores: Sequence[float]) -> list[float]:
     """Scores of which means can be taken."""
     return [min(float(score), EQUAL) for score in scores]
-

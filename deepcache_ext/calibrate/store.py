@@ -39,8 +39,12 @@ class Profiles:
             instead = replace(settings, strategy="weighted", deeper_branch_id=AS_IT_PAYS)
             return instead, f"{error}: weighted instead of calibrated"
         return replace(
-            settings, strategy="custom", preset=CUSTOM, full_evaluations=plan.evaluations,
-            deeper_branch_id=AS_IT_PAYS, hires_speed_up=settings.hires_speed_up or settings.speed_up,
+            settings,
+            strategy="custom",
+            preset=CUSTOM,
+            full_evaluations=plan.evaluations,
+            deeper_branch_id=AS_IT_PAYS,
+            hires_speed_up=settings.hires_speed_up or settings.speed_up,
         ), ""
 
     def plan_for(self, wanted: MadeFor, speed_up: float) -> CalibratedPlan:

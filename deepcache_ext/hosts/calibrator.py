@@ -82,9 +82,7 @@ def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
         raise NotCalibrated(f"the sampler ran {seen.report.evaluations} evaluations instead of {count}")
     window = UniformPlan(2, settings.cache_branch_id, count, settings.start, settings.end)
     must = frozenset(k for k in range(count) if window.is_outside(k))
-    wanted = Wanted(
-        made_for.sigmas, settings.speed_up, made_for.branch, made_for.blocks, ahead.nature, must
-    )
+    wanted = Wanted(made_for.sigmas, settings.speed_up, made_for.branch, made_for.blocks, ahead.nature, must)
     if not wanted.allows(first):
         reached = seen.planned.speed_up() or 1.0
         raise NotCalibrated(f"{settings.speed_up:g}x cannot be reached with these settings, only {reached:.2f}x")

@@ -92,10 +92,13 @@ class SDNext(A1111):
 
     def _watch(self, unet: Any) -> None:
         if id(unet) not in self._watched:
-            self._watched[id(unet)] = unet, [
-                unet.register_forward_pre_hook(self._before, with_kwargs=True),
-                register_after(unet, self._after),
-            ]
+            self._watched[id(unet)] = (
+                unet,
+                [
+                    unet.register_forward_pre_hook(self._before, with_kwargs=True),
+                    register_after(unet, self._after),
+                ],
+            )
 
     def _release(self) -> None:
         """Take our hooks off, unless an outer generation still samples."""
@@ -188,8 +191,13 @@ class SDNext(A1111):
         settings = generation.settings
         sigmas = self._clock.noise_levels(scheduler)
         ahead = PassAhead(
-            hires, total or 0, None if sigmas is None else tuple(sigmas), _depth(unet), nature_of(scheduler),
-            *checkpoint_of(shared.sd_model), sampler_of(p),
+            hires,
+            total or 0,
+            None if sigmas is None else tuple(sigmas),
+            _depth(unet),
+            nature_of(scheduler),
+            *checkpoint_of(shared.sd_model),
+            sampler_of(p),
         )
         if _is_refiner(p) and settings.is_of_one_pass:
             generation.planned = found = planned(settings.for_pass(hires=True), ahead)

@@ -26,6 +26,7 @@ SHOWN_BRANCHES = 11
 NOTE = "Faster pictures, and they change a little: between whole evaluations of the UNet only a small part of it runs."
 OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page."
 
+
 @dataclass
 class Accordion:
     """What was drawn: `components` are the script's arguments, in their order; the others only show something.
@@ -124,9 +125,15 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
         with gr.Row():
             accordion.wish = tuple(
                 gr.Slider(
-                    one.minimum, one.maximum, one.default, step=1, label=one.label, info=one.info,
+                    one.minimum,
+                    one.maximum,
+                    one.default,
+                    step=1,
+                    label=one.label,
+                    info=one.info,
                     elem_id=elem_id(f"calibrate_{one.name}"),
-                ) for one in (PICTURES, TRIES)
+                )
+                for one in (PICTURES, TRIES)
             )
         accordion.calibrate = gr.Button(
             "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-refresh"]

@@ -11,8 +11,21 @@ from ..settings.fields import FIELD, PRESETS, SettingsError
 OFF = "Off"
 PREFIX = "[DeepCache] "
 AXES = (
-    "preset", "speed_up", "strategy", "cache_interval", "cache_branch_id", "full_evaluations", "center", "power",
-    "estimator", "start", "end", "passes", "hires_speed_up", "hires_cache_interval", "hires_cache_branch_id",
+    "preset",
+    "speed_up",
+    "strategy",
+    "cache_interval",
+    "cache_branch_id",
+    "full_evaluations",
+    "center",
+    "power",
+    "estimator",
+    "start",
+    "end",
+    "passes",
+    "hires_speed_up",
+    "hires_cache_interval",
+    "hires_cache_branch_id",
     "deeper_branch_id",
 )
 """The settings that have an axis, in their order in the host's list."""
@@ -66,6 +79,7 @@ def _apply(name: str) -> Callable[[Any, Any, Sequence[Any]], None]:
 
 def _confirm(name: str, branches: Callable[[], int]) -> Callable[[Any, Sequence[Any]], None]:
     """Raises for the first value that cannot be used, before any picture is made; the host shows the message."""
+
     def confirm(p: Any, xs: Sequence[Any]) -> None:
         for x in xs:
             if name == "preset" and _is_off(x):

@@ -60,9 +60,7 @@ def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
     return args, None
 
 
-def status(
-    passes: Sequence[PlannedPass], profiles: Profiles, settings: Settings, pictures: Any, tries: Any
-) -> str:
+def status(passes: Sequence[PlannedPass], profiles: Profiles, settings: Settings, pictures: Any, tries: Any) -> str:
     """What is calibrated for the run that is set up, and how long calibrating would take, in HTML."""
     try:
         wish = Wish.parse({"pictures": pictures, "tries": tries})

@@ -84,9 +84,9 @@ def rows(shots: Sequence[Shot]) -> list[dict[str, str]]:
     for shot in shots:
         like = "" if shot is reference else _decibels(_psnr(shot.image, reference.image))
         faster = f"{reference.seconds / shot.seconds:.2f}x" if shot.seconds > 0 else ""
-        found.append(dict(zip(
-            COLUMNS, (shot.label, f"{shot.seconds:.2f}", faster, like, shot.evaluations), strict=True
-        )))
+        found.append(
+            dict(zip(COLUMNS, (shot.label, f"{shot.seconds:.2f}", faster, like, shot.evaluations), strict=True))
+        )
     return found
 
 
@@ -131,10 +131,13 @@ def _words(shots: Sequence[Shot], width: int, font: Any) -> list[list[str]]:
     draw, columns = ImageDraw.Draw(Image.new("RGB", (1, 1))), []
     for shot, row in zip(shots, rows(shots), strict=True):
         measured = [f"{row['seconds']} s", row["speed-up"], f"{row['PSNR, dB']} dB" if row["PSNR, dB"] else ""]
-        columns.append((
-            _wrapped(draw, shot.label, width, font), [_fitting(draw, "  ".join(filter(None, measured)), width, font)],
-            _wrapped(draw, shot.evaluations, width, font),
-        ))
+        columns.append(
+            (
+                _wrapped(draw, shot.label, width, font),
+                [_fitting(draw, "  ".join(filter(None, measured)), width, font)],
+                _wrapped(draw, shot.evaluations, width, font),
+            )
+        )
     most = [max(len(column[part]) for column in columns) for part in range(3)]
     return [
         [line for part, lines in enumerate(column) for line in lines + [""] * (most[part] - len(lines))]

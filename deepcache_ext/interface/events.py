@@ -96,15 +96,20 @@ class Page:
             head = plan_strip.header(passes) if own_values["enabled"] else ""
             status = self._calibrated(args, passes, wish)
             return [
-                f"<span>{escape(head)}</span>" if head else "", plan_strip.strip(passes, problem),
-                last_run.table(self._latest()), status, *shown_for(own_values["strategy"]),
+                f"<span>{escape(head)}</span>" if head else "",
+                plan_strip.strip(passes, problem),
+                last_run.table(self._latest()),
+                status,
+                *shown_for(own_values["strategy"]),
             ]
 
         own = [accordion.components[name] for name in STRATEGYS_OWN]
         accordion.refresh.click(
-            show, inputs=[*accordion.components.values(), *accordion.wish, *controls.values()],
+            show,
+            inputs=[*accordion.components.values(), *accordion.wish, *controls.values()],
             outputs=[accordion.header, accordion.strip, accordion.last_run, accordion.calibrated, *own],
-            show_progress=False, queue=False,
+            show_progress=False,
+            queue=False,
         )
         changed = f"() => {{ if (window.deepcacheChanged) deepcacheChanged('{tab}'); }}"
         for control in (*accordion.components.values(), *accordion.wish, *controls.values()):

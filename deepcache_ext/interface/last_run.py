@@ -31,9 +31,8 @@ def table(run: RunOutcome | None) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     said = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
-    return (
-        f"<table class='deepcache-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        + (f"<ul class='deepcache-reasons'>{said}</ul>" if said else "")
+    return f"<table class='deepcache-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + (
+        f"<ul class='deepcache-reasons'>{said}</ul>" if said else ""
     )
 
 
@@ -47,8 +46,12 @@ def _column(those: list[PassOutcome], hires: bool) -> list[str]:
     name = "hires pass" if hires else "first pass"
     return [
         f"{len(those)} {name}es" if len(those) > 1 else name,
-        str(total), str(full), str(deeper), str(total - full - deeper),
-        _times(those[0].planned.speed_up()), _times(reached(_together(reports))),
+        str(total),
+        str(full),
+        str(deeper),
+        str(total - full - deeper),
+        _times(those[0].planned.speed_up()),
+        _times(reached(_together(reports))),
     ]
 
 
@@ -62,7 +65,8 @@ def _notes(those: list[PassOutcome], hires: bool) -> list[str]:
 
 def _together(reports: list[PassReport]) -> PassReport:
     return PassReport(
-        full_calls=sum(r.full_calls for r in reports), cached_calls=sum(r.cached_calls for r in reports),
+        full_calls=sum(r.full_calls for r in reports),
+        cached_calls=sum(r.cached_calls for r in reports),
         deeper_calls=sum(r.deeper_calls for r in reports),
         deeper_seconds=[s for r in reports for s in r.deeper_seconds],
         full_seconds=[s for r in reports for s in r.full_seconds],

@@ -19,13 +19,26 @@ AS_STARTED = "as started"
 def add_options(shared: Any, changed: Callable[[], None]) -> None:
     """Add our options to `shared.opts`; `changed` is called whenever one of them is set."""
     for key, info in (
-        (DISABLE, shared.OptionInfo(
-            False, "Switch DeepCache off everywhere", section=SECTION, onchange=changed,
-        ).info("whatever the accordion, a script or the API says; the same as --deepcache-disable")),
-        (LOG_LEVEL, shared.OptionInfo(
-            AS_STARTED, "What DeepCache says in the console", gr.Radio, {"choices": [AS_STARTED, *LEVELS]},
-            section=SECTION, onchange=changed,
-        ).info("INFO is a line for each pass with times and reasons; the same as --deepcache-log-level")),
+        (
+            DISABLE,
+            shared.OptionInfo(
+                False,
+                "Switch DeepCache off everywhere",
+                section=SECTION,
+                onchange=changed,
+            ).info("whatever the accordion, a script or the API says; the same as --deepcache-disable"),
+        ),
+        (
+            LOG_LEVEL,
+            shared.OptionInfo(
+                AS_STARTED,
+                "What DeepCache says in the console",
+                gr.Radio,
+                {"choices": [AS_STARTED, *LEVELS]},
+                section=SECTION,
+                onchange=changed,
+            ).info("INFO is a line for each pass with times and reasons; the same as --deepcache-log-level"),
+        ),
     ):
         shared.opts.add_option(key, info)
 

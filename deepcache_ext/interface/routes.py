@@ -20,13 +20,18 @@ from .asked import Foresee, passes_of
 
 TITLE = "deepcache"
 EXAMPLE = {
-    "steps": 30, "sampler_name": "Euler", "enable_hr": False,
+    "steps": 30,
+    "sampler_name": "Euler",
+    "enable_hr": False,
     "alwayson_scripts": {TITLE: {"args": [{"enabled": True, "speed_up": 2.0}]}},
 }
 
 
 def mount(
-    app: FastAPI, foresee: Foresee, latest: Callable[[], RunOutcome | None], api_auth: str | None,
+    app: FastAPI,
+    foresee: Foresee,
+    latest: Callable[[], RunOutcome | None],
+    api_auth: str | None,
     profiles: Profiles | None = None,
 ) -> None:
     """Add the routes. `api_auth`: the host's `--api-auth`, `user:password[,user:password]`; the host guards its own
@@ -60,7 +65,12 @@ def mount(
     example = {"requestBody": {"content": {"application/json": {"example": EXAMPLE}}}}
     app.add_api_route("/deepcache/v1/report", report, methods=["GET"], dependencies=guards, tags=["DeepCache"])
     app.add_api_route(
-        "/deepcache/v1/plan", plan, methods=["POST"], dependencies=guards, tags=["DeepCache"], openapi_extra=example,
+        "/deepcache/v1/plan",
+        plan,
+        methods=["POST"],
+        dependencies=guards,
+        tags=["DeepCache"],
+        openapi_extra=example,
     )
 
 

@@ -68,7 +68,10 @@ def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRAN
 
 
 def weighted(
-    sigmas: Sequence[float], full: int, must: frozenset[int] = frozenset(), nature: Nature = USUAL,
+    sigmas: Sequence[float],
+    full: int,
+    must: frozenset[int] = frozenset(),
+    nature: Nature = USUAL,
     law: Law = ONE_BRANCH,
 ) -> tuple[int, ...]:
     """The `full` evaluations (more where `must` asks for more) with the least predicted error of all such choices.

@@ -89,18 +89,14 @@ def _interval(total: int, speed_up: float, shares: Sequence[float]) -> int:
     return total
 
 
-def _in_turns(
-    listed: Sequence[int], branch: int, total: int, window: tuple[float, float], deeper: int
-) -> ListedPlan:
+def _in_turns(listed: Sequence[int], branch: int, total: int, window: tuple[float, float], deeper: int) -> ListedPlan:
     """Full at the listed evaluations; with a `deeper` branch every second one runs that instead."""
     if deeper <= branch:
         return ListedPlan(tuple(listed), branch, total, *window)
     return ListedPlan(tuple(listed[::2]), branch, total, *window, tuple(listed[1::2]), deeper)
 
 
-def estimator_for(
-    settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None
-) -> Estimator:
+def estimator_for(settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
     enough. `total`: the number of evaluations, or 0 where it is not known.
     """
@@ -160,17 +156,4 @@ def non_uniform(total: int, interval: int, center: int, power: float) -> tuple[i
 # What a user types -------------------------------------------------------------------------------------------
 
 
-
-
-
-
 # Where an error counts most ----------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-

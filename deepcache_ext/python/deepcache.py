@@ -1,8 +1,8 @@
 """DeepCache for Python programs that run diffusers' pipelines: `DeepCache`, and the interface of DeepCacheSDHelper.
 
-    with DeepCache(pipe, cache_interval=3, cache_branch_id=0) as cache:
-        image = pipe("a photo of a cat").images[0]
-    print(cache.report())
+with DeepCache(pipe, cache_interval=3, cache_branch_id=0) as cache:
+    image = pipe("a photo of a cat").images[0]
+print(cache.report())
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ from .unet_clock import Beat, Clock, nature_of
 log = logging.getLogger("deepcache")
 
 SETTINGS = (
-    "preset", "cache_interval", "cache_branch_id", "estimator", "start", "end", "strategy", "speed_up",
-    "full_evaluations", "center", "power", "deeper_branch_id",
+    "preset",
+    "cache_interval",
+    "cache_branch_id",
+    "estimator",
+    "start",
+    "end",
+    "strategy",
+    "speed_up",
+    "full_evaluations",
+    "center",
+    "power",
+    "deeper_branch_id",
 )
 """The settings that mean something outside the WebUI."""
 
@@ -86,7 +96,8 @@ class DeepCache:
                 if getattr(self.settings, name) >= ladder.depth:
                     lowest = FIELD[name].minimum
                     raise SettingsError(
-                        name, getattr(self.settings, name),
+                        name,
+                        getattr(self.settings, name),
                         f"a whole number from {lowest:g} to {ladder.depth - 1} for this UNet",
                     )
 
@@ -193,7 +204,10 @@ class DeepCache:
             settings = replace(settings, strategy="uniform")
         sigmas = self._clock.noise_levels(scheduler)
         plan, remark = plan_for(
-            settings, total or 0, sigmas, depth=DiffusersLadder(self._unet).depth,
+            settings,
+            total or 0,
+            sigmas,
+            depth=DiffusersLadder(self._unet).depth,
             nature=nature_of(scheduler),
         )
         if remark and total is not None:

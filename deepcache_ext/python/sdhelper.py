@@ -29,7 +29,9 @@ class DeepCacheSDHelper:
         if skip_mode != "uniform":
             raise SettingsError("skip_mode", skip_mode, "uniform is the only one")
         given: dict[str, Any] = {
-            "cache_interval": cache_interval, "cache_branch_id": cache_branch_id, "estimator": "copy"
+            "cache_interval": cache_interval,
+            "cache_branch_id": cache_branch_id,
+            "estimator": "copy",
         }
         parse([given])
         self.params = given

@@ -37,8 +37,6 @@ class Reason(str, Enum):
     ERROR = "an error inside DeepCache (see the log)"
 
 
-
-
 @dataclass
 class PassReport:
     """Counts of one pass. An evaluation is full when any of its calls was, else deeper when any ran a deeper branch,

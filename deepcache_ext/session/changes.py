@@ -69,9 +69,7 @@ class WeightsWatch:
                     weighted.setdefault(name, []).append(child._parameters)
             if "merged_adapters" in parent.__dict__:
                 adapted.append(parent.__dict__)
-        self._links = [
-            (children, name, child) for name, group in by_name.items() for children, child in _spread(group)
-        ]
+        self._links = [(children, name, child) for name, group in by_name.items() for children, child in _spread(group)]
         self._owners = [owner for group in weighted.values() for owner in _spread(group)]
         self._weights = [owner["weight"] for owner in self._owners]
         self._adapted = adapted[:: max(1, len(adapted) // 64)]
@@ -113,6 +111,8 @@ def _adapters(layer: dict[str, Any]) -> Hashable:
     """Which adapters of a peft layer act, and how strongly."""
     scaling = layer.get("scaling")
     return (
-        layer.get("_disable_adapters"), str(layer.get("_active_adapter")), tuple(layer["merged_adapters"]),
+        layer.get("_disable_adapters"),
+        str(layer.get("_active_adapter")),
+        tuple(layer["merged_adapters"]),
         tuple(scaling.items()) if isinstance(scaling, dict) else None,
     )

@@ -117,7 +117,9 @@ class Session:
         do nothing, and go when the session is next asked for anything.
         """
         if (
-            self._is_raising and self._handles and self._unet is not None
+            self._is_raising
+            and self._handles
+            and self._unet is not None
             and next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id
         ):
             return

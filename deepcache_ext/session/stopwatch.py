@@ -60,7 +60,8 @@ class Stopwatch:
 
     def _book(self, kind: Kind, seconds: float) -> None:
         booked = {
-            Kind.FULL: self._report.full_seconds, Kind.CACHED: self._report.cached_seconds,
+            Kind.FULL: self._report.full_seconds,
+            Kind.CACHED: self._report.cached_seconds,
             Kind.DEEPER: self._report.deeper_seconds,
         }
         booked[kind].append(seconds)

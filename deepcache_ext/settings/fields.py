@@ -21,7 +21,10 @@ AS_IT_PAYS = -1
 
 PRESETS: dict[str, dict[str, Any]] = {
     name: {
-        "strategy": "weighted", "speed_up": speed_up, "cache_branch_id": 0, "deeper_branch_id": AS_IT_PAYS,
+        "strategy": "weighted",
+        "speed_up": speed_up,
+        "cache_branch_id": 0,
+        "deeper_branch_id": AS_IT_PAYS,
         "estimator": "auto",
     }
     for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.6))
@@ -124,22 +127,33 @@ STRATEGIES = ("weighted", "uniform", "non-uniform", "custom", CALIBRATED)
 FIELDS: tuple[Field, ...] = (
     Field("enabled", "Enabled", False, "Make pictures faster; they change a little."),
     Field(
-        "preset", "Preset", "Quality", "How much speed for how much change; Custom obeys the controls below.",
+        "preset",
+        "Preset",
+        "Quality",
+        "How much speed for how much change; Custom obeys the controls below.",
         choices=(*PRESETS, CUSTOM),
     ),
     Field(
-        "cache_interval", "Interval", 3,
+        "cache_interval",
+        "Interval",
+        3,
         "Uniform and non-uniform: the whole UNet runs at every Nth evaluation. Higher is faster and changes the "
         "picture more; 1 = always.",
-        minimum=1, maximum=50,
+        minimum=1,
+        maximum=50,
     ),
     Field(
-        "cache_branch_id", "Branch", 0,
+        "cache_branch_id",
+        "Branch",
+        0,
         "How much of the UNet runs at the other evaluations: 0 is the least and fastest, higher is slower and closer.",
-        minimum=0, maximum=MAX_BRANCH,
+        minimum=0,
+        maximum=MAX_BRANCH,
     ),
     Field(
-        "estimator", "Estimator", "auto",
+        "estimator",
+        "Estimator",
+        "auto",
         "What stands for the skipped part: a copy of the last one, or a forecast from the last three. "
         "Auto: forecast, but copy where whole evaluations lie far apart.",
         choices=("auto", "copy", "forecast"),
@@ -147,52 +161,84 @@ FIELDS: tuple[Field, ...] = (
     Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
     Field("end", "End", 1.0, "Fraction of the run after which nothing is skipped.", minimum=0.0, maximum=1.0),
     Field(
-        "passes", "Passes", "both", "Which passes of a run with hires fix are made faster; img2img is a first pass.",
+        "passes",
+        "Passes",
+        "both",
+        "Which passes of a run with hires fix are made faster; img2img is a first pass.",
         choices=("both", "first only", "hires only"),
     ),
     Field(
-        "hires_cache_interval", "Hires interval", AS_FIRST_PASS_INTERVAL,
-        "Interval in the hires pass. 0 = as in the first pass.", minimum=AS_FIRST_PASS_INTERVAL, maximum=50,
+        "hires_cache_interval",
+        "Hires interval",
+        AS_FIRST_PASS_INTERVAL,
+        "Interval in the hires pass. 0 = as in the first pass.",
+        minimum=AS_FIRST_PASS_INTERVAL,
+        maximum=50,
     ),
     Field(
-        "hires_cache_branch_id", "Hires branch", AS_FIRST_PASS_BRANCH,
-        "Branch in the hires pass. -1 = as in the first pass.", minimum=AS_FIRST_PASS_BRANCH, maximum=MAX_BRANCH,
+        "hires_cache_branch_id",
+        "Hires branch",
+        AS_FIRST_PASS_BRANCH,
+        "Branch in the hires pass. -1 = as in the first pass.",
+        minimum=AS_FIRST_PASS_BRANCH,
+        maximum=MAX_BRANCH,
     ),
     Field(
-        "strategy", "Strategy", "weighted",
+        "strategy",
+        "Strategy",
+        "weighted",
         "Which evaluations are whole. Weighted: as many as Speed-up allows, where an error would count most; uniform: "
         "every Nth; non-uniform: the paper's, denser around a centre; custom: as typed; calibrated: as Calibrate found",
         choices=STRATEGIES,
     ),
     Field(
-        "speed_up", "Speed-up", PRESETS["Quality"]["speed_up"],
+        "speed_up",
+        "Speed-up",
+        PRESETS["Quality"]["speed_up"],
         "Weighted and calibrated: how many times faster the UNet should run through its evaluations. Higher changes "
         "the picture more.",
-        minimum=1.0, maximum=5.0,
+        minimum=1.0,
+        maximum=5.0,
     ),
     Field(
-        "hires_speed_up", "Hires speed-up", AS_FIRST_PASS_SPEED_UP,
+        "hires_speed_up",
+        "Hires speed-up",
+        AS_FIRST_PASS_SPEED_UP,
         "Speed-up in the hires pass; with custom that pass is then weighted. 0 = as in the first pass.",
-        minimum=AS_FIRST_PASS_SPEED_UP, maximum=5.0,
+        minimum=AS_FIRST_PASS_SPEED_UP,
+        maximum=5.0,
     ),
     Field(
-        "full_evaluations", "Full evaluations", "",
+        "full_evaluations",
+        "Full evaluations",
+        "",
         "Custom: the evaluations at which the whole UNet runs, counted from 0, such as 0-3, 6, 9, 12-29:3; with 15/5 "
         "number 15 runs branch 5 instead.",
     ),
     Field(
-        "center", "Center", 0.3, "Non-uniform: where in the run whole evaluations are densest.",
-        minimum=0.0, maximum=1.0,
+        "center",
+        "Center",
+        0.3,
+        "Non-uniform: where in the run whole evaluations are densest.",
+        minimum=0.0,
+        maximum=1.0,
     ),
     Field(
-        "power", "Power", 1.4, "Non-uniform: how much denser they are there; 1 = evenly spread.",
-        minimum=1.0, maximum=3.0,
+        "power",
+        "Power",
+        1.4,
+        "Non-uniform: how much denser they are there; 1 = evenly spread.",
+        minimum=1.0,
+        maximum=3.0,
     ),
     Field(
-        "deeper_branch_id", "Deeper branch", AS_IT_PAYS,
+        "deeper_branch_id",
+        "Deeper branch",
+        AS_IT_PAYS,
         "Every second whole evaluation runs this branch instead, if it is deeper than Branch; weighted makes more of "
         "them for it. -1 = where that pays (weighted only); 0 = never.",
-        minimum=AS_IT_PAYS, maximum=MAX_BRANCH,
+        minimum=AS_IT_PAYS,
+        maximum=MAX_BRANCH,
     ),
 )
 

@@ -119,10 +119,6 @@ def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
     ]
 
 
-
-
-
-
 MEANS = {"cache_interval": "uniform", "speed_up": "weighted", "full_evaluations": "custom"}
 
 

@@ -23,7 +23,9 @@ from .shadows import Blocks, Observed, Stand, Supplied
 from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
 
 CONTROL, MIDDLE, ADAPTER = (
-    "down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
 )
 """What a ControlNet or a T2I-Adapter adds to the UNet, new at each evaluation."""
 
@@ -148,9 +150,7 @@ class DiffusersLadder:
         if control is not None:
             # Without a middle, and with no list of its own, this is a T2I-Adapter's (deprecated, but understood).
             is_adapter = middle is None and adapter is None and ADAPTER in self._parameters
-            changes[CONTROL] = (
-                self._trimmed_adapter(branch, control) if is_adapter else tuple(control)[: branch + 1]
-            )
+            changes[CONTROL] = self._trimmed_adapter(branch, control) if is_adapter else tuple(control)[: branch + 1]
         if not changes:
             return args, kwargs
         places = self._parameters
@@ -307,18 +307,6 @@ def _first_of(keep: Callable[[torch.Tensor], None]) -> Callable[[Any], None]:
     return lambda output: keep(output if torch.is_tensor(output) else output[0])
 
 
-
-
 def _skips(block: Any) -> int:
     """How many skip connections start in a down block."""
     return len(block.resnets) + (block.downsamplers is not None)
-
-
-
-
-
-
-
-
-
-

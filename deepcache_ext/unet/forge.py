@@ -27,10 +27,23 @@ from .support import own_forward
 PARAMETERS = ("x", "timesteps", "context", "y", "control", "transformer_options")
 """Of the forwards, in their order; whatever else is named goes through."""
 
-RENEWED = frozenset({
-    "sigmas", "sample_sigmas", "cond_mark", "cond_indices", "uncond_indices", "uuids",
-    "original_shape", "activations_shape", "transformer_index", "block", "block_index", "n_heads", "dim_head",
-})
+RENEWED = frozenset(
+    {
+        "sigmas",
+        "sample_sigmas",
+        "cond_mark",
+        "cond_indices",
+        "uncond_indices",
+        "uuids",
+        "original_shape",
+        "activations_shape",
+        "transformer_index",
+        "block",
+        "block_index",
+        "n_heads",
+        "dim_head",
+    }
+)
 """Options that a host renews at each call, follow from others, or were left behind by an earlier call."""
 
 ACTING = ("patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper", "wrappers")
@@ -173,6 +186,7 @@ def _shapes(control: Any) -> Any:
         return control
     return {
         str(name): tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in values)
-        if isinstance(values, (list, tuple)) else values
+        if isinstance(values, (list, tuple))
+        else values
         for name, values in control.items()
     }

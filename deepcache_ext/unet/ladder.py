@@ -14,8 +14,6 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a UNet's forward is called with: positional and named."""
 
 
-
-
 @dataclass(frozen=True)
 class Shape:
     """What a skipped block's output looked like at the full call."""

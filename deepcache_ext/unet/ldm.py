@@ -156,5 +156,3 @@ def _noted(branches: Sequence[int], inputs: list[Any], middle: Any, walks: Walks
         else:
             middle = Noted(middle, walks.meet(branch))
     return inputs, middle
-
-

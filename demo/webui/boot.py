@@ -109,8 +109,14 @@ class Host:
         """Start page and API on 127.0.0.1 in the background; returns the address."""
         shared = self.module("shared")
         app, url, _ = shared.demo.launch(
-            server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, quiet=True,
-            prevent_thread_lock=True, show_error=True, show_api=False,
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            show_api=False,
         )
         self.api.mount(app)
         self.module("script_callbacks").call("app_started", shared.demo, app)
@@ -137,8 +143,12 @@ class Host:
 
 
 def boot(
-    extension_dir: str | Path | Sequence[str | Path] | None = REPOSITORY, model: str = "sd1",
-    arguments: Sequence[str] = (), record: bool = False, install: bool = False, host: str = "a1111",
+    extension_dir: str | Path | Sequence[str | Path] | None = REPOSITORY,
+    model: str = "sd1",
+    arguments: Sequence[str] = (),
+    record: bool = False,
+    install: bool = False,
+    host: str = "a1111",
 ) -> Host:
     """Start the host in the order of the real one: preload, command line, installers, scripts, model, page.
 

@@ -93,15 +93,23 @@ def make_unet(checkpoint: Checkpoint) -> nn.Module:
     }
     if checkpoint.layout == "sdxl":
         arguments = shared | {
-            "channel_mult": (1, 2, 4), "attention_resolutions": [4, 2], "transformer_depth": [1, 1, 2],
-            "num_head_channels": 32, "num_classes": "sequential", "adm_in_channels": 1600,
+            "channel_mult": (1, 2, 4),
+            "attention_resolutions": [4, 2],
+            "transformer_depth": [1, 1, 2],
+            "num_head_channels": 32,
+            "num_classes": "sequential",
+            "adm_in_channels": 1600,
             "use_linear_in_transformer": True,
         }
         unet = SgmUNet(**(arguments | checkpoint.config))
     else:
         arguments = shared | {
-            "image_size": 32, "channel_mult": (1, 2, 4, 4), "attention_resolutions": [4, 2, 1],
-            "num_heads": 8, "use_spatial_transformer": True, "legacy": False,
+            "image_size": 32,
+            "channel_mult": (1, 2, 4, 4),
+            "attention_resolutions": [4, 2, 1],
+            "num_heads": 8,
+            "use_spatial_transformer": True,
+            "legacy": False,
         }
         unet = LdmUNet(**(arguments | checkpoint.config))
     return unet.eval().requires_grad_(False)
@@ -138,7 +146,7 @@ def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     tensors = {name: tensor.float() for name, tensor in load_file(checkpoint.weights).items()}
-    part = {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    part = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return part or tensors
 
 

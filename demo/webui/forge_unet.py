@@ -70,8 +70,13 @@ Layers = Any
 
 
 def through(
-    layers: Layers, h: torch.Tensor, emb: torch.Tensor, context: torch.Tensor, options: dict[str, Any],
-    output_shape: Sequence[int] | None = None, modifies: bool = True,
+    layers: Layers,
+    h: torch.Tensor,
+    emb: torch.Tensor,
+    context: torch.Tensor,
+    options: dict[str, Any],
+    output_shape: Sequence[int] | None = None,
+    modifies: bool = True,
 ) -> torch.Tensor:
     """A block's layers one after another; each modifier of the inside sees each layer before and after."""
     modifiers = options.get("block_inner_modifiers", []) if modifies else []
@@ -114,8 +119,14 @@ class ForgeUNet(nn.Module):
         self.output_blocks = nn.ModuleList(map(_block, inner.output_blocks))
 
     def forward(
-        self, x: torch.Tensor, timesteps: Any = None, context: Any = None, y: Any = None, control: Any = None,
-        transformer_options: Any = None, **_: Any,
+        self,
+        x: torch.Tensor,
+        timesteps: Any = None,
+        context: Any = None,
+        y: Any = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        **_: Any,
     ) -> torch.Tensor:
         options = transformer_options
         options.update(original_shape=list(x.shape), transformer_index=0)

@@ -20,12 +20,14 @@ SCALE = 8
 """Pixels of picture for one element of the latent, in both directions."""
 
 # Brightness and two colour differences of the first three latent channels; the fourth adds fine brightness.
-_TO_RGB = torch.tensor([
-    [0.30, 0.30, 0.30],
-    [0.22, -0.02, -0.20],
-    [-0.10, 0.20, -0.10],
-    [0.10, 0.10, 0.10],
-])
+_TO_RGB = torch.tensor(
+    [
+        [0.30, 0.30, 0.30],
+        [0.22, -0.02, -0.20],
+        [-0.10, 0.20, -0.10],
+        [0.10, 0.10, 0.10],
+    ]
+)
 
 
 def tokens(text: str) -> list[list[str]]:

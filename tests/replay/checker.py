@@ -50,8 +50,15 @@ class Config:
             return (False, "Custom", 3, 0, "copy")
         if self.deeper is None:
             return (True, "Custom", self.interval, self.branch, self.estimator)
-        return ({"enabled": True, "cache_interval": self.interval, "cache_branch_id": self.branch,
-                 "estimator": self.estimator, "deeper_branch_id": self.deeper},)
+        return (
+            {
+                "enabled": True,
+                "cache_interval": self.interval,
+                "cache_branch_id": self.branch,
+                "estimator": self.estimator,
+                "deeper_branch_id": self.deeper,
+            },
+        )
 
 
 @dataclass
@@ -187,8 +194,12 @@ class Checker:
             self.fail("full, but its feature was at hand")
         if cached and verdict.features is not None:
             expected = self.truths.answer(
-                made.unet, made.arguments, control=made.control,
-                branch=rule.branch, features=verdict.features, branches=config.branches[:1],
+                made.unet,
+                made.arguments,
+                control=made.control,
+                branch=rule.branch,
+                features=verdict.features,
+                branches=config.branches[:1],
             )
             self._compare(made.output, expected.output, exact=verdict.exact)
             if rule.branch == config.deeper:

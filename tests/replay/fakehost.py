@@ -22,23 +22,44 @@ from .reference import ALPHAS_CUMPROD
 ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
 OURS = (
-    "deepcache_ext.hosts.a1111", "deepcache_ext.hosts.forge", "deepcache_ext.hosts.sdnext",
-    "deepcache_ext.hosts.detect", "deepcache_ext.interface",
+    "deepcache_ext.hosts.a1111",
+    "deepcache_ext.hosts.forge",
+    "deepcache_ext.hosts.sdnext",
+    "deepcache_ext.hosts.detect",
+    "deepcache_ext.interface",
 )
 """Modules that import the host's; under a stand-in they are loaded anew, and forgotten afterwards."""
 
 FUNCTIONS = {
-    "Euler a": "sample_euler_ancestral", "Euler": "sample_euler", "LMS": "sample_lms", "Heun": "sample_heun",
-    "DPM2": "sample_dpm_2", "DPM2 a": "sample_dpm_2_ancestral", "DPM++ 2S a": "sample_dpmpp_2s_ancestral",
-    "DPM++ 2M": "sample_dpmpp_2m", "DPM++ SDE": "sample_dpmpp_sde", "DPM++ 2M SDE": "sample_dpmpp_2m_sde",
-    "DPM++ 2M SDE Heun": "sample_dpmpp_2m_sde", "DPM++ 3M SDE": "sample_dpmpp_3m_sde",
-    "DPM fast": "sample_dpm_fast", "DPM adaptive": "sample_dpm_adaptive", "LCM": "sample_lcm",
+    "Euler a": "sample_euler_ancestral",
+    "Euler": "sample_euler",
+    "LMS": "sample_lms",
+    "Heun": "sample_heun",
+    "DPM2": "sample_dpm_2",
+    "DPM2 a": "sample_dpm_2_ancestral",
+    "DPM++ 2S a": "sample_dpmpp_2s_ancestral",
+    "DPM++ 2M": "sample_dpmpp_2m",
+    "DPM++ SDE": "sample_dpmpp_sde",
+    "DPM++ 2M SDE": "sample_dpmpp_2m_sde",
+    "DPM++ 2M SDE Heun": "sample_dpmpp_2m_sde",
+    "DPM++ 3M SDE": "sample_dpmpp_3m_sde",
+    "DPM fast": "sample_dpm_fast",
+    "DPM adaptive": "sample_dpm_adaptive",
+    "LCM": "sample_lcm",
 }
 """Names in k-diffusion; other samplers are functions of the host's own."""
 
 TAKES_ETA = {
-    "Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE",
-    "DPM fast", "DPM adaptive", "DDIM",
+    "Euler a",
+    "DPM2 a",
+    "DPM++ 2S a",
+    "DPM++ SDE",
+    "DPM++ 2M SDE",
+    "DPM++ 2M SDE Heun",
+    "DPM++ 3M SDE",
+    "DPM fast",
+    "DPM adaptive",
+    "DDIM",
 }
 
 
@@ -67,7 +88,9 @@ class Host:
         self.callbacks: dict[str, list[Any]] = {}
         self.shared = SimpleNamespace(
             state=SimpleNamespace(time_start=0.0, sampling_step=0, sampling_steps=0, job=""),
-            opts=SimpleNamespace(data={}), cmd_opts=None, sd_model=None,
+            opts=SimpleNamespace(data={}),
+            cmd_opts=None,
+            sd_model=None,
         )
         self.script: Any = None
         self.log = LogKept()
@@ -95,9 +118,7 @@ class Host:
         for callback in self.callbacks.get(name, ()):
             callback(*args)
 
-    def hook(
-        self, name: str, p: Any, before: list[Any], args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> None:
+    def hook(self, name: str, p: Any, before: list[Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         method = getattr(self.script, name, None)
         if method is not None:
             method(p, *before, *args, **keywords)
@@ -242,10 +263,15 @@ def sampler(p: Processing, name: str, denoiser_class: str) -> Any:
     """The sampler of a pass and its denoiser, as the host builds them just before sampling."""
     timesteps = denoiser_class == "CFGDenoiserTimesteps"
     made = SimpleNamespace(
-        config=SimpleNamespace(name=name), p=p,
+        config=SimpleNamespace(name=name),
+        p=p,
         funcname=FUNCTIONS.get(name, name.lower().replace(" ", "_")),
         func=_with_eta if name in TAKES_ETA else _without_eta,
-        eta=0.0 if timesteps else 1.0, s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0,
+        eta=0.0 if timesteps else 1.0,
+        s_churn=0.0,
+        s_tmin=0.0,
+        s_tmax=float("inf"),
+        s_noise=1.0,
     )
     made.model_wrap_cfg = type(denoiser_class, (), {})()
     made.model_wrap_cfg.p = p

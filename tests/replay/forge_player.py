@@ -82,11 +82,17 @@ class ForgePlayer(Player):
         marks = recorded["cond_or_uncond"]
         rows = [mark for mark in marks for _ in range(len(given["x"]) // len(marks))]
         made: dict[str, Any] = {
-            "cond_or_uncond": list(marks), "sigmas": torch.tensor(recorded["sigmas"]), "uuids": [object()],
-            "cond_mark": torch.tensor(rows), "cond_indices": [i for i, mark in enumerate(rows) if mark == 0],
+            "cond_or_uncond": list(marks),
+            "sigmas": torch.tensor(recorded["sigmas"]),
+            "uuids": [object()],
+            "cond_mark": torch.tensor(rows),
+            "cond_indices": [i for i, mark in enumerate(rows) if mark == 0],
             "uncond_indices": [i for i, mark in enumerate(rows) if mark == 1],
             # What an earlier call left in the same options.
-            "block": ("last", 0), "block_index": 0, "transformer_index": 11, "original_shape": [1, 4, 1, 1],
+            "block": ("last", 0),
+            "block_index": 0,
+            "transformer_index": 11,
+            "original_shape": [1, 4, 1, 1],
         }
         given["control"] = None
         given["transformer_options"] = {name: made[name] for name in recorded["keys"]}
@@ -124,7 +130,12 @@ def _prompts(call: Event, conds: Counter[str]) -> list[str]:
 
 
 def answer(
-    unet: Any, arguments: dict[str, Any], *, control: Any, branches: Iterable[int] = (), branch: int = -1,
+    unet: Any,
+    arguments: dict[str, Any],
+    *,
+    control: Any,
+    branches: Iterable[int] = (),
+    branch: int = -1,
     features: Sequence[torch.Tensor] | None = None,
 ) -> Answer:
     """A call in full, or the outer blocks of `branch` alone on a feature; every place looked up, none counted."""

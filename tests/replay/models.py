@@ -18,14 +18,28 @@ from torch import nn
 from .recording import CLASS_FORWARD, Event, noise
 
 SMALL: dict[str, Any] = {
-    "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "use_spatial_transformer": True,
-    "attention_resolutions": [4, 2], "channel_mult": [1, 1, 2, 2], "num_heads": 2, "transformer_depth": 1,
-    "image_size": 32, "use_checkpoint": False, "legacy": False,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "use_spatial_transformer": True,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 1, 2, 2],
+    "num_heads": 2,
+    "transformer_depth": 1,
+    "image_size": 32,
+    "use_checkpoint": False,
+    "legacy": False,
 }
 SMALL_XL: dict[str, Any] = {
-    "out_channels": 4, "model_channels": 32, "num_res_blocks": 2, "attention_resolutions": [4, 2],
-    "channel_mult": [1, 1, 2], "num_head_channels": 16, "transformer_depth": [0, 1, 1],
-    "num_classes": "sequential", "use_linear_in_transformer": True,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 1, 2],
+    "num_head_channels": 16,
+    "transformer_depth": [0, 1, 1],
+    "num_classes": "sequential",
+    "use_linear_in_transformer": True,
 }
 
 

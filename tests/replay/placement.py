@@ -111,7 +111,8 @@ def _tiles(layout: Layout, sizes: list[tuple[int, tuple[int, ...]]]) -> list[Pla
     down, across = min(covering, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))
     places = [
         (int(i * (height - high) / max(1, down - 1)), int(j * (width - wide) / max(1, across - 1)))
-        for i in range(down) for j in range(across)
+        for i in range(down)
+        for j in range(across)
     ]
     placed, start = [], 0
     for count, _ in sizes:

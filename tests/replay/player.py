@@ -100,7 +100,12 @@ class Player:
     """Plays generations one after another on the same models; `judge` is told of everything."""
 
     def __init__(
-        self, host: fakehost.Host, models: Models, judge: Judge, args: tuple[Any, ...], *,
+        self,
+        host: fakehost.Host,
+        models: Models,
+        judge: Judge,
+        args: tuple[Any, ...],
+        *,
         keep_p: bool = False,
     ) -> None:
         self.host, self.models, self.judge, self.args = host, models, judge, args
@@ -253,33 +258,48 @@ class Player:
         given: dict[str, Any] = {"x": self._x(event, placed), "timesteps": torch.tensor(event["t"])}
         for name in ("context", "y"):
             shape = event.get(name)
-            given[name] = None if not shape else torch.stack([
-                noise((name, label, version, shape[1:]), *shape[1:])
-                for label, version in zip(labels, versions, strict=True)
-            ])
+            given[name] = (
+                None
+                if not shape
+                else torch.stack(
+                    [
+                        noise((name, label, version, shape[1:]), *shape[1:])
+                        for label, version in zip(labels, versions, strict=True)
+                    ]
+                )
+            )
         foreign = forward_name(self.models.unet) == "foreign"
         self._control = strength(event["t"][0], self._generation.request, self._progress if inside else 0.0)
         for later in rest:
             if later["ev"] != "unet_inner_forward":
                 break
             still, moving = noise("reference", *later["x"]), noise(("reference", later["t"]), *later["x"])
-            self._control.inner.append({
-                "x": still + 0.1 * moving,
-                "timesteps": torch.tensor(later["t"]),
-                "context": noise(("reference context", later["context"]), *later["context"]),
-            })
+            self._control.inner.append(
+                {
+                    "x": still + 0.1 * moving,
+                    "timesteps": torch.tensor(later["t"]),
+                    "context": noise(("reference context", later["context"]), *later["context"]),
+                }
+            )
         watch = self._watching()
         watch.ran.clear()
         watch.fail = "error" in event
         output = self._run(event, given)
         assert "error" not in event, "the exception was swallowed"
-        self.judge.called(Made(
-            key=(self._generation.key, self._number), part=placed.part if placed else None,
-            conditioning=(tuple(versions), event["context"]), weights=self.models.version,
-            forward="foreign" if foreign else "own", arguments=given,
-            control=self._control if foreign else None,
-            unet=self.models.unet, output=output, ran=list(watch.ran),
-        ))
+        self.judge.called(
+            Made(
+                key=(self._generation.key, self._number),
+                part=placed.part if placed else None,
+                conditioning=(tuple(versions), event["context"]),
+                weights=self.models.version,
+                forward="foreign" if foreign else "own",
+                arguments=given,
+                control=self._control if foreign else None,
+                unet=self.models.unet,
+                output=output,
+                ran=list(watch.ran),
+            )
+        )
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
         """The call, with as many positional arguments as recorded."""

@@ -42,8 +42,15 @@ def joined(h: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
 
 
 def walk(
-    unet: Any, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, y: torch.Tensor | None,
-    *, branches: Iterable[int] = (), control: Control | None = None, branch: int = -1,
+    unet: Any,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor,
+    y: torch.Tensor | None,
+    *,
+    branches: Iterable[int] = (),
+    control: Control | None = None,
+    branch: int = -1,
     feature: torch.Tensor | None = None,
 ) -> Walk:
     """The whole U-Net, or just what `branch` runs, on `feature`; keeping features for `branches`."""
@@ -84,8 +91,13 @@ class Answer:
 
 
 def answer(
-    unet: Any, arguments: dict[str, Any], *, control: Control | None, branches: Iterable[int] = (),
-    branch: int = -1, features: Sequence[torch.Tensor] | None = None,
+    unet: Any,
+    arguments: dict[str, Any],
+    *,
+    control: Control | None,
+    branches: Iterable[int] = (),
+    branch: int = -1,
+    features: Sequence[torch.Tensor] | None = None,
 ) -> Answer:
     """A call in full, or the outer blocks of `branch` alone on `features`, one for each walk; keeps for `branches`."""
     given = iter(features) if features is not None else None

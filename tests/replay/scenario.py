@@ -52,14 +52,21 @@ class Stage:
 
 def _forge(protocol: str) -> Stage:
     return Stage(
-        forge_player.ForgeHost, lambda: forge_player.ForgeModels(protocol), forge_player.ForgePlayer,
+        forge_player.ForgeHost,
+        lambda: forge_player.ForgeModels(protocol),
+        forge_player.ForgePlayer,
         forge_player.answer,
     )
 
 
-STAGES = {"a1111": Stage(), "forge": _forge("forge"), "reforge": _forge("reforge"), "sdnext": Stage(
-    sdnext_player.SDNextHost, sdnext_player.SDNextModels, sdnext_player.SDNextPlayer, sdnext_player.answer
-)}
+STAGES = {
+    "a1111": Stage(),
+    "forge": _forge("forge"),
+    "reforge": _forge("reforge"),
+    "sdnext": Stage(
+        sdnext_player.SDNextHost, sdnext_player.SDNextModels, sdnext_player.SDNextPlayer, sdnext_player.answer
+    ),
+}
 
 
 @dataclass
@@ -114,7 +121,11 @@ def _next_generation(recording: Recording) -> list[Generation]:
 
 
 def play(
-    generations: list[Generation], config: Config, models: Models, truths: Truths, host: fakehost.Host,
+    generations: list[Generation],
+    config: Config,
+    models: Models,
+    truths: Truths,
+    host: fakehost.Host,
     make_player: type[Player] = Player,
 ) -> Result:
     """The generations one after another in one host."""
@@ -140,8 +151,9 @@ def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outco
         outcome.results.append(failed)
         return outcome
     generations = sequence(recording)
-    models, truths = stage.models(), Truths(
-        frozenset(branch for config in configs for branch in config.branches), stage.answer
+    models, truths = (
+        stage.models(),
+        Truths(frozenset(branch for config in configs for branch in config.branches), stage.answer),
     )
     with torch.no_grad(), as_in_the_host(), frozen():
         outcome.results.append(play(generations, WITHOUT, models, truths, stage.host(), stage.player))
@@ -159,9 +171,7 @@ def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outco
     return outcome
 
 
-def _compare_with_fresh(
-    last: Generation, config: Config, truths: Truths, result: Result, stage: Stage
-) -> None:
+def _compare_with_fresh(last: Generation, config: Config, truths: Truths, result: Result, stage: Stage) -> None:
     """The generation after a crash gives bit for bit what it gives in a fresh process."""
     with fakehost.host_with_extension(stage.host) as host:
         fresh = play([last], config, stage.models(), truths, host, stage.player)

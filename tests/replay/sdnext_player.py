@@ -156,11 +156,12 @@ class SDNextPlayer(Player):
         self._drift(self.p.batch_size, channels, (size[0], size[1]))
         assert self._latent is not None
         given: dict[str, Any] = {
-            "sample": torch.cat([self._latent] * (rows // len(self._latent))), "timestep": t,
+            "sample": torch.cat([self._latent] * (rows // len(self._latent))),
+            "timestep": t,
             "encoder_hidden_states": noise(("context", event["context"]), *event["context"]),
-            "added_cond_kwargs": {
-                name: noise((name, shape), *shape) for name, shape in event["y"].items()
-            } if event["y"] else None,
+            "added_cond_kwargs": {name: noise((name, shape), *shape) for name, shape in event["y"].items()}
+            if event["y"]
+            else None,
         }
         self.judge.evaluation_begins({"denoiser_class": "CFGDenoiserTimesteps", "sigma": event["t"]})
         watch = self._watching()
@@ -173,11 +174,20 @@ class SDNextPlayer(Player):
             self.judge.raised()
             return
         assert "error" not in event, "the exception was swallowed"
-        self.judge.called(Made(
-            key=(self._generation.key, self._number), part=("rows", rows), conditioning=tuple(event["context"]),
-            weights=self.models.version, forward="own", arguments=given, control=None, unet=self.models.unet,
-            output=output, ran=list(watch.ran),
-        ))
+        self.judge.called(
+            Made(
+                key=(self._generation.key, self._number),
+                part=("rows", rows),
+                conditioning=tuple(event["context"]),
+                weights=self.models.version,
+                forward="own",
+                arguments=given,
+                control=None,
+                unet=self.models.unet,
+                output=output,
+                ran=list(watch.ran),
+            )
+        )
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
         left_out: dict[str, Any] = dict.fromkeys(event["kwargs"])
@@ -221,7 +231,12 @@ class SDNextPlayer(Player):
 
 
 def answer(
-    unet: Any, arguments: dict[str, Any], *, control: Any, branches: Iterable[int] = (), branch: int = -1,
+    unet: Any,
+    arguments: dict[str, Any],
+    *,
+    control: Any,
+    branches: Iterable[int] = (),
+    branch: int = -1,
     features: Sequence[torch.Tensor] | None = None,
 ) -> Answer:
     """A call in full, or the outer layers of `branch` alone on a feature."""

@@ -31,10 +31,18 @@ from tests.replay.recording import Event, Generation, load
 from tests.replay.scenario import WITHOUT, frozen, new_tensors
 
 OURS: tuple[tuple[type, str], ...] = (
-    (slots.Slots, "start_evaluation"), (slots.Slots, "place"), (slots.Slots, "find"), (slots.Slots, "keep"),
-    (controlnet.ControlledLadder, "call"), (controlnet.ControlledLadder, "up_full"),
-    (controlnet.ControlledLadder, "up_cached"), (ldm.Ladder, "up_full"), (ldm.Ladder, "up_cached"),
-    (estimators.Copy, "estimate"), (session.Session, "_end_call"), (session.Session, "_keep"),
+    (slots.Slots, "start_evaluation"),
+    (slots.Slots, "place"),
+    (slots.Slots, "find"),
+    (slots.Slots, "keep"),
+    (controlnet.ControlledLadder, "call"),
+    (controlnet.ControlledLadder, "up_full"),
+    (controlnet.ControlledLadder, "up_cached"),
+    (ldm.Ladder, "up_full"),
+    (ldm.Ladder, "up_cached"),
+    (estimators.Copy, "estimate"),
+    (session.Session, "_end_call"),
+    (session.Session, "_keep"),
 )
 """Functions of our own that may fail within a call."""
 

@@ -22,7 +22,17 @@ from tests.replay.checker import FEW
 from tests.soak.naive import Naive, on
 
 SAMPLERS = (
-    "Euler", "Euler a", "Heun", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "DDIM", "LMS", "DPM++ 2M SDE", "Restart", "LCM",
+    "Euler",
+    "Euler a",
+    "Heun",
+    "DPM++ 2M",
+    "DPM++ SDE",
+    "DPM2 a",
+    "DDIM",
+    "LMS",
+    "DPM++ 2M SDE",
+    "Restart",
+    "LCM",
 )
 PROMPTS = ("a cat", "a cat " * 60, "a cat AND a dog :0.5", "a [cat:dog:0.5] on grass", "a [cat|dog]", "")
 CHECKPOINTS = ("tinyA", "tinyB", "tinyInpaint")
@@ -59,15 +69,25 @@ class Scene:
         sometimes, one_of = (lambda part: chance.random() < part), chance.choice
         kind = "img2img" if sometimes(0.25) else "txt2img"
         request: dict[str, Any] = {
-            "prompt": one_of(PROMPTS), "negative_prompt": one_of(("", "", "bad " * 90)), "seed": chance.randrange(1000),
-            "steps": chance.randint(2, 9), "sampler_name": one_of(SAMPLERS), "cfg_scale": one_of((1.0, 4.0, 7.0)),
-            "width": one_of((64, 64, 72)), "height": one_of((64, 64, 88)),
-            "batch_size": one_of((1, 1, 2)), "n_iter": one_of((1, 1, 1, 2)),
+            "prompt": one_of(PROMPTS),
+            "negative_prompt": one_of(("", "", "bad " * 90)),
+            "seed": chance.randrange(1000),
+            "steps": chance.randint(2, 9),
+            "sampler_name": one_of(SAMPLERS),
+            "cfg_scale": one_of((1.0, 4.0, 7.0)),
+            "width": one_of((64, 64, 72)),
+            "height": one_of((64, 64, 88)),
+            "batch_size": one_of((1, 1, 2)),
+            "n_iter": one_of((1, 1, 1, 2)),
         }
         if kind == "txt2img" and sometimes(0.3):
             request |= {
-                "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent",
-                "hr_second_pass_steps": chance.randint(0, 5), "hr_sampler_name": one_of(("Euler", "DDIM", None)),
+                "enable_hr": True,
+                "hr_scale": 1.5,
+                "denoising_strength": 0.6,
+                "hr_upscaler": "Latent",
+                "hr_second_pass_steps": chance.randint(0, 5),
+                "hr_sampler_name": one_of(("Euler", "DDIM", None)),
             }
             request = {name: value for name, value in request.items() if value is not None}
         # DPM++ 2M SDE as k-diffusion has it fails where a pass has one step only.
@@ -81,13 +101,22 @@ class Scene:
         deep = f"/{chance.randint(branch + 1, 11)}" if branch < 11 and sometimes(0.4) else ""
         typed = ", ".join(f"{k}{one_of((deep, ''))}" for k in range(1, 20) if sometimes(0.4)) or "0"
         settings = {
-            "enabled": True, "preset": "Custom", "cache_interval": interval, "cache_branch_id": branch,
-            "estimator": one_of(("copy", "copy", "forecast")), "start": start, "end": one_of((1.0, 1.0, 0.8, 0.6)),
+            "enabled": True,
+            "preset": "Custom",
+            "cache_interval": interval,
+            "cache_branch_id": branch,
+            "estimator": one_of(("copy", "copy", "forecast")),
+            "start": start,
+            "end": one_of((1.0, 1.0, 0.8, 0.6)),
             "passes": one_of(("both", "both", "both", "first only", "hires only")),
-            "hires_cache_interval": one_of((0, 0, 2, 4)), "hires_cache_branch_id": one_of((-1, -1, 0, 5)),
+            "hires_cache_interval": one_of((0, 0, 2, 4)),
+            "hires_cache_branch_id": one_of((-1, -1, 0, 5)),
             "strategy": one_of(("uniform", "uniform", "custom")),
             "full_evaluations": typed,
-            "speed_up": 2.0, "hires_speed_up": 0.0, "center": 0.3, "power": 1.4,
+            "speed_up": 2.0,
+            "hires_speed_up": 0.0,
+            "center": 0.3,
+            "power": 1.4,
             "deeper_branch_id": one_of((-1, -1, 0, 2, 5, 9)),
         }
         checkpoint = one_of(CHECKPOINTS) if "refiner_checkpoint" not in request else "tinyA"
@@ -95,7 +124,12 @@ class Scene:
         if sometimes(0.3) and checkpoint != "tinyInpaint" and "refiner_checkpoint" not in request:
             units = [(one_of((1.0, 0.4)), one_of((0.0, 0.3)), one_of((1.0, 0.6))) for _ in range(chance.randint(1, 2))]
         return cls(
-            seed, kind, request, settings, checkpoint, units,
+            seed,
+            kind,
+            request,
+            settings,
+            checkpoint,
+            units,
             interrupted_at=chance.randint(1, 8) if sometimes(0.1) else None,
             crashed_at=chance.randint(0, 8) if sometimes(0.15) else None,
             between=one_of(("", "", "", "", "reload", "unload", "off", "twice")),

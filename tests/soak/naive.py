@@ -198,9 +198,11 @@ def on(host: Any, naive: Naive) -> Iterator[None]:
     callbacks.on_model_loaded(naive.model_loaded)
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(
-                type(host.unet), "forward", lambda self, *args, **kwargs: naive.forward(self, *args, **kwargs)
-            ))
+            stack.enter_context(
+                mock.patch.object(
+                    type(host.unet), "forward", lambda self, *args, **kwargs: naive.forward(self, *args, **kwargs)
+                )
+            )
             yield
     finally:
         for callback in (naive.begin_evaluation, naive.end_evaluation, naive.model_loaded):

@@ -222,8 +222,13 @@ class A1111:
         blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
         ahead = PassAhead(
-            hires, total, None if sigmas is None else tuple(sigmas), len(blocks or ()),
-            Nature(adds_noise(p), prediction_of(model)), *checkpoint_of(model), sampler_of(p),
+            hires,
+            total,
+            None if sigmas is None else tuple(sigmas),
+            len(blocks or ()),
+            Nature(adds_noise(p), prediction_of(model)),
+            *checkpoint_of(model),
+            sampler_of(p),
         )
         found = self._planned(p, generation, ahead)
         generation.session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)

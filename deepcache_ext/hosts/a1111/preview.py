@@ -72,8 +72,13 @@ class Request:
 
 
 WHOLE = {
-    "steps": (1, 150), "hr_second_pass_steps": (0, 150), "width": (1, 16384), "height": (1, 16384),
-    "batch_size": (1, 1024), "hr_resize_x": (0, 16384), "hr_resize_y": (0, 16384),
+    "steps": (1, 150),
+    "hr_second_pass_steps": (0, 150),
+    "width": (1, 16384),
+    "height": (1, 16384),
+    "batch_size": (1, 1024),
+    "hr_resize_x": (0, 16384),
+    "hr_resize_y": (0, 16384),
 }
 LIMITS = {**WHOLE, "denoising_strength": (0, 1), "hr_scale": (1, 16)}
 """The ranges of the host's own sliders, or what is sure to be a mistake where its API takes more."""
@@ -148,9 +153,15 @@ def passes_ahead(request: Request) -> list[PassAhead]:
 def _pass_ahead(request: Request, hires: bool) -> PassAhead:
     model = loaded_model()
     p = SimpleNamespace(
-        steps=request.steps, denoising_strength=request.denoising_strength, is_hr_pass=hires, sd_model=model,
-        sampler_name=request.sampler_name, scheduler=request.scheduler or "Automatic", extra_generation_params={},
-        sampler_noise_scheduler_override=None, hr_second_pass_steps=request.hr_second_pass_steps,
+        steps=request.steps,
+        denoising_strength=request.denoising_strength,
+        is_hr_pass=hires,
+        sd_model=model,
+        sampler_name=request.sampler_name,
+        scheduler=request.scheduler or "Automatic",
+        extra_generation_params={},
+        sampler_noise_scheduler_override=None,
+        hr_second_pass_steps=request.hr_second_pass_steps,
         hr_sampler_name=request.hr_sampler_name,
     )
     if sd_samplers.find_sampler_config(p.sampler_name) is None:  # an older name, that of a sampler and a schedule

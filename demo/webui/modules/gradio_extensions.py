@@ -17,4 +17,3 @@ if GRADIO_4:
 
     # It writes a stub beside the source of every subclass, here into the repository.
     gradio.component_meta.create_or_modify_pyi = lambda *_: None
-

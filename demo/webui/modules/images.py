@@ -16,8 +16,16 @@ def get_font(size: int) -> Any:
 
 
 def save_image(
-    image: Image.Image, path: str, basename: str, seed: Any = None, prompt: Any = None, extension: str = "png",
-    info: Any = None, grid: bool = False, p: Any = None, **_: Any,
+    image: Image.Image,
+    path: str,
+    basename: str,
+    seed: Any = None,
+    prompt: Any = None,
+    extension: str = "png",
+    info: Any = None,
+    grid: bool = False,
+    p: Any = None,
+    **_: Any,
 ) -> tuple[str, None]:
     """Write under the next free number; the file's name and (the host's text file) None."""
     folder = Path(path)

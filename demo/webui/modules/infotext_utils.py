@@ -63,6 +63,7 @@ def _update(component: Any, value: Any) -> Any:
 
 def connect_paste(button: Any, fields: list[Any], prompt: Any, announce: Callable[[str, dict], None]) -> None:
     """Let `button` set the fields from the infotext that was put into the prompt."""
+
     def paste(text: str) -> list[Any]:
         params = parse_generation_parameters(text)
         announce(text, params)

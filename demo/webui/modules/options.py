@@ -10,10 +10,19 @@ class OptionInfo:
     """One setting: its default, and how the settings page would show it."""
 
     def __init__(
-        self, default: Any = None, label: str = "", component: Any = None, component_args: Any = None,
-        onchange: Callable[[], None] | None = None, section: tuple | None = None, refresh: Any = None,
-        comment_before: str = "", comment_after: str = "", infotext: str | None = None,
-        restrict_api: bool = False, category_id: str | None = None,
+        self,
+        default: Any = None,
+        label: str = "",
+        component: Any = None,
+        component_args: Any = None,
+        onchange: Callable[[], None] | None = None,
+        section: tuple | None = None,
+        refresh: Any = None,
+        comment_before: str = "",
+        comment_after: str = "",
+        infotext: str | None = None,
+        restrict_api: bool = False,
+        category_id: str | None = None,
     ) -> None:
         self.default, self.label = default, label
         self.component, self.component_args = component, component_args

@@ -31,6 +31,7 @@ def head() -> str:
 
 def install() -> None:
     """Let Gradio put `head()` into the page. Done anew for each host, on Gradio's own function."""
+
     def with_head(*args: Any, **kwargs: Any) -> Any:
         response = _template_response(*args, **kwargs)
         # Gradio's page would ask other machines for fonts and a script: this one stays at home.
@@ -48,6 +49,7 @@ def announce_components(on: bool = True) -> None:
 
     Until the host is closed: Gradio 4 makes components anew while the page is used.
     """
+
     def announcing(plain: Any) -> Any:
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             script_callbacks.call("before_component", self, **kwargs)

@@ -82,6 +82,7 @@ class StableDiffusionProcessing(Wishes):
         if self.scripts is not None:
             self.scripts.process_before_every_sampling(self, x=x, noise=noise, c=c, uc=uc)
 
+
 def process_images(p: StableDiffusionProcessing) -> Processed:
     """Make the pictures. The caller holds the queue's lock and has begun a job."""
     if p.scripts is not None:
@@ -198,6 +199,11 @@ from modules.processing_kinds import (  # noqa: E402
 )
 
 __all__ = [
-    "Processed", "StableDiffusionProcessing", "StableDiffusionProcessingImg2Img", "StableDiffusionProcessingTxt2Img",
-    "create_infotext", "get_fixed_seed", "process_images",
+    "Processed",
+    "StableDiffusionProcessing",
+    "StableDiffusionProcessingImg2Img",
+    "StableDiffusionProcessingTxt2Img",
+    "create_infotext",
+    "get_fixed_seed",
+    "process_images",
 ]

@@ -67,9 +67,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
         self.before_sampling(x, x, conditioning, unconditional_conditioning)
-        samples = self.sampler.sample(
-            self, x, conditioning, unconditional_conditioning, self.image_conditioning_for(x)
-        )
+        samples = self.sampler.sample(self, x, conditioning, unconditional_conditioning, self.image_conditioning_for(x))
         if not self.enable_hr or state.interrupted:
             return samples
         current = shared.sd_model.sd_checkpoint_info
@@ -91,10 +89,12 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             )
         else:
             decoded = ((shared.sd_model.decode_first_stage(samples) + 1) / 2).clamp(0, 1)
-            pictures = torch.cat([
-                images.to_tensor(images.resize_image(0, images.to_image(one), width, height, self.hr_upscaler))
-                for one in decoded
-            ])
+            pictures = torch.cat(
+                [
+                    images.to_tensor(images.resize_image(0, images.to_image(one), width, height, self.hr_upscaler))
+                    for one in decoded
+                ]
+            )
             samples = shared.sd_model.encode_first_stage(pictures * 2 - 1)
         state.nextjob()
         self.rng = rng.ImageRNG(samples.shape[1:], self.seeds)
@@ -106,7 +106,12 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             self.scripts.before_hr(self)
         self.before_sampling(samples, noise, self.hr_c, self.hr_uc)
         samples = self.sampler.sample_img2img(
-            self, samples, noise, self.hr_c, self.hr_uc, self.image_conditioning_for(samples),
+            self,
+            samples,
+            noise,
+            self.hr_c,
+            self.hr_uc,
+            self.image_conditioning_for(samples),
             steps=self.hr_second_pass_steps or self.steps,
         )
         self.sampler = None

@@ -119,7 +119,11 @@ class Processed:
     """The result."""
 
     def __init__(
-        self, p: Wishes, images_list: list, seed: int = -1, info: str = "",
+        self,
+        p: Wishes,
+        images_list: list,
+        seed: int = -1,
+        info: str = "",
         infotexts: list[str] | None = None,
     ) -> None:
         self.images, self.prompt, self.negative_prompt = images_list, p.prompt, p.negative_prompt
@@ -136,11 +140,17 @@ class Processed:
     def js(self) -> str:
         """What the API gives as `info`."""
         known = {
-            "prompt": self.prompt, "all_prompts": self.all_prompts, "negative_prompt": self.negative_prompt,
-            "seed": self.seed, "all_seeds": self.all_seeds, **self._wishes,
+            "prompt": self.prompt,
+            "all_prompts": self.all_prompts,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "all_seeds": self.all_seeds,
+            **self._wishes,
             "sd_model_name": shared.sd_model.sd_checkpoint_info.name_for_extra,
             "extra_generation_params": self.extra_generation_params,
-            "index_of_first_image": self.index_of_first_image, "infotexts": self.infotexts, "version": VERSION,
+            "index_of_first_image": self.index_of_first_image,
+            "infotexts": self.infotexts,
+            "version": VERSION,
         }
         return json.dumps(known, default=lambda _: None)
 
@@ -155,10 +165,17 @@ def create_infotext(p: Wishes, prompts: list, seeds: list, index: int = 0) -> st
     """The text under a picture and in its file."""
     info = shared.sd_model.sd_checkpoint_info
     params = {
-        "Steps": p.steps, "Sampler": p.sampler_name, "CFG scale": p.cfg_scale, "Seed": seeds[index],
-        "Size": f"{p.width}x{p.height}", "Model hash": info.shorthash, "Model": info.name_for_extra,
-        "Denoising strength": p.denoising_strength, "NGMS": p.s_min_uncond or None,
-        **p.extra_generation_params, "Version": VERSION,
+        "Steps": p.steps,
+        "Sampler": p.sampler_name,
+        "CFG scale": p.cfg_scale,
+        "Seed": seeds[index],
+        "Size": f"{p.width}x{p.height}",
+        "Model hash": info.shorthash,
+        "Model": info.name_for_extra,
+        "Denoising strength": p.denoising_strength,
+        "NGMS": p.s_min_uncond or None,
+        **p.extra_generation_params,
+        "Version": VERSION,
     }
     listed = ", ".join(f"{key}: {quote(value)}" for key, value in params.items() if value is not None)
     negative = p.negative_prompts[index]

@@ -49,6 +49,7 @@ class MulticondLearnedConditioning:
 
 def schedule(prompt: str, steps: int) -> list[tuple[int, str]]:
     """[(last step, text)...]: `[a:b:0.5]` is a until half of the steps, then b."""
+
     def switch(match: re.Match) -> int:
         when = float(match[3])
         return int(when * steps if when < 1 else when)
@@ -68,9 +69,7 @@ def get_learned_conditioning(model: Any, prompts: SdConditioning, steps: int) ->
     return [made[prompt] for prompt in prompts]
 
 
-def get_multicond_learned_conditioning(
-    model: Any, prompts: SdConditioning, steps: int
-) -> MulticondLearnedConditioning:
+def get_multicond_learned_conditioning(model: Any, prompts: SdConditioning, steps: int) -> MulticondLearnedConditioning:
     """For each prompt its parts (joined by AND), each with a weight and a schedule."""
     batch = []
     for prompt in prompts:

@@ -190,6 +190,7 @@ class ScriptRunner:
                 self._create_script_ui(script)
             groups.append(group)
         if groups:
+
             def shown(index: int) -> Any:
                 updates = [gr.update(visible=index == k) for k in range(1, len(groups) + 1)]
                 return updates if len(updates) > 1 else updates[0]  # Gradio takes a list for one output's value
@@ -214,7 +215,9 @@ class ScriptRunner:
             return
         script.controls = list(controls)
         script.api_info = {
-            "name": script.name, "is_img2img": script.is_img2img, "is_alwayson": script.alwayson,
+            "name": script.name,
+            "is_img2img": script.is_img2img,
+            "is_alwayson": script.alwayson,
             "args": [_described(control) for control in script.controls],
         }
         self.inputs += script.controls

@@ -13,6 +13,7 @@ from demo.webui.checkpoints import make_unet, state_dict
 AT_FIRST = None
 """What stands for the model before one is loaded."""
 
+
 class DiffusionWrapper(nn.Module):
     """Holds the U-Net and calls it as the host does."""
 

@@ -13,7 +13,13 @@ from modules.shared import opts, state
 
 class CFGDenoiser(Denoiser):
     def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, uncond: Any, cond: Any, cond_scale: float, s_min_uncond: float,
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        uncond: Any,
+        cond: Any,
+        cond_scale: float,
+        s_min_uncond: float,
         image_cond: torch.Tensor,
     ) -> torch.Tensor:
         """x [B, 4, h, w], sigma [B] -> the guided result, as x."""
@@ -43,7 +49,7 @@ class CFGDenoiser(Denoiser):
         devices.test_for_nans(out, "unet")
 
         scale = 1.0 if skip else cond_scale
-        base = out[-len(index):]
+        base = out[-len(index) :]
         result = base.clone()
         for i, parts in enumerate(index):
             for row, weight in parts:
@@ -90,6 +96,7 @@ class CFGDenoiser(Denoiser):
 
     def _pad(self, cond: Any, uncond: Any) -> tuple[Any, Any]:
         """The shorter text drawn out to the longer one's length with empty prompts."""
+
         def padded(short: Any, length: int) -> Any:
             if isinstance(short, dict):
                 return prompt_parser.DictWithShape(short, crossattn=padded(short["crossattn"], length))

@@ -89,11 +89,15 @@ class Sampler:
                 return self.last_latent
 
     def run(
-        self, p: Any, x: torch.Tensor, conds: tuple[Any, Any, Any], steps: int, noise_levels: dict[str, Any],
+        self,
+        p: Any,
+        x: torch.Tensor,
+        conds: tuple[Any, Any, Any],
+        steps: int,
+        noise_levels: dict[str, Any],
         init_latent: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sample from x [B, 4, h, w]; `conds` are cond, uncond and image cond; `noise_levels` in the function's names.
-        """
+        """Sample from x [B, 4, h, w]; `conds`: cond, uncond, image cond; `noise_levels` by the function's names."""
         self.p = p
         denoiser = self.model_wrap_cfg
         denoiser.p, denoiser.step = p, 0
@@ -106,14 +110,23 @@ class Sampler:
         if self.config.options.get("solver_type"):
             offered["solver_type"] = self.config.options["solver_type"]
         self.sampler_extra_args = {
-            "cond": conds[0], "uncond": conds[1], "image_cond": conds[2],
-            "cond_scale": p.cfg_scale, "s_min_uncond": p.s_min_uncond,
+            "cond": conds[0],
+            "uncond": conds[1],
+            "image_cond": conds[2],
+            "cond_scale": p.cfg_scale,
+            "s_min_uncond": p.s_min_uncond,
         }
-        result = self.launch_sampling(steps, lambda: self.func(
-            denoiser, x, extra_args=self.sampler_extra_args, callback=self.callback_state,
-            disable=True,  # k-diffusion's own bar; ours is the same for all samplers
-            **{name: value for name, value in offered.items() if name in wanted},
-        ))
+        result = self.launch_sampling(
+            steps,
+            lambda: self.func(
+                denoiser,
+                x,
+                extra_args=self.sampler_extra_args,
+                callback=self.callback_state,
+                disable=True,  # k-diffusion's own bar; ours is the same for all samplers
+                **{name: value for name, value in offered.items() if name in wanted},
+            ),
+        )
         if denoiser.padded_cond_uncond:
             p.extra_generation_params["Pad conds"] = True
         return result

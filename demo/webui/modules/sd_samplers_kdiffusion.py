@@ -15,7 +15,12 @@ from demo.webui.real_parts import external, sampling
 
 @torch.no_grad()
 def sample_restart(
-    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any, disable: bool,
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict,
+    callback: Any,
+    disable: bool,
     noise_sampler: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """Heun's method that goes back up in noise near the end and down once more (Xu and others, 2023).
@@ -51,7 +56,12 @@ def sample_restart(
 
 @torch.no_grad()
 def sample_lcm(
-    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any, disable: bool,
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict,
+    callback: Any,
+    disable: bool,
     noise_sampler: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """Denoise wholly, then add the noise of the next level."""
@@ -85,6 +95,7 @@ class LCMDenoiser(external.DiscreteEpsDDPMDenoiser):
 
     def forward(self, input: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The consistency model's output, c_skip x + c_out x0, with sigma_data 0.5 (Luo and others, 2023)."""
+
         def wide(values: torch.Tensor) -> torch.Tensor:
             return values.view(-1, 1, 1, 1)
 
@@ -138,20 +149,31 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
         """From pure noise x [B, 4, h, w] of size 1."""
         sigmas = self.get_sigmas(p, p.steps)
         levels = {
-            "sigmas": sigmas, "n": len(sigmas) - 1,
-            "sigma_min": self._wrap.sigmas[0].item(), "sigma_max": self._wrap.sigmas[-1].item(),
+            "sigmas": sigmas,
+            "n": len(sigmas) - 1,
+            "sigma_min": self._wrap.sigmas[0].item(),
+            "sigma_max": self._wrap.sigmas[-1].item(),
         }
         return self.run(p, x * sigmas[0], (cond, uncond, image_conditioning), p.steps, levels)
 
     def sample_img2img(
-        self, p: Any, x: torch.Tensor, noise: torch.Tensor, cond: Any, uncond: Any,
-        image_conditioning: torch.Tensor, steps: int | None = None,
+        self,
+        p: Any,
+        x: torch.Tensor,
+        noise: torch.Tensor,
+        cond: Any,
+        uncond: Any,
+        image_conditioning: torch.Tensor,
+        steps: int | None = None,
     ) -> torch.Tensor:
         """From a latent x with noise put on it."""
         whole, last = sd_samplers_common.setup_img2img_steps(p, steps)
         sigmas = self.get_sigmas(p, whole)[whole - last - 1 :]
         levels = {
-            "sigmas": sigmas, "n": len(sigmas) - 1, "sigma_min": sigmas[-2].item(), "sigma_max": sigmas[0].item(),
+            "sigmas": sigmas,
+            "n": len(sigmas) - 1,
+            "sigma_min": sigmas[-2].item(),
+            "sigma_max": sigmas[0].item(),
         }
         conds = (cond, uncond, image_conditioning)
         return self.run(p, x + noise * sigmas[0], conds, last + 1, levels, init_latent=x)
@@ -173,14 +195,29 @@ samplers_data = [
     )
     for name, func, alias, options, denoiser in (
         ("DPM++ 2M", sampling.sample_dpmpp_2m, "k_dpmpp_2m", {"scheduler": "karras"}, CFGDenoiserKDiffusion),
-        ("DPM++ SDE", sampling.sample_dpmpp_sde, "k_dpmpp_sde", {**_SECOND, "brownian_noise": True},
-         CFGDenoiserKDiffusion),
+        (
+            "DPM++ SDE",
+            sampling.sample_dpmpp_sde,
+            "k_dpmpp_sde",
+            {**_SECOND, "brownian_noise": True},
+            CFGDenoiserKDiffusion,
+        ),
         ("DPM++ 2M SDE", sampling.sample_dpmpp_2m_sde, "k_dpmpp_2m_sde", _SDE, CFGDenoiserKDiffusion),
-        ("DPM++ 2M SDE Heun", sampling.sample_dpmpp_2m_sde, "k_dpmpp_2m_sde_heun", {**_SDE, "solver_type": "heun"},
-         CFGDenoiserKDiffusion),
+        (
+            "DPM++ 2M SDE Heun",
+            sampling.sample_dpmpp_2m_sde,
+            "k_dpmpp_2m_sde_heun",
+            {**_SDE, "solver_type": "heun"},
+            CFGDenoiserKDiffusion,
+        ),
         ("DPM++ 2S a", sampling.sample_dpmpp_2s_ancestral, "k_dpmpp_2s_a", _SECOND, CFGDenoiserKDiffusion),
-        ("DPM++ 3M SDE", sampling.sample_dpmpp_3m_sde, "k_dpmpp_3m_sde",
-         {**_SDE, "discard_next_to_last_sigma": True}, CFGDenoiserKDiffusion),
+        (
+            "DPM++ 3M SDE",
+            sampling.sample_dpmpp_3m_sde,
+            "k_dpmpp_3m_sde",
+            {**_SDE, "discard_next_to_last_sigma": True},
+            CFGDenoiserKDiffusion,
+        ),
         ("Euler a", sampling.sample_euler_ancestral, "k_euler_a", {}, CFGDenoiserKDiffusion),
         ("Euler", sampling.sample_euler, "k_euler", {}, CFGDenoiserKDiffusion),
         ("LMS", sampling.sample_lms, "k_lms", {}, CFGDenoiserKDiffusion),

@@ -18,8 +18,14 @@ def _previous(alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def ddim(
-    model: Any, x: torch.Tensor, timesteps: torch.Tensor, extra_args: dict, callback: Any, disable: bool,
-    noise_sampler: Callable[..., torch.Tensor], eta: float = 0.0,
+    model: Any,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    extra_args: dict,
+    callback: Any,
+    disable: bool,
+    noise_sampler: Callable[..., torch.Tensor],
+    eta: float = 0.0,
 ) -> torch.Tensor:
     """Song and others, 2020. As in the host the lowest timestep only ends the last step: one evaluation fewer."""
     cumulated = model.inner_model.inner_model.alphas_cumprod
@@ -63,7 +69,12 @@ def plms(
 
 @torch.no_grad()
 def unipc(
-    model: Any, x: torch.Tensor, timesteps: torch.Tensor, extra_args: dict, callback: Any, disable: bool,
+    model: Any,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    extra_args: dict,
+    callback: Any,
+    disable: bool,
     is_img2img: bool = False,
 ) -> torch.Tensor:
     """Zhao and others, 2023: predicts data, variant B(h) = h, order 3, equal steps in time from 1 to 1/1000."""
@@ -153,8 +164,14 @@ class CompVisSampler(sd_samplers_common.Sampler):
         return self.run(p, x, (cond, uncond, image_conditioning), p.steps, levels)
 
     def sample_img2img(
-        self, p: Any, x: torch.Tensor, noise: torch.Tensor, cond: Any, uncond: Any,
-        image_conditioning: torch.Tensor, steps: int | None = None,
+        self,
+        p: Any,
+        x: torch.Tensor,
+        noise: torch.Tensor,
+        cond: Any,
+        uncond: Any,
+        image_conditioning: torch.Tensor,
+        steps: int | None = None,
     ) -> torch.Tensor:
         whole, last = sd_samplers_common.setup_img2img_steps(p, steps)
         timesteps = self.get_timesteps(p, whole)

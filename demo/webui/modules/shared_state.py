@@ -54,6 +54,15 @@ class State:
         return min(part, 1.0) if self.job else 0.0
 
     def dict(self) -> dict[str, Any]:
-        names = ("skipped", "interrupted", "stopping_generation", "job", "job_count", "job_timestamp", "job_no",
-                 "sampling_step", "sampling_steps")
+        names = (
+            "skipped",
+            "interrupted",
+            "stopping_generation",
+            "job",
+            "job_count",
+            "job_timestamp",
+            "job_no",
+            "sampling_step",
+            "sampling_steps",
+        )
         return {name: getattr(self, name) for name in names}

@@ -37,11 +37,19 @@ def _create_tab(tab: str) -> None:
     with gr.Row(elem_id=f"{tab}_toprow"):
         with gr.Column(scale=6):
             fields["prompt"] = gr.Textbox(
-                "red apple", label="Prompt", show_label=False, lines=2, elem_id=f"{tab}_prompt",
+                "red apple",
+                label="Prompt",
+                show_label=False,
+                lines=2,
+                elem_id=f"{tab}_prompt",
                 placeholder="Prompt, or an infotext to be read with the arrow",
             )
             fields["negative_prompt"] = gr.Textbox(
-                "", label="Negative prompt", show_label=False, lines=2, elem_id=f"{tab}_neg_prompt",
+                "",
+                label="Negative prompt",
+                show_label=False,
+                lines=2,
+                elem_id=f"{tab}_neg_prompt",
                 placeholder="Negative prompt",
             )
         with gr.Column(scale=1, min_width=160):
@@ -59,25 +67,38 @@ def _create_tab(tab: str) -> None:
             log = gr.HTML(elem_id=f"html_log_{tab}", elem_classes=["html-log"])
 
     generate.click(
-        _generate(tab, list(fields)), inputs=[*fields.values(), *inputs], outputs=[gallery, info, log],
-        show_progress="hidden", **{JS: f"(...values) => {{ startProgress('{tab}'); return values; }}"},
+        _generate(tab, list(fields)),
+        inputs=[*fields.values(), *inputs],
+        outputs=[gallery, info, log],
+        show_progress="hidden",
+        **{JS: f"(...values) => {{ startProgress('{tab}'); return values; }}"},
     ).then(fn=None, **{JS: f"() => endProgress('{tab}')"})
     interrupt.click(lambda: shared.state.interrupt(), show_progress="hidden")
     pasted = [
-        infotext_utils.PasteField(fields[name], key) for name, key in (
-            ("prompt", "Prompt"), ("negative_prompt", "Negative prompt"), ("steps", "Steps"),
-            ("sampler_name", "Sampler"), ("cfg_scale", "CFG scale"), ("seed", "Seed"), ("width", "Size-1"),
-            ("height", "Size-2"), ("denoising_strength", "Denoising strength"),
+        infotext_utils.PasteField(fields[name], key)
+        for name, key in (
+            ("prompt", "Prompt"),
+            ("negative_prompt", "Negative prompt"),
+            ("steps", "Steps"),
+            ("sampler_name", "Sampler"),
+            ("cfg_scale", "CFG scale"),
+            ("seed", "Seed"),
+            ("width", "Size-1"),
+            ("height", "Size-2"),
+            ("denoising_strength", "Denoising strength"),
         )
     ]
     infotext_utils.connect_paste(
-        paste, [*pasted, *runner.infotext_fields], fields["prompt"],
+        paste,
+        [*pasted, *runner.infotext_fields],
+        fields["prompt"],
         lambda text, params: script_callbacks.call("infotext_pasted", text, params),
     )
 
 
 def _settings(tab: str, fields: dict[str, Any]) -> None:
     """The host's own controls, by the names of the processing's attributes."""
+
     def slider(name: str, label: str, low: float, high: float, value: float, step: float, elem_id: str) -> None:
         fields[name] = gr.Slider(low, high, value, step=step, label=label, elem_id=f"{tab}_{elem_id}")
 

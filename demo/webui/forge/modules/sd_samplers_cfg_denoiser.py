@@ -16,7 +16,13 @@ COND, UNCOND = 0, 1
 
 class CFGDenoiser(Denoiser):
     def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, uncond: Any, cond: Any, cond_scale: float, s_min_uncond: float,
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        uncond: Any,
+        cond: Any,
+        cond_scale: float,
+        s_min_uncond: float,
         image_cond: torch.Tensor,
     ) -> torch.Tensor:
         """x [B, 4, h, w], sigma [B] -> the guided result, as x; of a timestep sampler, its noise."""
@@ -90,7 +96,9 @@ class CFGDenoiser(Denoiser):
         rows = [mark for mark in marks for _ in range(images)]
         options = {
             **self._patcher.model_options["transformer_options"],
-            "cond_or_uncond": marks, "sigmas": params.sigma, "cond_mark": torch.tensor(rows).to(params.x),
+            "cond_or_uncond": marks,
+            "sigmas": params.sigma,
+            "cond_mark": torch.tensor(rows).to(params.x),
             "cond_indices": [i for i, mark in enumerate(rows) if mark == COND],
             "uncond_indices": [i for i, mark in enumerate(rows) if mark == UNCOND],
         }
@@ -98,7 +106,11 @@ class CFGDenoiser(Denoiser):
         if params.image_cond.shape[-2:] == params.x.shape[-2:]:
             concat = params.image_cond.repeat(count, 1, 1, 1)
         out = self._model.apply_model(
-            params.x.repeat(count, 1, 1, 1), params.sigma.repeat(count), c_concat=concat, c_crossattn=context,
-            control=None, transformer_options=options,
+            params.x.repeat(count, 1, 1, 1),
+            params.sigma.repeat(count),
+            c_concat=concat,
+            c_crossattn=context,
+            control=None,
+            transformer_options=options,
         )
         return out.chunk(count)

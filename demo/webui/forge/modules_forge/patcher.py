@@ -25,7 +25,12 @@ class KModel(nn.Module):
         return distances.abs().argmin(0)
 
     def apply_model(
-        self, x: torch.Tensor, sigma: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
         transformer_options: Any = None,
     ) -> torch.Tensor:
         """x [B, C, h, w] with noise of sigma [B] -> the denoised latent, as x."""

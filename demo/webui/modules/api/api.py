@@ -180,7 +180,10 @@ class Api:
         elapsed = time.time() - (state.time_start or time.time())
         eta = elapsed / done - elapsed if done else 0.0
         return {
-            "progress": done, "eta_relative": eta, "state": state.dict(), "current_image": None,
+            "progress": done,
+            "eta_relative": eta,
+            "state": state.dict(),
+            "current_image": None,
             "textinfo": state.textinfo,
         }
 

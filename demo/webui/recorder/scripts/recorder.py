@@ -9,12 +9,27 @@ _seen = []  # (U-Net, its hook)
 _weights = []
 
 NAMES = {
-    "timesteps": "t", "sample": "x", "timestep": "t", "encoder_hidden_states": "context", "added_cond_kwargs": "y",
+    "timesteps": "t",
+    "sample": "x",
+    "timestep": "t",
+    "encoder_hidden_states": "context",
+    "added_cond_kwargs": "y",
 }
 """Of the U-Nets' arguments: ldm's, then diffusers'."""
 
-OWN = ("steps", "is_hr_pass", "iteration", "denoising_strength", "enable_hr", "sampler_name", "batch_size", "n_iter",
-       "width", "height", "hr_second_pass_steps")
+OWN = (
+    "steps",
+    "is_hr_pass",
+    "iteration",
+    "denoising_strength",
+    "enable_hr",
+    "sampler_name",
+    "batch_size",
+    "n_iter",
+    "width",
+    "height",
+    "hr_second_pass_steps",
+)
 
 
 def described(value):
@@ -68,8 +83,11 @@ def identify(unet):
 def of_pipeline(pipe, unet):
     known = {name: getattr(pipe, name, None) for name in ("num_timesteps", "guidance_scale")}
     return {
-        "pipe": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_timesteps": len(pipe.scheduler.timesteps), "pipe_unet_is_self": pipe.unet is unet, **known,
+        "pipe": type(pipe).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_timesteps": len(pipe.scheduler.timesteps),
+        "pipe_unet_is_self": pipe.unet is unet,
+        **known,
     }
 
 
@@ -78,8 +96,14 @@ def on_unet(unet, args, kwargs):
     given.update({NAMES.get(key, key): value for key, value in kwargs.items()})
     place, weights = identify(unet)
     event = {
-        "ev": "unet", "id": place, "weights": weights, "x": list(given["x"].shape), "t": numbers(given["t"]),
-        "context": list(given["context"].shape), "y": described(given.get("y")), "nargs": len(args),
+        "ev": "unet",
+        "id": place,
+        "weights": weights,
+        "x": list(given["x"].shape),
+        "t": numbers(given["t"]),
+        "context": list(given["context"].shape),
+        "y": described(given.get("y")),
+        "nargs": len(args),
         "kwargs": sorted(kwargs),
     }
     options = given.get("transformer_options")
@@ -89,7 +113,9 @@ def on_unet(unet, args, kwargs):
             event.update(of_pipeline(shared.sd_model, unet))
     else:
         event["transformer_options"] = {
-            "cond_or_uncond": options["cond_or_uncond"], "keys": sorted(options), "sigmas": numbers(options["sigmas"]),
+            "cond_or_uncond": options["cond_or_uncond"],
+            "keys": sorted(options),
+            "sigmas": numbers(options["sigmas"]),
         }
     EVENTS.append(event)
 
@@ -97,31 +123,51 @@ def on_unet(unet, args, kwargs):
 def on_cfg_denoiser(params):
     identify(sd_model.unet_of(shared.sd_model))
     denoiser = params.denoiser
-    EVENTS.append({
-        "ev": "callback", "name": "cfg_denoiser", "sigma": numbers(params.sigma), "x": list(params.x.shape),
-        "sampling_step": params.sampling_step, "total_sampling_steps": params.total_sampling_steps,
-        "denoiser_step": denoiser.step, "denoiser_total_steps": denoiser.total_steps,
-        "denoiser_class": type(denoiser).__name__, "text_cond": described(params.text_cond),
-        "text_uncond": described(params.text_uncond), "denoiser_p_is_hr_pass": denoiser.p.is_hr_pass,
-    })
+    EVENTS.append(
+        {
+            "ev": "callback",
+            "name": "cfg_denoiser",
+            "sigma": numbers(params.sigma),
+            "x": list(params.x.shape),
+            "sampling_step": params.sampling_step,
+            "total_sampling_steps": params.total_sampling_steps,
+            "denoiser_step": denoiser.step,
+            "denoiser_total_steps": denoiser.total_steps,
+            "denoiser_class": type(denoiser).__name__,
+            "text_cond": described(params.text_cond),
+            "text_uncond": described(params.text_uncond),
+            "denoiser_p_is_hr_pass": denoiser.p.is_hr_pass,
+        }
+    )
 
 
 def on_state(name):
     def callback(params):
-        EVENTS.append({
-            "ev": "callback", "name": name, "x": list(params.x.shape), "sampling_step": params.sampling_step,
-            "total_sampling_steps": params.total_sampling_steps,
-        })
+        EVENTS.append(
+            {
+                "ev": "callback",
+                "name": name,
+                "x": list(params.x.shape),
+                "sampling_step": params.sampling_step,
+                "total_sampling_steps": params.total_sampling_steps,
+            }
+        )
 
     return callback
 
 
 def on_model_loaded(model):
     place, weights = identify(sd_model.unet_of(model))
-    EVENTS.append({
-        "ev": "callback", "name": "model_loaded", "model": type(model).__name__,
-        "unet_class": type(sd_model.unet_of(model)).__name__, "id": place, "weights": weights,
-    })
+    EVENTS.append(
+        {
+            "ev": "callback",
+            "name": "model_loaded",
+            "model": type(model).__name__,
+            "unet_class": type(sd_model.unet_of(model)).__name__,
+            "id": place,
+            "weights": weights,
+        }
+    )
 
 
 def on_process(name):
@@ -145,10 +191,15 @@ class Recorder(scripts.Script):
 
 def recorded(name):
     def hook(self, p, *args, **kwargs):
-        EVENTS.append({
-            "ev": "hook", "name": name, "args": [type(value).__name__ for value in args],
-            "kw": {key: described(kwargs[key]) for key in sorted(kwargs)}, "p": own(p),
-        })
+        EVENTS.append(
+            {
+                "ev": "hook",
+                "name": name,
+                "args": [type(value).__name__ for value in args],
+                "kw": {key: described(kwargs[key]) for key in sorted(kwargs)},
+                "p": own(p),
+            }
+        )
 
     return hook
 

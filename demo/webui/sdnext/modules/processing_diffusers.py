@@ -30,10 +30,15 @@ def run_pass(
         given = {"image": image, "strength": strength}
     state.sampling_step = state.sampling_steps = 0
     made = pipe(
-        prompt_embeds=cond, negative_prompt_embeds=uncond if p.cfg_scale > 1 else None, num_inference_steps=steps,
-        guidance_scale=p.cfg_scale, generator=[torch.Generator().manual_seed(int(seed)) for seed in p.seeds],
-        output_type="latent", callback_on_step_end=_step_end(p),
-        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **given,
+        prompt_embeds=cond,
+        negative_prompt_embeds=uncond if p.cfg_scale > 1 else None,
+        num_inference_steps=steps,
+        guidance_scale=p.cfg_scale,
+        generator=[torch.Generator().manual_seed(int(seed)) for seed in p.seeds],
+        output_type="latent",
+        callback_on_step_end=_step_end(p),
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        **given,
     )
     return made.images
 

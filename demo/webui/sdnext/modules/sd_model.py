@@ -37,11 +37,15 @@ def make_diffusers_unet(checkpoint: Checkpoint) -> diffusers.UNet2DConditionMode
     # Each level has two blocks of layers and, but for the last, one that makes it smaller.
     cross = [attends[1 + 3 * level] for level in range(levels)]
     unet = diffusers.UNet2DConditionModel(
-        in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2, sample_size=64,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=2,
+        sample_size=64,
         block_out_channels=[checkpoint.width * times for times in ldm.channel_mult],
         down_block_types=["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in cross],
         up_block_types=["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(cross)],
-        attention_head_dim=ldm.num_heads, cross_attention_dim=checkpoint.context,
+        attention_head_dim=ldm.num_heads,
+        cross_attention_dim=checkpoint.context,
     )
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in state_dict(checkpoint, ldm).items()}
     unet.load_state_dict(convert_ldm_unet_checkpoint(weights, unet.config))
@@ -53,9 +57,13 @@ def loaded(info: Any, before: Any) -> Any:
     parts = Parts(info)
     parts.load(info)
     pipe = diffusers.StableDiffusionPipeline(
-        unet=make_diffusers_unet(info.checkpoint), vae=None,
+        unet=make_diffusers_unet(info.checkpoint),
+        vae=None,
         scheduler=diffusers.EulerDiscreteScheduler(**NOISE_LEVELS, steps_offset=1),
-        text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None,
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)

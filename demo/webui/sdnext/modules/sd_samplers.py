@@ -27,9 +27,15 @@ all_samplers = [
     SamplerData("Euler a", diffusers.EulerAncestralDiscreteScheduler, options={"timestep_spacing": "linspace"}),
     SamplerData("DPM++ 2M", diffusers.DPMSolverMultistepScheduler, options={"timestep_spacing": "linspace"}),
     SamplerData("UniPC", diffusers.UniPCMultistepScheduler, options={"timestep_spacing": "linspace"}),
-    SamplerData("DDIM", diffusers.DDIMScheduler, options={
-        "timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False,
-    }),
+    SamplerData(
+        "DDIM",
+        diffusers.DDIMScheduler,
+        options={
+            "timestep_spacing": "leading",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+        },
+    ),
     SamplerData("Heun", diffusers.HeunDiscreteScheduler, options={"timestep_spacing": "linspace"}),
     SamplerData("KDPM2", diffusers.KDPM2DiscreteScheduler, options={"timestep_spacing": "linspace"}),
     SamplerData("LMS", diffusers.LMSDiscreteScheduler, options={"timestep_spacing": "linspace"}),
