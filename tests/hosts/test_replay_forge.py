@@ -20,7 +20,7 @@ from tests.replay.recording import load
 from tests.replay.reference import WEIGHTS
 from tests.replay.scenario import MAIN, recordings, replay
 
-TRACES = Path(__file__).parent / "data" / "host-traces"
+TRACES = Path(__file__).parents[1] / "data" / "host-traces"
 HOSTS = ("forge-2025-06", "reforge-2026-03")
 SHORTFALLS = {
     "forge-2025-06": {"ngms", "prompt_edit", "refiner"},

@@ -21,7 +21,7 @@ from deepcache_ext.settings.fields import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS
 from deepcache_ext.settings.settings import Settings, overridden, parse
 from demo.webui.boot import boot
 
-SYMBOLS = json.loads((Path(__file__).parent / "data" / "host-traces" / "symbols.json").read_text(encoding="utf-8"))
+SYMBOLS = json.loads((Path(__file__).parents[1] / "data" / "host-traces" / "symbols.json").read_text(encoding="utf-8"))
 EVERY_FOURTH = parse([{"enabled": True, "cache_interval": 4}])
 
 # Strip and table ---------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}
     ran = subprocess.run(
         [sys.executable, "-m", "demo", "--host", name, "--once", "--steps", "6", "--interval", "2"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OTHERS = (
     ("3.43.2", "a1111", "test_page.py"),
     ("3.43.2", "sdnext", "page_sdnext.py"),
@@ -22,7 +22,7 @@ def test_the_page_there(version: str, host: str, tests: str, browser: object) ->
     assert folder.is_dir(), "make setup installs it"
     env = {**os.environ, "PYTHONPATH": str(folder), "DEEPCACHE_GRADIO": version, "DEEPCACHE_HOST": host}
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{tests}"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/interface/{tests}"],
         cwd=ROOT,
         env=env,
         capture_output=True,

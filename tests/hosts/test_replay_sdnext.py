@@ -15,7 +15,7 @@ from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
 from tests.replay.scenario import CAUSES, MAIN, recordings, replay
 
-TRACES = Path(__file__).parent / "data" / "host-traces" / "sdnext-2026-07-23"
+TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "sdnext-2026-07-23"
 
 CACHED: dict[str, tuple[int, int]] = {
     "after_crash": (5, 5),

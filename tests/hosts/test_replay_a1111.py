@@ -24,7 +24,7 @@ from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load
 from tests.replay.scenario import CAUSES, MAIN, Config, recordings, replay
 
-TRACES = Path(__file__).parent / "data" / "host-traces" / "a1111-1.10.1"
+TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "a1111-1.10.1"
 
 CACHED: dict[str, tuple[int, int]] = {
     "after_animatediff": (5, 5),

@@ -13,7 +13,7 @@ from deepcache_ext.plan.preview import PassAhead, planned, speed_up_of
 from deepcache_ext.settings.fields import SettingsError
 from deepcache_ext.settings.settings import Settings, parse
 from demo.webui.boot import boot
-from tests.test_a1111 import HIRES, host_object, make
+from tests.hosts.test_a1111 import HIRES, host_object, make
 
 PRESET = [True, "Balanced"]
 SAMPLERS = [
