@@ -56,6 +56,8 @@ screenshots: setup
 
 lint: setup
 	$(py) -m ruff check .
+	$(py) -m ruff format --check .
+	.venv/bin/lint-imports
 	$(py) -m mypy deepcache_ext
 
 clean:
