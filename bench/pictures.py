@@ -91,7 +91,9 @@ def cells(studio: Studio, strip: Strip, times: speed.CallTimes) -> list[Cell]:
         )
         likeness = float(psnr(made.pictures, reference.pictures)[0])
         alike = "the same picture" if likeness >= PSNR_CAP else f"{likeness:.1f} dB"
-        lines = (label(arm), f"{gain:.2f}x, {alike}", fraction(made.full, made.deeper, made.evaluations))
+        kinds = ["full"] * made.full + ["medium"] * made.deeper
+        kinds += ["cached"] * (made.evaluations - len(kinds))
+        lines = (label(arm), f"{gain:.2f}x, {alike}", fraction(kinds))
         found.append(Cell(made.pictures[0], lines, _coarse(made.pictures[0] - reference.pictures[0])))
     return found
 

@@ -180,7 +180,7 @@ def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]
         if cache is not None:
             report = cache.report()
             doubts.extend(doubts_of(report, case.settings.get("cache_interval")))
-            numbers = [(p.evaluations, p.full_evaluations, p.deeper_evaluations) for p in report.passes]
+            numbers = [(p.evaluations, p.full_evaluations, p.medium_evaluations) for p in report.passes]
             counts.append((*map(sum, zip(*numbers, strict=True)), clock.calls))  # type: ignore[arg-type]
 
     with torch.no_grad():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from html import escape
 
-from ..report.pass_report import PassReport, Reason
+from ..report.pass_report import together
 from ..report.run_report import PassOutcome, RunOutcome, reached
 
 NOTHING = "Nothing has been made yet."
@@ -27,7 +26,9 @@ def table(run: RunOutcome | None) -> str:
             notes += _notes(those, hires)
     if not columns:
         return _line(f"{run.kind}: no pass was to be cached.")
-    rows = list(zip((run.kind, *ROWS), *columns, strict=True))
+    rows = [
+        one for one in zip((run.kind, *ROWS), *columns, strict=True) if one[0] != "mixed" or any(map(_some, one[1:]))
+    ]
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     said = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
@@ -36,42 +37,37 @@ def table(run: RunOutcome | None) -> str:
     )
 
 
-ROWS = ("evaluations", "full", "deeper", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
+ROWS = ("evaluations", "full", "medium", "mixed", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
+
+
+def _some(cell: str) -> bool:
+    return cell != "0"
 
 
 def _column(those: list[PassOutcome], hires: bool) -> list[str]:
-    reports = [one.report for one in those]
-    total, full = sum(r.evaluations for r in reports), sum(r.full_evaluations for r in reports)
-    deeper = sum(r.deeper_evaluations for r in reports)
+    whole = together([one.report for one in those])
     name = "hires pass" if hires else "first pass"
+    counts = (
+        whole.evaluations,
+        whole.full_evaluations,
+        whole.medium_evaluations,
+        whole.mixed_evaluations,
+        whole.cached_evaluations,
+    )
     return [
         f"{len(those)} {name}es" if len(those) > 1 else name,
-        str(total),
-        str(full),
-        str(deeper),
-        str(total - full - deeper),
+        *map(str, counts),
         _times(those[0].planned.speed_up()),
-        _times(reached(_together(reports))),
+        _times(reached(whole)),
     ]
 
 
 def _notes(those: list[PassOutcome], hires: bool) -> list[str]:
     which = "hires pass: " if hires else ""
-    misses: Counter[Reason] = sum((one.report.misses for one in those), Counter())
-    notes = [f"{which}{count} calls in full: {reason.value}" for reason, count in misses.most_common()]
+    reasons = together([one.report for one in those]).reasons()
+    notes = [f"{which}{count} calls in full: {reason}" for count, reason in reasons]
     notes += [f"{which}off: {one.report.off}" for one in those if one.report.off]
     return notes + [f"{which}{one.planned.remark}" for one in those if one.planned.remark]
-
-
-def _together(reports: list[PassReport]) -> PassReport:
-    return PassReport(
-        full_calls=sum(r.full_calls for r in reports),
-        cached_calls=sum(r.cached_calls for r in reports),
-        deeper_calls=sum(r.deeper_calls for r in reports),
-        deeper_seconds=[s for r in reports for s in r.deeper_seconds],
-        full_seconds=[s for r in reports for s in r.full_seconds],
-        cached_seconds=[s for r in reports for s in r.cached_seconds],
-    )
 
 
 def _times(gain: float | None) -> str:

@@ -11,7 +11,7 @@ UNKNOWN = "The plan is made when the run begins: before that, steps, sampler or 
 
 
 def strip(passes: Sequence[PlannedPass], problem: str = "") -> str:
-    """A row of cells for each pass, dark for a full evaluation, half dark for a deeper one, light for a
+    """A row of cells for each pass, dark for a full evaluation, half dark for a medium one, light for a
     cached one, and what it should gain.
 
     `problem`: why there is no plan, in words; shown in its place.
@@ -27,8 +27,7 @@ def header(passes: Sequence[PlannedPass]) -> str:
     if not passes:
         return ""
     gain, kinds = speed_up_of(passes), [kind for one in passes for kind in one.kinds]
-    counted = fraction(kinds.count("full"), kinds.count("deeper"), len(kinds))
-    return f"{'' if gain is None else f'{gain:.1f}x, '}{counted}"
+    return f"{'' if gain is None else f'{gain:.1f}x, '}{fraction(kinds)}"
 
 
 def _pass(name: str, one: PlannedPass) -> str:

@@ -66,9 +66,9 @@ class PlannedPass:
 
     @property
     def kinds(self) -> list[str]:
-        """`full`, `deeper` or `cached` for each evaluation."""
+        """`full`, `medium` or `cached` for each evaluation."""
         shallowest = min(self.plan.branches)
-        return ["full" if b is None else "deeper" if b > shallowest else "cached" for b in self.branches]
+        return ["full" if b is None else "medium" if b > shallowest else "cached" for b in self.branches]
 
     @property
     def live_branches(self) -> list[int]:
@@ -77,9 +77,8 @@ class PlannedPass:
 
     @property
     def fraction(self) -> str:
-        """As `report.PassReport.fraction`."""
-        kinds = self.kinds
-        return fraction(kinds.count("full"), kinds.count("deeper"), len(kinds))
+        """For instance `10 of 30 full`."""
+        return fraction(self.kinds)
 
     def speed_up(self) -> float | None:
         """Of the UNet's time, by arithmetic; None where the UNet is not known."""
@@ -105,9 +104,9 @@ class PlannedPass:
             "pass": "hires" if self.hires else "first",
             "evaluations": self.ahead.evaluations,
             "full": [k for k, kind in enumerate(kinds) if kind == "full"],
-            "deeper": [k for k, kind in enumerate(kinds) if kind == "deeper"],
+            "medium": [k for k, kind in enumerate(kinds) if kind == "medium"],
             "cache_branch_id": min(self.plan.branches),
-            "deeper_branch_id": max(self.plan.branches) if "deeper" in kinds else None,
+            "deeper_branch_id": max(self.plan.branches) if "medium" in kinds else None,
             "estimator": self.estimator.name,
             "speed_up": None if speed_up is None else round(speed_up, 3),
             "kept_bytes": self.kept_bytes(),
@@ -127,6 +126,13 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
     return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide else "")
 
 
+def fraction(kinds: Sequence[str]) -> str:
+    """For instance `10 of 30 full`, or `6 of 30 full + 6 medium`; kinds as in `PlannedPass.kinds`, and `mixed`."""
+    told = [f"{kinds.count('full')} of {len(kinds)} full"]
+    told += [f"{kinds.count(kind)} {kind}" for kind in ("medium", "mixed") if kind in kinds]
+    return " + ".join(told)
+
+
 WIDE = 0.8
 TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
 """Where evaluations that renew the kept feature lie further apart: the measured pictures (docs/evidence.md) are
@@ -142,8 +148,3 @@ def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:
     evaluations = sum(one.ahead.evaluations for one in passes)
     spent = sum(one.ahead.evaluations / gain for one, gain in zip(passes, gains, strict=True) if gain)
     return evaluations / spent if spent else None
-
-
-def fraction(full: int, deeper: int, evaluations: int) -> str:
-    """For instance `10 of 30 full`, or `6 of 30 full + 6 deeper`."""
-    return f"{full} of {evaluations} full" + (f" + {deeper} deeper" if deeper else "")

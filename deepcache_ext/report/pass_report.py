@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from statistics import median
 
@@ -16,7 +16,10 @@ class Reason(str, Enum):
 
     FIRST_SEEN = "first call of its kind"
     NOT_REFRESHED = "its kept feature was older than the plan's last evaluation that renews it"
-    UNPLACED = "which part of the latent it holds could not be proved"
+    UNPLACED = "which part of the picture it holds could not be proved"
+    MOVED = "the picture moved further than the sampler's step: it is another one, or another part of it"
+    TOGETHER = "another call of the same evaluation, or of the one before, could not be cached"
+    LAYERS = "another extension counts the UNet's layers, which works in one call an evaluation only"
     CONDITIONING = "its conditioning changed"
     FORWARD = "another extension's forward came or went"
     STATE = "a control unit, a LoRA or a hypernetwork changed"
@@ -26,45 +29,76 @@ class Reason(str, Enum):
     ASKED = "another extension asked for a full call"
     RAISED = "the UNet raised an error"
     WALKS = "the UNet's blocks were run another number of times than at the full call"
+    SIZES = "inside the UNet it had another size than at the full call"
     OUTSIDE = "it belongs to no evaluation of this pass"
-    NESTED = "it ran inside another call of the UNet"
     TRACED = "it was being traced or compiled"
     GRADIENT = "gradients through the UNet were asked for"
     REPLICA = "it ran on a copy of the UNet"
     NO_EFFECT = "the UNet's forward is replaced by one that does not run its blocks"
-    BRANCH = "the UNet has no such branch"
+    NO_CALL = "the UNet was not called at one evaluation: another cache, or something in its place, is at work"
     LAYOUT = "the UNet's layout is unknown"
     ERROR = "an error inside DeepCache (see the log)"
 
 
 @dataclass
 class PassReport:
-    """Counts of one pass. An evaluation is full when any of its calls was, else deeper when any ran a deeper branch,
-    which renews what the others go on from; deeper calls are among the cached ones. Calls outside evaluations count as
-    misses only. Times are in seconds; on a CUDA device they are read from events when the pass ends.
+    """Counts of one pass. An evaluation is *full* when all of its calls were, *mixed* when some were; else *medium*
+    when any ran a deeper branch, which renews what the others go on from. Medium calls are among the cached ones.
+    Calls outside evaluations count as misses only. Evaluations of which nothing is known, since another extension may
+    have skipped them, are not among the `evaluations`. Times are in seconds; on a CUDA device they are read from events
+    when the pass ends.
     """
 
     hires: bool = False
     evaluations: int = 0
     full_evaluations: int = 0
-    deeper_evaluations: int = 0
+    medium_evaluations: int = 0
+    mixed_evaluations: int = 0
     planned_full: int = 0
     full_calls: int = 0
     cached_calls: int = 0
-    deeper_calls: int = 0
+    medium_calls: int = 0
     misses: Counter[Reason] = field(default_factory=Counter)
+    foreign: Counter[str] = field(default_factory=Counter)
+    """Whose patches made calls run in full, by the name of their code."""
     kept_bytes: int = 0
     """The most that was kept at a time."""
     full_seconds: list[float] = field(default_factory=list)
     cached_seconds: list[float] = field(default_factory=list)
-    """Of cached calls that are not deeper."""
-    deeper_seconds: list[float] = field(default_factory=list)
+    """Of cached calls that are not medium."""
+    medium_seconds: list[float] = field(default_factory=list)
     off: str = ""
     """Why nothing was cached from some point on, in words; empty when caching was possible to the end."""
+    is_blind: bool = False
+    """Another cache acts from then on: of what it skips nothing is known, so nothing is counted."""
+
+    @property
+    def cached_evaluations(self) -> int:
+        """Those that ran the shallow branch alone."""
+        return self.evaluations - self.full_evaluations - self.medium_evaluations - self.mixed_evaluations
+
+    @property
+    def kinds(self) -> list[str]:
+        """One word for each evaluation, in no order; see `plan.preview.fraction`."""
+        counted = {
+            "full": self.full_evaluations,
+            "medium": self.medium_evaluations,
+            "mixed": self.mixed_evaluations,
+            "cached": self.cached_evaluations,
+        }
+        return [kind for kind, count in counted.items() for _ in range(count)]
 
     @property
     def fraction(self) -> str:
-        return fraction(self.full_evaluations, self.deeper_evaluations, self.evaluations)
+        return fraction(self.kinds)
+
+    def reasons(self) -> list[tuple[int, str]]:
+        """Why calls ran in full that were planned cached, each with its number, the most frequent first."""
+        told = []
+        for reason, count in self.misses.most_common():
+            named = ", ".join(name for name, _ in self.foreign.most_common()) if reason is Reason.PATCHED else ""
+            told.append((count, f"{reason.value} ({named})" if named else reason.value))
+        return told
 
     def lines(self) -> list[str]:
         """The pass in words, for the log."""
@@ -72,14 +106,24 @@ class PassReport:
             f"{'hires pass' if self.hires else 'pass'}: {self.fraction}, "
             f"{self.full_calls} full and {self.cached_calls} cached calls, kept {self.kept_bytes / 2**20:.1f} MiB"
         ]
-        kinds = (("cached", self.cached_seconds), ("deeper", self.deeper_seconds))
+        kinds = (("cached", self.cached_seconds), ("medium", self.medium_seconds))
         others = [f"a {kind} one {median(took) * 1e3:.1f} ms" for kind, took in kinds if took]
         if self.full_seconds and others:
             text.append(", ".join([f"a full call took {median(self.full_seconds) * 1e3:.1f} ms", *others]))
-        text += [f"{count} in full: {reason.value}" for reason, count in self.misses.most_common()]
+        text += [f"{count} in full: {reason}" for count, reason in self.reasons()]
         if self.off:
             text.append(f"off: {self.off}")
         return text
+
+
+def together(passes: Sequence[PassReport]) -> PassReport:
+    """The counts and times of several passes of one kind in one report; `off` and `kept_bytes` are left out."""
+    whole = PassReport(hires=any(one.hires for one in passes))
+    added = [one.name for one in fields(PassReport) if one.name not in ("hires", "off", "is_blind", "kept_bytes")]
+    for one in passes:
+        for name in added:
+            setattr(whole, name, getattr(whole, name) + getattr(one, name))
+    return whole
 
 
 def summary(passes: Sequence[PassReport]) -> str:
@@ -89,11 +133,12 @@ def summary(passes: Sequence[PassReport]) -> str:
     """
     parts = []
     for hires in (False, True):
-        those = [p for p in passes if p.hires is hires]
+        those = [one for one in passes if one.hires is hires]
         if not those:
             continue
-        full, deeper = sum(p.full_evaluations for p in those), sum(p.deeper_evaluations for p in those)
-        off = sorted({p.off for p in those if p.off})
-        text = fraction(full, deeper, sum(p.evaluations for p in those)) + (f" ({'; '.join(off)})" if off else "")
+        kinds = [kind for one in those for kind in one.kinds]
+        off = "; ".join(sorted({one.off for one in those if one.off}))
+        # Where nothing is known of any evaluation, no number is told.
+        text = f"{fraction(kinds)} ({off})" if kinds and off else fraction(kinds) if kinds else f"off ({off})"
         parts.append(f"hires {text}" if hires else text)
     return ", ".join(parts)

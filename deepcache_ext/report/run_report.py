@@ -17,8 +17,8 @@ def reached(report: PassReport) -> float | None:
     """
     kinds = (
         (report.full_calls, report.full_seconds),
-        (report.cached_calls - report.deeper_calls, report.cached_seconds),
-        (report.deeper_calls, report.deeper_seconds),
+        (report.cached_calls - report.medium_calls, report.cached_seconds),
+        (report.medium_calls, report.medium_seconds),
     )
     if not report.full_seconds or not report.cached_calls or any(calls and not timed for calls, timed in kinds):
         return None
@@ -40,19 +40,20 @@ class PassOutcome:
             "pass": "hires" if report.hires else "first",
             "evaluations": report.evaluations,
             "full_evaluations": report.full_evaluations,
-            "deeper_evaluations": report.deeper_evaluations,
-            "cached_evaluations": report.evaluations - report.full_evaluations - report.deeper_evaluations,
+            "medium_evaluations": report.medium_evaluations,
+            "mixed_evaluations": report.mixed_evaluations,
+            "cached_evaluations": report.cached_evaluations,
             "planned_full_evaluations": report.planned_full,
             "full_calls": report.full_calls,
             "cached_calls": report.cached_calls,
-            "deeper_calls": report.deeper_calls,
+            "medium_calls": report.medium_calls,
             "full_call_seconds": median(report.full_seconds) if report.full_seconds else None,
             "cached_call_seconds": median(report.cached_seconds) if report.cached_seconds else None,
-            "deeper_call_seconds": median(report.deeper_seconds) if report.deeper_seconds else None,
+            "medium_call_seconds": median(report.medium_seconds) if report.medium_seconds else None,
             "speed_up": None if gain is None else round(gain, 3),
             "predicted_speed_up": self.planned.as_json()["speed_up"],
             "kept_bytes": report.kept_bytes,
-            "in_full_though_planned_cached": {reason.value: n for reason, n in report.misses.most_common()},
+            "in_full_though_planned_cached": {reason: n for n, reason in report.reasons()},
             "off": report.off,
             "remark": self.planned.remark,
         }

@@ -1,4 +1,6 @@
-"""Noticing that another extension exchanged blocks of the UNet, as some upscaling tricks do in mid-run."""
+"""Noticing what changed about a UNet in mid-run: blocks exchanged (as some upscaling tricks do), another checkpoint in
+the same object, a LoRA merged or injected, forwards put on single layers.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,9 @@ EACH = 3
 """How many modules of each name are watched (`to_q`, `conv1`, `middle_block`): a LoRA is injected by names."""
 
 
+VALUES = 24
+"""Of how many weights without a counter single values are read."""
+
 COUNTER = attrgetter("_version")
 
 
@@ -46,6 +51,9 @@ class WeightsWatch:
     In-place writes (`copy_`, `load_state_dict`, `+=`) raise a weight's counter; a layer that is wrapped, unwrapped or
     exchanged (an injected LoRA) is another object, and so is a new `nn.Parameter`. Layers of peft are watched too:
     switching, scaling or merging an adapter there changes no counter.
+
+    Weights that were loaded under `torch.inference_mode`, as Forge's are, have no counter: of some of them two values
+    each are read (`version` with `values`), which waits for the device once.
 
     Moving a module between devices is no change, so an assignment to `.data`, which is how modules are moved, stays
     unseen. So does what is done to single layers outside the sample.
@@ -73,15 +81,35 @@ class WeightsWatch:
         self._owners = [owner for group in weighted.values() for owner in _spread(group)]
         self._weights = [owner["weight"] for owner in self._owners]
         self._adapted = adapted[:: max(1, len(adapted) // 64)]
+        self._read = b""
 
-    def version(self) -> tuple[int, int, Hashable]:
-        """Another one when a sampled weight was written to (inference tensors have no counter), when a sampled module
-        or weight is another object, and when an adapter acts in another way.
+    def version(self, values: bool = True) -> tuple[int, int, Hashable, bytes]:
+        """Another one when a sampled weight was written to, when a sampled module or weight is another object, and when
+        an adapter acts in another way. `values`: read those of weights without a counter anew.
         """
         if not self._is_same():
             self._take_sample()
             self._renewals += 1
-        return self._count(), self._renewals, tuple(map(_adapters, self._adapted))
+        if values:
+            self._read = self._values()
+        return self._count(), self._renewals, tuple(map(_adapters, self._adapted)), self._read
+
+    def forwards(self) -> list[Any]:
+        """What runs in the sampled modules: their classes, own forwards, processors and hooks."""
+        found: list[Any] = []
+        for _, _, child in self._links:
+            own = child.__dict__
+            found += type(child), own.get("forward"), own.get("_forward"), own.get("processor")
+            found += own.get("_forward_hooks") or None, own.get("_forward_pre_hooks") or None
+        return found
+
+    def _values(self) -> bytes:
+        uncounted = [weight for weight in self._weights if weight.is_inference() and not weight.is_meta]
+        some = uncounted[:: -(-len(uncounted) // VALUES) or 1]
+        # Views of single elements: flattening would copy a weight whose memory is in another order.
+        places = [(weight, tuple((size - 1) // part for size in weight.shape)) for weight in some for part in (2, 3)]
+        read = [weight[place].float() for weight, place in places if weight.numel()]
+        return torch.stack(read).cpu().numpy().tobytes() if read else b""
 
     def _is_same(self) -> bool:
         for children, name, child in self._links:

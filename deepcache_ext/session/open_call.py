@@ -1,44 +1,120 @@
-"""One call of the UNet, from the hook before it to the hook after it, and the hooks themselves."""
+"""One call of the UNet, from the hook before it to the hook after it: a class for each kind of call.
+
+Each knows how it ends. What it has to say to its session it says through `Books`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from ..unet.calls import Call
-from ..unet.ladder import Arguments, Walks
+from ..unet.ladder import AnyLadder, Arguments, CachedWalks, Walks
+from .evaluation import Kind
 from .slots import Key, Slot
 
 
-@dataclass
-class OpenCall:
-    """What the hook before a call knows and the hook after it needs. `walks` is None where we did nothing; `given` is
-    what the host called the UNet with, where a cached call runs on something else.
-    """
+class Books(Protocol):
+    """Where calls are booked: the session."""
 
-    call: Call | None = None
-    key: Key | None = None
-    slot: Slot | None = None
-    forward: object = None
-    walks: Walks | None = None
-    cached: bool = False
-    expected_walks: int = 0
-    continues: bool = False
-    suspended: Mapping[str, Any] | None = None
-    nested: bool = False
-    given: Arguments | None = None
+    def booked(self, kind: Kind) -> None:
+        """A call has ended well."""
+
+    def strayed(self, call: CachedCall) -> None:
+        """A cached call did something else than its full call: it is to be run again."""
+
+    def keep(self, call: ObservedCall) -> None:
+        """What a full call gave is to be kept."""
+
+    def renew(self, call: CachedCall) -> None:
+        """What a cached call renewed is to be kept."""
+
+
+class OpenCall:
+    """A call that runs in full without us, and is not counted: another extension's hooks may see it differently."""
+
     instead: Arguments | None = None
+    """What the UNet is to be run with, where that is not what the host gave."""
+    is_cached = False
 
     @property
-    def is_astray(self) -> bool:
-        """Whether this was a cached call that did something else on the ladder than the full call it goes back to."""
-        if not self.cached or self.walks is None:
-            return False
-        renewed = [] if self.walks.failed is not None else [len(those) for those in self.walks.features.values()]
-        return self.walks.astray or any(count != self.expected_walks for count in (self.walks.supplied, *renewed))
+    def timed(self) -> Call | None:
+        """What it is by its arguments; None where its time is not to be taken."""
+        return getattr(self, "call", None)
+
+    def end(self, ladder: AnyLadder, books: Books) -> None:
+        """The forward returned: take the shadows down, and book the call."""
+
+    def give_up(self, ladder: AnyLadder) -> bool:
+        """The forward raised. Whether the session must start anew."""
+        return True
+
+
+@dataclass
+class PlainCall(OpenCall):
+    """A call that runs in full with nothing kept."""
+
+    call: Call | None = None
+
+    def end(self, ladder: AnyLadder, books: Books) -> None:
+        ladder.take_down()
+        books.booked(Kind.FULL)
+
+
+class NestedCall(OpenCall):
+    """A call inside another one, whose shadows are set aside for it."""
+
+    def __init__(self, ladder: AnyLadder) -> None:
+        self._suspended: Mapping[str, Any] = ladder.take_down()
+
+    def end(self, ladder: AnyLadder, books: Books) -> None:
+        ladder.put_back(dict(self._suspended))
+
+    def give_up(self, ladder: AnyLadder) -> bool:
+        ladder.put_back(dict(self._suspended))
+        return False
+
+
+@dataclass
+class ObservedCall(OpenCall):
+    """A full call whose features are kept. `forward`: the foreign forward that runs, or None; `continues`: what its
+    slot holds is of the same making, and stays for the estimator.
+    """
+
+    call: Call
+    key: Key
+    forward: object
+    walks: Walks
+    continues: bool
+
+    def end(self, ladder: AnyLadder, books: Books) -> None:
+        ladder.take_down()
+        books.booked(Kind.FULL)
+        books.keep(self)
+
+
+@dataclass
+class CachedCall(OpenCall):
+    """A call that runs the live blocks alone. `given`: what the host called the UNet with."""
+
+    call: Call
+    slot: Slot
+    walks: CachedWalks
+    given: Arguments
+    instead: Arguments | None = None
+    is_cached = True
+
+    def end(self, ladder: AnyLadder, books: Books) -> None:
+        ladder.take_down()
+        if self.walks.is_astray:
+            books.strayed(self)
+            return
+        books.booked(Kind.MEDIUM if self.walks.features else Kind.CACHED)
+        if self.walks.features:
+            books.renew(self)
 
 
 def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:

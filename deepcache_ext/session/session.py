@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
-from itertools import chain
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,15 +12,17 @@ from torch import nn
 
 from .. import public
 from ..plan.estimators import Estimator, Moment
+from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.ladder import AnyLadder, Arguments, Walks
+from ..unet.ladder import AnyLadder, Arguments
 from ..unet.ldm import Ladder
-from ..unet.support import UnknownLayout, is_traced, own_forward
-from .changes import Parts, WeightsWatch, parts, same_parts
-from .open_call import OpenCall, register_after
-from .slots import Slot, Slots
-from .stopwatch import Kind, Stopwatch
+from ..unet.support import UnknownLayout
+from .attachment import Attachment
+from .decisions import Decisions
+from .evaluation import Evaluation, Kind
+from .open_call import CachedCall, ObservedCall, OpenCall
+from .stopwatch import Stopwatch
 
 log = logging.getLogger("deepcache")
 
@@ -42,28 +43,24 @@ class Session:
         *,
         hires: bool = False,
         ladder: Callable[[nn.Module], AnyLadder] = Ladder,
+        nature: Nature = USUAL,
+        trusted: Collection[str] = (),
     ) -> None:
-        """`ladder` makes the ladder of a UNet, or raises `UnknownLayout`."""
-        self.plan = plan
-        self.estimator = estimator
-        self._ladder_of = ladder
+        """`ladder` makes the ladder of a UNet, or raises `UnknownLayout`. `nature`: of the pass's sampler. `trusted`:
+        names of other people's code that the user calls harmless (`unet.neighbours`).
+        """
+        self.plan, self.estimator = plan, estimator
         self.report = PassReport(hires=hires)
-        self._slots = Slots(estimator.keeps)
+        self._ladder_of, self._trusted = ladder, trusted
+        self._decisions = Decisions(plan, estimator, nature, trusted, self.report)
         self._watch = Stopwatch(self.report)
-        self._unet: nn.Module | None = None
-        self._ladder: AnyLadder | None = None
-        self._handles: list[Any] = []
+        self._at: Attachment | None = None
         self._attached = False
-        self._weights: WeightsWatch | None = None
-        self._version: Hashable = None
-        self._parts: Parts = ()
-        self._moment: Moment | None = None
-        self._latent: Callable[[], torch.Tensor | None] | None = None
-        self._was_full = self._was_deeper = False
-        self._thread = 0
+        self._evaluation: Evaluation | None = None
+        self._last: Evaluation | None = None
         self._open: list[OpenCall] = []
+        self._thread = 0
         self._is_raising = False
-        self._no_slot: Reason = Reason.FIRST_SEEN
         self._index = -1
 
     def __deepcopy__(self, _memo: Any) -> Session:
@@ -79,73 +76,44 @@ class Session:
 
         Raises `UnknownLayout`, with nothing hooked, where the UNet cannot be cached.
         """
-        if self.is_off or (unet is self._unet and self._attached):
+        if self.is_off or (unet is self.unet and self._attached):
             return
-        if unet is not self._unet:
-            if self._unet is not None:
-                self.detach()
-                self.drop(Reason.WEIGHTS)
-            self._look_at(unet)
-        self._remove_handles()
+        if self._at is not None and unet is not self.unet:
+            self.detach()
+            self.drop(Reason.WEIGHTS)
+        if self._at is None:
+            self._at = Attachment(unet, self._ladder_of, self.plan.branches, self._trusted)
+        self._at.unhook()
         self._attached = True
         if hooked:
-            self._handles = [
-                unet.register_forward_pre_hook(self.before, with_kwargs=True),
-                register_after(unet, self.after),
-            ]
-
-    def _look_at(self, unet: nn.Module) -> None:
-        """Learn what the UNet is made of. Raises `UnknownLayout`."""
-        ladder = self._ladder_of(unet)
-        for name, branch in zip(("cache_branch_id", "deeper_branch_id"), self.plan.branches, strict=False):
-            if branch >= ladder.depth:
-                raise UnknownLayout(
-                    f"{name} = {branch} is not allowed: this UNet has the branches 0 to {ladder.depth - 1}"
-                )
-        self._ladder, self._unet = ladder, unet
-        self._weights, self._version, self._parts = WeightsWatch(unet), None, parts(unet)
+            self._at.hook(self.before, self.after)
 
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
         self.pause()
         self._attached = False
-        self._remove_handles()
-
-    def _remove_handles(self) -> None:
-        """Take the hooks off, unless torch is going through them for a forward that raised: a hook that goes away
-        there, with another extension's behind it, would replace the host's exception by torch's own. Those that stay
-        do nothing, and go when the session is next asked for anything.
-        """
-        if (
-            self._is_raising
-            and self._handles
-            and self._unet is not None
-            and next(reversed(self._unet._forward_hooks), None) != self._handles[-1].id
-        ):
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._at is not None:
+            self._at.unhook(self._is_raising)
 
     def detach(self) -> None:
         """Leave the UNet as it was, and forget it."""
         self.unhook()
-        self._unet = self._ladder = self._weights = self._version = None
-        self._parts = ()
+        self._at = None
 
     @property
     def unet(self) -> nn.Module | None:
-        return self._unet
+        return None if self._at is None else self._at.unet
 
     def drop(self, reason: Reason) -> None:
         """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
-        self._slots.clear()
-        self._no_slot = reason
+        self._decisions.drop(reason)
 
-    def turn_off(self, why: str) -> None:
-        """Stop caching for the rest of the pass; `why` goes into the report, in words."""
-        self.report.off = self.report.off or why
-        self._was_full = True
+    def turn_off(self, why: object) -> None:
+        """Stop caching for the rest of the pass; `why`, in words or as the `UnknownLayout` that says so, goes into the
+        report.
+        """
+        self.report.off = self.report.off or str(why)
+        self.report.is_blind = self.report.is_blind or getattr(why, "others_skip", False)
         self.drop(Reason.LAYOUT)
         self.detach()
 
@@ -156,7 +124,7 @@ class Session:
     def close(self) -> PassReport:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""
         self.detach()
-        self._slots.clear()
+        self._decisions.drop(Reason.FIRST_SEEN)
         self._watch.finish()
         return self.report
 
@@ -169,42 +137,34 @@ class Session:
         asked at the first call, since other extensions may still exchange it. `sigma`: see `Moment`.
         """
         self.pause()
+        if self._attached and self._last is not None and not self._last.is_begun:
+            self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
-        self._moment = Moment(self._index, sigma)
+        together = self._decisions.begin(self._index, self._last)
+        self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
         public.begins(self)
-        self._latent = latent
         self._thread = threading.get_ident()
-        self.report.evaluations += 1
-        if len(self._slots):
-            self._no_slot = Reason.FIRST_SEEN
-        if self.plan.is_full(self._index):
-            self.report.planned_full += 1
-            if self._index:
-                self._slots.forget_older(self.plan.last_full(self._index - 1))
+        self.report.planned_full += self.plan.is_full(self._index) and not self.report.is_blind
 
     def pause(self) -> None:
         """The evaluation is over: until the next tick, calls pass through untouched."""
-        if self._ladder is not None:
-            self._ladder.take_down()
+        if self._at is not None:
+            self._at.ladder.take_down()
         self._open.clear()
-        if self._moment is not None:
-            self._slots.end_evaluation()
-            if self._was_full or not self._attached:
-                self.report.full_evaluations += 1
-            elif self._was_deeper:
-                self.report.deeper_evaluations += 1
+        over, self._evaluation = self._evaluation, None
+        if over is not None:
+            self._decisions.end()
+            over.count(self.report, was_watched=self._attached)
+            self._last = over
             public.ends(self)
-        self._moment = None
-        self._latent = None
-        self._was_full = self._was_deeper = False
-        if not self._attached:
-            self._remove_handles()
+        if not self._attached and self._at is not None:
+            self._at.unhook(self._is_raising)
 
     # What other extensions ask ------------------------------------------------------------------------------
 
     @property
     def is_in_cached_call(self) -> bool:
-        return bool(self._open) and self._open[-1].cached
+        return bool(self._open) and self._open[-1].is_cached
 
     def ask_for_full(self) -> None:
         """The rest of this evaluation runs in full."""
@@ -219,154 +179,62 @@ class Session:
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
-        if unet is not self._unet or self._ladder is None:
+        if self._at is None:
+            return None
+        if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
-        if not self._is_ours():
+        if self._evaluation is None or threading.get_ident() != self._thread:
             self.report.misses[Reason.OUTSIDE] += 1
             return None
         try:
-            opened = self._begin_call(unet, args, kwargs, self._moment)
+            opened = self._decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
             self._open.append(opened)
-        except UnknownLayout as reason:  # another forward than when we attached
-            self.turn_off(str(reason))
-            return None
-        except Exception:
-            self._break()
+            if opened.timed is not None:
+                self._watch.start(opened.timed.x)
+        except Exception as error:
+            self._evaluation.ran[Kind.FULL] += 1
+            if isinstance(error, UnknownLayout):  # not as it was when we attached
+                self.turn_off(error)
+            else:
+                self._break()
             return None
         return opened.instead
-
-    def _is_ours(self) -> bool:
-        """Whether a call at this moment is part of an evaluation, in the sampler's own thread."""
-        return self._moment is not None and threading.get_ident() == self._thread
-
-    def _begin_call(
-        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], moment: Moment | None
-    ) -> OpenCall:
-        assert self._ladder is not None and moment is not None
-        if self._open:
-            return OpenCall(nested=True, suspended=self._ladder.take_down())
-        self._ladder.take_down()
-        if is_traced():
-            return self._plain(Reason.TRACED)
-        if self._latent is not None:
-            self._slots.start_evaluation(self._latent())
-            self._latent = None
-        if not same_parts(self._parts, parts(unet)):
-            self.drop(Reason.BLOCKS)
-            self._look_at(unet)
-        if self._version is not None and self._weights is not None and self._weights.version() != self._version:
-            self.drop(Reason.WEIGHTS)
-        call = self._ladder.call(args, kwargs)
-        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
-        if torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain((call.x, *call.conditioning), unet.parameters())
-        ):
-            return self._plain(Reason.GRADIENT)
-        branch = self.plan.branch_at(moment.index)
-        planned_full = branch is None
-        if call.whole:
-            return self._plain(None if planned_full else Reason.PATCHED)
-        key = self._slots.place(call)
-        if key is None:
-            return self._plain(None if planned_full else Reason.UNPLACED)
-        forward = own_forward(unet)
-        if branch is not None:
-            slot, reason = self._slots.find(key, call, forward, branch, self.plan.source(moment.index))
-            if slot is not None:
-                features = self.estimator.estimate(slot.kept[branch], moment)
-                instead = self._ladder.arguments(branch, args, kwargs)
-                renewed = [other for other in self.plan.branches if other < branch]
-                walks = self._ladder.up_cached(branch, features, None if forward is None else slot.walks, renewed)
-                walks.expected_sizes = slot.walks.sizes
-                self._watch.start(call.x)
-                return OpenCall(
-                    call, key, slot, forward, walks, True, len(features), given=(args, kwargs), instead=instead
-                )
-            self._miss(reason)
-        self._was_full = True
-        if not self.plan.worth_keeping(moment.index, self.estimator.keeps):
-            self._watch.start(call.x)
-            return OpenCall(call)
-        continues = self._slots.continues(key, call, forward)
-        walks = self._ladder.up_full(self.plan.branches, full_length=forward is not None)
-        self._watch.start(call.x)
-        return OpenCall(call, key, None, forward, walks, continues=continues)
 
     def after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """A call of the UNet ends: its output if another is to be returned, or None. A forward hook, with kwargs;
         an `output` of None says that the forward raised.
         """
-        if unet is not self._unet or self._ladder is None or not self._open or not self._is_ours():
+        if self._at is None or unet is not self._at.unet or not self._open:
+            return None
+        if self._evaluation is None or threading.get_ident() != self._thread:
             return None
         done = self._open.pop()
         if output is None:  # torch calls the hook in this way when the forward raised
             self._raised(done)
             return None
         try:
-            self._end_call(done)
+            done.end(self._at.ladder, self)
         except Exception:
             self._break()
-        return self._run_in_full(unet, done) if done.is_astray else None
+        return self._run_in_full(unet, done) if isinstance(done, CachedCall) and done.walks.is_astray else None
 
     def _raised(self, done: OpenCall) -> None:
         """The forward raised: out of memory, most likely, or an interrupt. Free what can be freed, and leave the UNet
         clean. A host that goes on all the same ticks again, and its adapter attaches again.
         """
-        assert self._ladder is not None
         self._is_raising = True
         try:
-            if done.nested:
-                self._ladder.put_back(dict(done.suspended or {}))
-                return
-            self.drop(Reason.RAISED)
-            self._was_full = True
-            self.unhook()
+            if self._at is not None and done.give_up(self._at.ladder):
+                self.drop(Reason.RAISED)
+                self.unhook()
         except Exception:
             self._break()
         finally:
             self._is_raising = False
 
-    def _end_call(self, done: OpenCall) -> None:
-        """The forward returned: take the shadows down, and book the call."""
-        assert self._ladder is not None
-        if done.nested:
-            self._ladder.put_back(dict(done.suspended or {}))
-            return
-        self._ladder.take_down()
-        if done.call is None:
-            return
-        if done.is_astray:
-            self._watch.discard()
-            self._was_full = True
-            self.report.full_calls += 1
-            self.report.misses[Reason.WALKS] += 1
-            self.drop(Reason.WALKS)
-            return
-        if done.cached:
-            self._end_cached(done)
-            return
-        self._watch.stop(Kind.FULL)
-        self.report.full_calls += 1
-        if done.walks is not None:
-            self._keep(done, done.walks)
-
-    def _end_cached(self, done: OpenCall) -> None:
-        assert done.walks is not None and done.slot is not None and self._moment is not None
-        self.report.cached_calls += 1
-        if not done.walks.features:
-            self._watch.stop(Kind.CACHED)
-            return
-        self._watch.stop(Kind.DEEPER)
-        self._was_deeper = True
-        self.report.deeper_calls += 1
-        if done.walks.failed is not None:
-            raise done.walks.failed
-        self._remember(done.slot, done.walks, self._moment)
-
-    def _run_in_full(self, unet: nn.Module, done: OpenCall) -> Any:
+    def _run_in_full(self, unet: nn.Module, done: CachedCall) -> Any:
         """What the cached call gave belongs to another walk. The host's arguments are still here: run it again."""
-        assert done.call is not None and done.given is not None
         args, kwargs = done.given
         self._watch.start(done.call.x)
         try:
@@ -377,36 +245,37 @@ class Session:
         self._watch.stop(Kind.FULL)
         return output
 
-    def _keep(self, done: OpenCall, walks: Walks) -> None:
-        assert self._moment is not None and done.call is not None and done.key is not None
-        if walks.failed is not None:
-            raise walks.failed
-        if not walks.features:
-            self.turn_off(Reason.NO_EFFECT.value)
-            return
-        slot = self._slots.keep(done.key, done.call, done.forward, walks, done.continues)
-        self._remember(slot, walks, self._moment)
-        if self._weights is not None:
-            # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.
-            self._version = self._weights.version()
+    # What calls say when they end (`open_call.Books`) -------------------------------------------------------
 
-    def _remember(self, slot: Slot, walks: Walks, moment: Moment) -> None:
-        for branch, features in walks.features.items():
-            slot.add(branch, features, moment)
-            self.estimator.learn(slot.kept[branch])
-        self.report.kept_bytes = max(self.report.kept_bytes, self._slots.nbytes)
+    def booked(self, kind: Kind) -> None:
+        self._watch.stop(kind)
+        if self._evaluation is not None:
+            self._evaluation.ran[kind] += 1
+        self.report.full_calls += kind is Kind.FULL
+        self.report.cached_calls += kind is not Kind.FULL
+        self.report.medium_calls += kind is Kind.MEDIUM
 
-    def _plain(self, reason: Reason | None) -> OpenCall:
-        """A call that runs without us, in full."""
-        if reason is not None:
-            self._miss(reason)
-        self._was_full = True
+    def strayed(self, call: CachedCall) -> None:
+        self._watch.discard()
         self.report.full_calls += 1
-        return OpenCall()
-
-    def _miss(self, reason: Reason | None) -> None:
-        reason = self._no_slot if reason in (None, Reason.FIRST_SEEN) else reason
+        reason = Reason.SIZES if call.walks.met_other_sizes else Reason.WALKS
         self.report.misses[reason] += 1
+        self.drop(reason)
+        if self._evaluation is not None:
+            self._evaluation.ran[Kind.FULL] += 1
+            self._evaluation.together = Reason.TOGETHER
+
+    def keep(self, call: ObservedCall) -> None:
+        if not call.walks.features and call.walks.failed is None:
+            self.turn_off(Reason.NO_EFFECT.value)
+        elif self._at is not None and self._evaluation is not None:
+            self._decisions.keep(call, self._evaluation)
+            # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.
+            self._at.remember_weights()
+
+    def renew(self, call: CachedCall) -> None:
+        if self._evaluation is not None:
+            self._decisions.renew(call, self._evaluation)
 
     def _break(self) -> None:
         """An error of our own: say so once, and let the host go on without us."""

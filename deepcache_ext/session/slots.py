@@ -13,7 +13,11 @@ from ..report.pass_report import Reason
 from ..unet.calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
 from ..unet.ladder import Walks
 
-Key = tuple[Hashable, Region, int]
+Key = tuple[Hashable, Region, int, frozenset[int]]
+"""A call's kind, its region of the latent, how many calls with the same two came before it in its evaluation, and which
+other kinds did. The last two are its role: where a host leaves the own call out at some evaluations (NGMS), a guider's
+further call comes first, and must not be taken for it.
+"""
 
 
 @dataclass
@@ -44,14 +48,14 @@ class Slot:
 
 
 class Slots:
-    """All slots of one pass. A call finds its slot by its kind, the region of the latent that it holds, and how
-    many calls with the same two came before it in this evaluation.
-    """
+    """All slots of one pass, by the key of their calls."""
 
     def __init__(self, keeps: int) -> None:
         self._keeps = keeps
         self._slots: dict[Key, Slot] = {}
         self._regions: dict[tuple[Hashable, int], Region] = {}
+        self._kinds: dict[Hashable, int] = {}
+        """A number for each kind of call that was seen in this pass."""
         self._by_kind: Counter[Hashable] = Counter()
         self._by_place: Counter[tuple[Hashable, Region]] = Counter()
         self._latent: torch.Tensor | None = None
@@ -67,23 +71,24 @@ class Slots:
 
     def place(self, call: Call) -> Key | None:
         """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call."""
+        number = self._kinds.setdefault(call.kind, len(self._kinds))
         nth = self._by_kind[call.kind]
+        others = frozenset(self._kinds[kind] for kind in self._by_kind) - {number}
         self._by_kind[call.kind] += 1
         region = self._region(call, nth)
         if region is None:
             return None
         before = self._by_place[call.kind, region]
         self._by_place[call.kind, region] += 1
-        return call.kind, region, before
+        return call.kind, region, before, others
 
     def _region(self, call: Call, nth: int) -> Region | None:
         latent = self._latent
         if latent is None:
             return None
         if is_whole(call.x, latent):
-            # The first call of this shape is the sampler's own; a further one may ask about something else (a blurred
-            # or shifted latent), in another role from one evaluation to the next.
-            return WHOLE if (nth == 0 and not call.proof) or lies_at(call.x, latent, WHOLE) else None
+            # Even a first call may ask about another latent (an extension's own, a blurred or shifted one).
+            return WHOLE if call.x is latent or lies_at(call.x, latent, WHOLE) else None
         # Tiles stay where they are, so last evaluation's answer is tried before the search.
         guess = self._regions.get((call.kind, nth))
         if guess and lies_at(call.x, latent, guess):

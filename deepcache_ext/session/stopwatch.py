@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
 from typing import Any
 
 import torch
 
 from ..report.pass_report import PassReport
-
-
-class Kind(Enum):
-    """What a call ran. A deeper one renews what shallower ones go on from."""
-
-    FULL = "full"
-    CACHED = "cached"
-    DEEPER = "deeper"
+from .evaluation import Kind
 
 
 class Stopwatch:
@@ -62,7 +54,7 @@ class Stopwatch:
         booked = {
             Kind.FULL: self._report.full_seconds,
             Kind.CACHED: self._report.cached_seconds,
-            Kind.DEEPER: self._report.deeper_seconds,
+            Kind.MEDIUM: self._report.medium_seconds,
         }
         booked[kind].append(seconds)
 

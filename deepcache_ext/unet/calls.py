@@ -25,16 +25,16 @@ class Call:
     `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
     timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
     `state`: what acts on the call besides its arguments, as far as it is known (active control units, loaded LoRAs).
-    `proof`: even a first call of the latent's own shape may be about another latent, so its content must prove it.
-    `whole`: something acts on the call that may need the blocks which a cached call skips.
+    `functions`: the origins (see `neighbours`) of other people's code that the call takes along. `whole`: why it can
+    only run in full, whatever that code is; "" where it need not.
     """
 
     x: torch.Tensor
     kind: Hashable
     conditioning: tuple[torch.Tensor, ...]
     state: Hashable = None
-    proof: bool = False
-    whole: bool = False
+    functions: tuple[str, ...] = ()
+    whole: str = ""
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Shape, Walks
+from .ladder import CachedWalks, Shape, Walks
 from .ldm import Ladder
 from .shadows import Blocks, Observed, Supplied
 
@@ -140,7 +140,7 @@ def shortened(network: nn.Module, branch: int, walks: Walks, full: Walks) -> Mou
         if name in LISTS and int(number) <= branch:
             return real
         shapes = iter([run.shapes[position] for run in runs])
-        # Real zeros, since the host may write into residuals. A run too many is found out by `Walks.astray`.
+        # Real zeros, since the host may write into residuals. A run too many is found out by `CachedWalks.is_astray`.
         return Supplied(real, lambda: next(shapes, runs[-1].shapes[position]).zeros())
 
     live = bool(runs) and all(run.live and run.branch >= branch for run in runs)
@@ -191,11 +191,16 @@ class ControlledLadder(Ladder):
         return walks
 
     def up_cached(
-        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
-    ) -> Walks:
-        walks = super().up_cached(branch, features, full, renewed)
-        if full is not None:
-            walks.expected = full.ran
+        self,
+        branch: int,
+        features: Sequence[torch.Tensor],
+        full: Walks,
+        full_length: bool = False,
+        renewed: Sequence[int] = (),
+    ) -> CachedWalks:
+        walks = super().up_cached(branch, features, full, full_length, renewed)
+        if full_length:
+            walks.same_networks = True
             # The deepest branch skips no input block: the middle's residual is live too, and so is the whole network.
             known = full if branch < self.depth - 1 else Walks()
             self._mount([shortened(network, branch, walks, known) for network in self._networks()])

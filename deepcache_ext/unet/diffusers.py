@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from .calls import Call, Same
-from .ladder import Arguments, Walks
-from .shadows import Blocks, Observed, Stand, Supplied
+from .ladder import Arguments, CachedWalks, Walks
+from .shadows import Blocks, Noted, Observed, Supplied
 from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
 
 CONTROL, MIDDLE, ADAPTER = (
@@ -30,18 +30,6 @@ CONTROL, MIDDLE, ADAPTER = (
 """What a ControlNet or a T2I-Adapter adds to the UNet, new at each evaluation."""
 
 MISSING: Any = object()
-
-
-class Entered(Stand):
-    """Hands a look at the block's input to `see`, then runs the block."""
-
-    def __init__(self, real: Any, see: Callable[[torch.Tensor], None]) -> None:
-        super().__init__(real)
-        self._see = see
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._see(args[0] if args else kwargs["hidden_states"])
-        return self._real(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -56,8 +44,13 @@ class Span:
     above: int
 
 
+GATED = "GatedSelfAttentionDense"
+"""GLIGEN's layers, which its pipelines switch off in mid-run (`enable_fuser`)."""
+
+
 class Processors:
-    """The attention processors of a UNet and their scales, which a pipeline or a callback may change in mid-run.
+    """The attention processors of a UNet, their scales and GLIGEN's switches, which a pipeline or a callback may change
+    in mid-run.
 
     Which attentions there are is looked up once; an attention that is exchanged counts as changed weights.
     """
@@ -69,6 +62,7 @@ class Processors:
             for module in unet.modules()
             if "processor" in module.__dict__ or "processor" in module._modules
         ]
+        self._switches = [vars(module) for module in unet.modules() if type(module).__name__ == GATED]
         self._now: tuple[Any, ...] = ()
         self._scaled: list[dict[str, Any]] = []
 
@@ -78,7 +72,8 @@ class Processors:
         if now != self._now:
             self._now = now
             self._scaled = [vars(processor) for processor in now if "scale" in getattr(processor, "__dict__", ())]
-        return (now, tuple([_scale(held.get("scale")) for held in self._scaled]))
+        switched = tuple([held.get("enabled") for held in self._switches])
+        return (now, switched, tuple([_scale(held.get("scale")) for held in self._scaled]))
 
 
 def _scale(value: Any) -> Hashable:
@@ -109,10 +104,6 @@ class DiffusersLadder:
     def depth(self) -> int:
         """Number of layers on the way up; branches go from 0 to depth - 1."""
         return len(self._spans)
-
-    @property
-    def is_up(self) -> bool:
-        return bool(self._shadows)
 
     # Arguments ----------------------------------------------------------------------------------------------
 
@@ -189,7 +180,26 @@ class DiffusersLadder:
             for name, entries in self._keeping(branches, walks, place).items():
                 self._put(block, name, Blocks(entries, block._modules[name]))
         self._put(self._unet, "up_blocks", Blocks(self._entered(branches, walks), self._real("up_blocks")))
+        for branch in branches:
+            self._meet(branch, walks)
         return walks
+
+    def _meet(self, branch: int, walks: Walks) -> None:
+        """A look at what the first layer is given that a cached call at `branch` leaves out on the way down."""
+        span, below = self._spans[branch], self._blocks("down_blocks")
+        owner: Any = below[span.down] if span.below else self._unet
+        name, place = "down_blocks", span.down
+        if span.below:
+            name, place = "resnets", span.below
+            if span.below == len(below[span.down].resnets):
+                name, place = "downsamplers", 0
+        elif span.down == len(below):
+            if self._real("mid_block") is not None:
+                self._put(self._unet, "mid_block", Noted(self._real("mid_block"), walks.meet(branch)))
+            return
+        entries = list(owner.__dict__.get(name) or owner._modules[name])  # another branch may be met there already
+        entries[place] = Noted(entries[place], walks.meet(branch))
+        self._put(owner, name, Blocks(entries, owner._modules[name]))
 
     def _keeping(self, branches: Sequence[int], walks: Walks, place: int) -> dict[str, list[Any]]:
         """The lists of the up block at that place, by their names, with one changed for each of the `branches` that
@@ -212,22 +222,22 @@ class DiffusersLadder:
         for branch in branches:
             span = self._spans[branch]
             if not span.above:
-                blocks[span.up] = Entered(blocks[span.up], walks.keep(branch))
+                blocks[span.up] = Noted(blocks[span.up], walks.keep(branch))
         return blocks
 
     def up_cached(
-        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
-    ) -> Walks:
+        self,
+        branch: int,
+        features: Sequence[torch.Tensor],
+        full: Walks,
+        full_length: bool = False,
+        renewed: Sequence[int] = (),
+    ) -> CachedWalks:
         """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps the
         features of the `renewed` branches.
         """
         self._check_forwards((branch, *renewed))
-        walks, span = Walks(), self._spans[branch]
-
-        def feature() -> torch.Tensor:
-            walks.supplied += 1
-            return features[min(walks.supplied, len(features)) - 1]
-
+        walks, span = CachedWalks(branch=branch, given=features, full=full), self._spans[branch]
         below, above = self._blocks("down_blocks"), self._blocks("up_blocks")
         entered = self._entered(renewed, walks)
         if span.below:
@@ -243,9 +253,21 @@ class DiffusersLadder:
                     self._put(above[place], name, Blocks(entries, layers))
         live = below[: span.down + bool(span.below)]
         self._put(self._unet, "down_blocks", Blocks(live, self._real("down_blocks")))
-        self._put(self._unet, "mid_block", Supplied(self._real("mid_block"), feature))
+        stand_in = Supplied(self._real("mid_block"), walks.supply)
+        self._put(self._unet, "mid_block", Noted(stand_in, walks.meet(branch)))
         self._put(self._unet, "up_blocks", Blocks(entered[span.up :], self._real("up_blocks")))
         return walks
+
+    def skipped(self, branch: int) -> list[nn.Module]:
+        """The blocks and layers that a cached call at `branch` leaves out."""
+        span, below, above = self._spans[branch], self._blocks("down_blocks"), self._blocks("up_blocks")
+        found = [*below[span.down + bool(span.below) :], self._real("mid_block"), *above[: span.up]]
+        if span.below:
+            ends_in = below[span.down]
+            found += [layer for _, layers in layer_lists(ends_in) for layer in layers[span.below :]]
+            found += list(ends_in.downsamplers or ())
+        found += [layer for _, layers in layer_lists(above[span.up]) for layer in layers[: span.above]]
+        return [module for module in found if isinstance(module, nn.Module)]
 
     def take_down(self) -> dict[str, Any]:
         """Remove our shadows, whatever the state; returns them, for `put_back`."""

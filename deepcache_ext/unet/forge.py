@@ -11,7 +11,7 @@ pops the residual that it would pop there. All that comes after the boundary's b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Arguments, Walks
+from .ladder import Arguments, CachedWalks, Walks
 from .ldm import Ladder
+from .neighbours import names_of_functions, origin
 from .shadows import Noted
 from .support import own_forward
 
@@ -46,12 +47,6 @@ RENEWED = frozenset(
 )
 """Options that a host renews at each call, follow from others, or were left behind by an earlier call."""
 
-ACTING = ("patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper", "wrappers")
-"""Options with functions that may look into one block to act on another, or on another call (SAG, reference)."""
-
-STATELESS = ("perturbed_attention", "nodes_pag", "ipadapter", "crossattentionpatch", "stylealign", "preprocessor_tile")
-"""Parts of the names of modules whose functions, by reading them, do no such thing."""
-
 
 class ForgeLadder(Ladder):
     """The ladder of one of the family's UNets. Raises `UnknownLayout`."""
@@ -68,11 +63,19 @@ class ForgeLadder(Ladder):
         named.pop("timesteps", None)
         others: list[tuple[str, Any]] = [(name, named[name]) for name in sorted(named)]
         others.append(("control", _shapes(control)))
-        if isinstance(options, dict):
-            kept = sorted(str(name) for name in options if name not in RENEWED)
-            others += [(f"option {name}", options[name]) for name in kept if name in options]
-        whole = not isinstance(options, dict) or own_forward(self._unet) is not None or acts_across(options)
-        return replace(Call.of_named(x, others), proof=True, whole=whole)
+        if not isinstance(options, dict):
+            return replace(Call.of_named(x, others), whole="a call without transformer_options")
+        kept = sorted(str(name) for name in options if name not in RENEWED)
+        others += [(f"option {name}", options[name]) for name in kept if name in options]
+        functions = tuple(names_of_functions([options[name] for name in kept if name in options]))
+        return replace(Call.of_named(x, others), functions=functions, whole=self._whole(options))
+
+    def _whole(self, options: Mapping[str, Any]) -> str:
+        forward, inner = own_forward(self._unet), options.get("block_inner_modifiers")
+        if forward is not None:
+            return origin(forward)
+        # Where layers are gone through, ours would be modified as if it were one of the block's.
+        return ", ".join(names_of_functions(inner)) or "block_inner_modifiers" if inner else ""
 
     def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The call's arguments with residuals and options of its own; the host's stay as they are."""
@@ -84,9 +87,14 @@ class ForgeLadder(Ladder):
         return args, {name: own.get(name, value) for name, value in kwargs.items()}
 
     def up_cached(
-        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
-    ) -> Walks:
-        walks = super().up_cached(branch, features, full, renewed)
+        self,
+        branch: int,
+        features: Sequence[torch.Tensor],
+        full: Walks,
+        full_length: bool = False,
+        renewed: Sequence[int] = (),
+    ) -> CachedWalks:
+        walks = super().up_cached(branch, features, full, full_length, renewed)
         options, self._options = self._options, None
         if options is None:
             return walks
@@ -108,7 +116,7 @@ class Shifted(dict[str, Any]):
 
     def __init__(self, options: Mapping[str, Any], first: int, transformers: int) -> None:
         super().__init__(options)
-        self.walks: Walks | None = None
+        self.walks: CachedWalks | None = None
         self._first, self._transformers = first, transformers
         self._standing_in = False
         modifiers = options.get("block_modifiers")
@@ -156,28 +164,6 @@ def trimmed(control: Any, first: int) -> Any:
     if first and isinstance(own.get("middle"), list):
         own["middle"] = []
     return own
-
-
-def acts_across(options: Mapping[str, Any]) -> bool:
-    """Whether a function among the options may, for all that is known, need blocks that a cached call skips."""
-    found = [function for name in ACTING for function in _functions(options.get(name))]
-    # Where layers are gone through, ours would be modified as if it were one of the block's.
-    return bool(options.get("block_inner_modifiers")) or not all(map(_is_stateless, found))
-
-
-def _functions(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _functions(item)
-    elif value is not None:
-        yield value
-
-
-def _is_stateless(function: Any) -> bool:
-    module = getattr(function, "__module__", None) or type(function).__module__
-    return any(name in str(module).lower() for name in STATELESS)
 
 
 def _shapes(control: Any) -> Any:

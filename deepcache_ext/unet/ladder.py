@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from .calls import Call
 
@@ -26,59 +27,33 @@ class Shape:
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
+Met = torch.Size
+"""What a walk met where its live input blocks end: (rows, height, width)."""
+
+
 @dataclass
 class Walks:
     """What one call did on the ladder. A forward usually walks it once; ControlNet's reference_only twice.
 
     `features`: by branch, clones of the boundary's output, one for each walk, as far as the call ran it. `count`: how
     many walks it kept something of. `shapes`: for each skipped position, the output shapes in order of the walks (full
-    calls under a forward that is not the class's own).
-    `supplied`: how often a cached call asked for its feature; `strayed`: it ran a block that the full call did not.
-    `sizes`: by branch, (height, width) of what came out of its live input blocks, one for each walk; `expected_sizes`:
-    what it was at the full call, set on a cached one. Where they differ, the kept feature has no place (see `fitting`).
-    `ran`: which other networks ran in the call, in order; `expected`: which ones should have, if that is known;
-    `controls`: notes of what they did (see `control_ladder`).
+    calls under a forward that is not the class's own). `sizes`: by branch, what came out of its live input blocks, one
+    for each walk, None where that was no tensor. `ran`: which other networks ran in the call, in order; `controls`:
+    notes of what they did (see `controlnet`). `failed`: why a feature could not be kept.
     """
 
     features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     count: int = 0
     shapes: dict[str, list[Shape]] = field(default_factory=dict)
-    supplied: int = 0
-    strayed: bool = False
-    sizes: dict[int, list[torch.Size | None]] = field(default_factory=dict)
-    expected_sizes: Mapping[int, list[torch.Size | None]] | None = None
+    sizes: dict[int, list[Met | None]] = field(default_factory=dict)
     ran: list[Any] = field(default_factory=list)
-    expected: list[Any] | None = None
     controls: list[Any] = field(default_factory=list)
     failed: Exception | None = None
-
-    @property
-    def astray(self) -> bool:
-        """Whether a cached call did something else than the full call that it goes back to."""
-        return (
-            self.strayed
-            or (self.expected is not None and self.ran != self.expected)
-            or any(self.sizes[branch] != sizes for branch, sizes in self._expected().items())
-        )
-
-    def _expected(self) -> dict[int, list[torch.Size | None]]:
-        """The expected sizes at the branches of which this call could know."""
-        return {branch: sizes for branch, sizes in (self.expected_sizes or {}).items() if branch in self.sizes}
 
     def meet(self, branch: int) -> Callable[[Any], None]:
         """Looks at what comes out of the live input blocks of `branch`, (rows, channels, height, width)."""
         sizes = self.sizes.setdefault(branch, [])
-        return lambda h: sizes.append(h.shape[2:] if isinstance(h, torch.Tensor) else None)
-
-    def fitting(self, branch: int, feature: torch.Tensor) -> torch.Tensor:
-        """The kept feature; or where another size was met than at the full call, zeros that the forward can go on
-        with, since the call will run again in full.
-        """
-        met, expected = self.sizes.get(branch), self._expected().get(branch)
-        if not met or expected is None or expected[len(met) - 1 : len(met)] == met[-1:]:
-            return feature
-        size = met[-1]
-        return feature if size is None else feature.new_zeros((*feature.shape[:2], *size))
+        return lambda h: sizes.append(h.shape[:1] + h.shape[2:] if isinstance(h, torch.Tensor) else None)
 
     def keep(self, branch: int) -> Callable[[torch.Tensor], None]:
         """Keeps what it is given as the feature of `branch`."""
@@ -96,6 +71,55 @@ class Walks:
 
     def note(self, position: str, output: torch.Tensor) -> None:
         self.shapes.setdefault(position, []).append(Shape(output.shape, output.dtype, output.device))
+
+
+@dataclass
+class CachedWalks(Walks):
+    """What a cached call did, held against the full call that it goes back to (`full`).
+
+    `branch`: the one that it runs; `given`: the features that it runs on, one for each walk. `supplied`: how often it
+    asked for one; `strayed`: it did something that the full call did not. `same_networks`: the same other networks must
+    have run.
+    """
+
+    branch: int = 0
+    given: Sequence[torch.Tensor] = ()
+    full: Walks = field(default_factory=Walks)
+    supplied: int = 0
+    strayed: bool = False
+    same_networks: bool = False
+
+    def supply(self) -> torch.Tensor:
+        """The next walk's feature; or where another size was met than at the full call, zeros that the forward can go
+        on with, since the call will run again in full.
+        """
+        self.supplied += 1
+        feature = self.given[min(self.supplied, len(self.given)) - 1]
+        met, expected = self.sizes.get(self.branch), self.full.sizes.get(self.branch)
+        if not met or expected is None or expected[len(met) - 1 : len(met)] == met[-1:] or met[-1] is None:
+            return feature
+        rows, *size = met[-1]
+        return feature.new_zeros((rows, feature.shape[1], *size))
+
+    @property
+    def met_other_sizes(self) -> bool:
+        """Whether something came out of the live input blocks in another size than at the full call."""
+        known = {branch: sizes for branch, sizes in self.full.sizes.items() if branch in self.sizes}
+        return any(
+            self.sizes[branch][: len(sizes)] != sizes[: len(self.sizes[branch])] for branch, sizes in known.items()
+        )
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether it did something else than the full call: then what it gave is worth nothing."""
+        renewed = [] if self.failed is not None else [len(those) for those in self.features.values()]
+        known = [branch for branch in self.full.sizes if branch in self.sizes]
+        return (
+            self.strayed
+            or (self.same_networks and self.ran != self.full.ran)
+            or any(count != len(self.given) for count in (self.supplied, *renewed))
+            or any(self.sizes[branch] != self.full.sizes[branch] for branch in known)
+        )
 
 
 class AnyLadder(Protocol):
@@ -119,12 +143,20 @@ class AnyLadder(Protocol):
         """Prepare a full call that keeps the input of the first live output block of each of the `branches`."""
 
     def up_cached(
-        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
-    ) -> Walks:
+        self,
+        branch: int,
+        features: Sequence[torch.Tensor],
+        full: Walks,
+        full_length: bool = False,
+        renewed: Sequence[int] = (),
+    ) -> CachedWalks:
         """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps
         the features of the `renewed` branches, which are less deep. `full`: what the full call did that the features
-        go back to, where a foreign forward runs.
+        go back to; `full_length`: a foreign forward runs.
         """
+
+    def skipped(self, branch: int) -> list[nn.Module]:
+        """The blocks and layers that a cached call at `branch` leaves out."""
 
     def take_down(self) -> dict[str, Any]:
         """Remove our shadows, whatever the state; returns them, for `put_back`."""

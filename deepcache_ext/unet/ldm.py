@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .calls import Call
-from .ladder import Arguments, Walks
+from .ladder import Arguments, CachedWalks, Walks
 from .shadows import Blocks, Noted, Observed, Shadow, Supplied
 from .support import NAMES, check_ldm
 
@@ -34,10 +34,6 @@ class Ladder:
     def depth(self) -> int:
         """Number of output blocks; branches go from 0 to depth - 1."""
         return len(self._real("output_blocks"))
-
-    @property
-    def is_up(self) -> bool:
-        return any(isinstance(self._unet.__dict__.get(name), Shadow) for name in NAMES)
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         return Call.of(args, kwargs)
@@ -70,27 +66,27 @@ class Ladder:
         return walks
 
     def up_cached(
-        self, branch: int, features: Sequence[torch.Tensor], full: Walks | None, renewed: Sequence[int] = ()
-    ) -> Walks:
+        self,
+        branch: int,
+        features: Sequence[torch.Tensor],
+        full: Walks,
+        full_length: bool = False,
+        renewed: Sequence[int] = (),
+    ) -> CachedWalks:
         """Prepare a call that runs the live blocks of `branch` alone, on `features` (one for each walk), and keeps
         the features of the `renewed` branches.
 
-        With `full`, what a full call under the same foreign forward noted, the lists keep their length and
-        skipped entries return zeros of the noted shape; else the lists hold just the live blocks.
+        With `full_length` the lists keep their length and skipped entries return zeros of the shape that `full`, a
+        call under the same foreign forward, noted; else the lists hold just the live blocks.
         """
-        walks = Walks()
+        walks = CachedWalks(branch=branch, given=features, full=full)
         inputs, middle, outputs = self._blocks()
         last, met = len(outputs) - 2, (branch, *renewed)
         boundary = last - branch
         for one in renewed:
             outputs[last - one] = Observed(outputs[last - one], walks.keep(one))
-
-        def feature() -> torch.Tensor:
-            walks.supplied += 1
-            return walks.fitting(branch, features[min(walks.supplied, len(features)) - 1])
-
-        if full is None:
-            live, stand_in = _noted(met, inputs[: branch + 1], Supplied(middle, feature), walks)
+        if not full_length:
+            live, stand_in = _noted(met, inputs[: branch + 1], Supplied(middle, walks.supply), walks)
             self._put(live, stand_in, outputs[boundary + 1 :])
             return walks
 
@@ -108,13 +104,18 @@ class Ladder:
             return supply
 
         inputs = [b if i <= branch else Supplied(b, zeros(f"input {i}")) for i, b in enumerate(inputs)]
-        middle = Supplied(middle, feature if boundary < 0 else zeros("middle"))
+        middle = Supplied(middle, walks.supply if boundary < 0 else zeros("middle"))
         outputs = [
-            b if i > boundary else Supplied(b, feature if i == boundary else zeros(f"output {i}"))
+            b if i > boundary else Supplied(b, walks.supply if i == boundary else zeros(f"output {i}"))
             for i, b in enumerate(outputs)
         ]
         self._put(*_noted(met, inputs, middle, walks), outputs)
         return walks
+
+    def skipped(self, branch: int) -> list[nn.Module]:
+        """The blocks that a cached call at `branch` leaves out."""
+        inputs, middle, outputs = self._blocks()
+        return [*inputs[branch + 1 :], middle, *outputs[: len(outputs) - 1 - branch]]
 
     def take_down(self) -> dict[str, Any]:
         """Remove our shadows, whatever the state; returns them, for `put_back`."""

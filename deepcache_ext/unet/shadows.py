@@ -92,7 +92,7 @@ class Noted(Stand):
         self._see = see
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._see(args[0] if args else None)
+        self._see(args[0] if args else kwargs.get("hidden_states"))  # diffusers calls some blocks by name
         output: torch.Tensor = self._real(*args, **kwargs)
         return output
 

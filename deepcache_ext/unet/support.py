@@ -13,12 +13,18 @@ from .shadows import Shadow
 
 
 class UnknownLayout(ValueError):
-    """The UNet cannot be cached; `str()` says why, in words for a user."""
+    """The UNet cannot be cached; `str()` says why, in words for a user. `others_skip`: another cache is at work, so
+    that not even what runs uncached by us is known to be full.
+    """
+
+    def __init__(self, why: str, others_skip: bool = False) -> None:
+        super().__init__(why)
+        self.others_skip = others_skip
 
 
 # Other people's forwards --------------------------------------------------------------------------------------
 
-CACHES = re.compile(r"(?:deep|tea|mag|easy|first_?block|fb)_?cache", re.IGNORECASE)
+CACHES = re.compile(r"(?:deep|tea|mag|easy|first_?block|fb|block)_?cache", re.IGNORECASE)
 """Names under which other caches put marks and forwards on a UNet: `_deepcache_hooked` (aria1th's
 sd-webui-deepcache-standalone), `_teacache_patched` (feffy380's sd-webui-teacache) and their like.
 """
@@ -100,7 +106,9 @@ def check_ldm(unet: Any) -> None:
     _check_module(unet)
     other = other_cache(unet)
     if other is not None:
-        raise UnknownLayout(f"another extension caches this UNet already ({other}); use one of the two")
+        raise UnknownLayout(
+            f"another extension caches this UNet already ({other}); use one of the two", others_skip=True
+        )
     children = unet._modules
     if any(children.get(name) is None for name in NAMES):
         raise UnknownLayout("the model is not a UNet with input, middle and output blocks")

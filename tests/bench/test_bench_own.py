@@ -112,9 +112,9 @@ def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     found = figures(file)
     assert [arm["said"] for arm in found.values()] == [
         "",
-        "5 of 14 full + 5 deeper",
-        "4 of 14 full + 3 deeper",
-        "3 of 14 full + 2 deeper",
+        "5 of 14 full + 5 medium",
+        "4 of 14 full + 3 medium",
+        "3 of 14 full + 2 medium",
     ]
     assert found["uncached"]["psnr"] is None
     assert all(0 < found[name]["psnr"] < 80 for name in list(found)[1:])

@@ -45,7 +45,7 @@ def test_a_profile_becomes_a_list_that_needs_none(book):
     settings, found = book.planned(ASKED, AHEAD)
     assert settings.strategy == "custom" and settings.full_evaluations == PLAN.evaluations and found.remark == ""
     assert [k for k, kind in enumerate(found.kinds) if kind == "full"] == [0, 4, 8, 15, 16, 17, 18, 19]
-    assert [k for k, kind in enumerate(found.kinds) if kind == "deeper"] == [2]
+    assert [k for k, kind in enumerate(found.kinds) if kind == "medium"] == [2]
     again, same = Profiles().planned(settings, AHEAD)
     assert again == settings and same.branches == found.branches
 

@@ -69,7 +69,7 @@ def test_good_input(url, args, full):
 def test_presets(url, args, full):
     whole, deeper = full
     _, info = post(url, *args, steps=14)
-    expected = f"{whole} of 14 full" + (f" + {deeper} deeper" if deeper else "")
+    expected = f"{whole} of 14 full" + (f" + {deeper} medium" if deeper else "")
     assert info["extra_generation_params"]["DeepCache"] == expected
 
 

@@ -44,17 +44,17 @@ def test_only_branches_that_run_are_named():
     """A list may leave none to the shallower branch, a short run none to the deeper one."""
     typed = Settings(enabled=True, strategy="custom", full_evaluations="0-9", deeper_branch_id=5)
     short = parse([{"enabled": True, "cache_interval": 10, "deeper_branch_id": 5}])
-    assert "5 of 10 full + 5 deeper" in plan_strip.strip([plan(settings=typed)])
+    assert "5 of 10 full + 5 medium" in plan_strip.strip([plan(settings=typed)])
     assert ", branch 5, " in plan_strip.strip([plan(settings=typed)])
     assert ", branch 0, " in plan_strip.strip([plan(settings=short)])
     assert ", branch 0 and 5, " in plan_strip.strip([plan(20, settings=short)])
 
 
 def test_times_of_each_kind_are_told():
-    report = PassReport(full_seconds=[0.05], deeper_seconds=[0.03])
-    assert "a full call took 50.0 ms, a deeper one 30.0 ms" in report.lines()
+    report = PassReport(full_seconds=[0.05], medium_seconds=[0.03])
+    assert "a full call took 50.0 ms, a medium one 30.0 ms" in report.lines()
     report.cached_seconds.append(0.01)
-    assert "a full call took 50.0 ms, a cached one 10.0 ms, a deeper one 30.0 ms" in report.lines()
+    assert "a full call took 50.0 ms, a cached one 10.0 ms, a medium one 30.0 ms" in report.lines()
     assert len(PassReport(full_seconds=[0.05]).lines()) == 1
 
 

@@ -83,7 +83,7 @@ def test_every_pipeline_with_a_deeper_branch(name):
         expected = run(pipe, name)
     assert torch.equal(cached, expected)
     assert sum(p.full_calls for p in report) == reference.full
-    assert sum(p.deeper_calls for p in report) > 0
+    assert sum(p.medium_calls for p in report) > 0
     assert unets.traces(pipe.unet) == before
     with Naive(pipe.unet, 2, 0):
         assert not torch.equal(cached, run(pipe, name))

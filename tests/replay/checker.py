@@ -234,11 +234,11 @@ def traces(unet: nn.Module) -> object:
 
 
 def summary(passes: list[tuple[bool, list[int]]]) -> str:
-    """As in the infotext: `3 of 8 full, hires 3 of 8 full + 1 deeper`."""
+    """As in the infotext: `3 of 8 full, hires 3 of 8 full + 1 medium`."""
     parts = []
     for hires, prefix in ((False, ""), (True, "hires ")):
         ran = [one for is_hires, those in passes if is_hires is hires for one in those]
         if ran:
-            deeper = f" + {ran.count(DEEPER)} deeper" if DEEPER in ran else ""
+            deeper = f" + {ran.count(DEEPER)} medium" if DEEPER in ran else ""
             parts.append(f"{prefix}{ran.count(FULL)} of {len(ran)} full{deeper}")
     return ", ".join(parts)

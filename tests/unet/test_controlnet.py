@@ -112,7 +112,7 @@ def test_live_is_whole_with_a_deeper_branch(unet, deeper):
     one_branch, _ = cached(unet, hook, 8, 2)
     assert equal(live, whole)
     assert [torch.equal(*pair) for pair in zip(live, one_branch, strict=True)] == [True, True, False, False] * 2
-    assert (report.full_calls, report.cached_calls, report.deeper_calls, report.misses) == (2, 6, 2, {})
+    assert (report.full_calls, report.cached_calls, report.medium_calls, report.misses) == (2, 6, 2, {})
     untouched(plugged)
 
 

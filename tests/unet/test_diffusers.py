@@ -16,6 +16,7 @@ from deepcache_ext.python.sdhelper import helpers_branch
 from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.shadows import Blocks
+from deepcache_ext.unet.ladder import Walks
 from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import diffusers_unets as unets
 
@@ -36,7 +37,7 @@ def branches():
 def cached_call(ladder, unet, branch, features, call):
     """One cached call as a session makes it."""
     args, kwargs = ladder.arguments(branch, (), call)
-    walks = ladder.up_cached(branch, features, None)
+    walks = ladder.up_cached(branch, features, Walks())
     try:
         return unet(*args, **kwargs)[0], walks
     finally:
@@ -69,7 +70,7 @@ def test_a_deeper_call_renews_the_shallower_feature(layout):
             assert all(torch.equal(walks.features[branch][0], whole[branch]) for branch in (shallow, deeper))
 
             args, kwargs = ladder.arguments(deeper, (), then)
-            second = ladder.up_cached(deeper, walks.features[deeper], None, (shallow,))
+            second = ladder.up_cached(deeper, walks.features[deeper], walks, False, (shallow,))
             assert torch.equal(unet(*args, **kwargs)[0], expected)
             ladder.take_down()
             assert list(second.features) == [shallow]
@@ -417,7 +418,7 @@ def test_others_see_the_real_modules():
     unet = unets.make("sd1")
     ladder, call = DiffusersLadder(unet), unets.inputs("sd1")
     names, expected = [name for name, _ in unet.named_modules()], unet(**call)[0]
-    ladder.up_cached(1, [torch.zeros(1)], None)
+    ladder.up_cached(1, [torch.zeros(1)], Walks())
     assert isinstance(unet.down_blocks, Blocks) and len(unet.down_blocks) == 1
     assert [name for name, _ in unet.named_modules()] == names
     twin = copy.deepcopy(unet)
@@ -528,10 +529,9 @@ def test_replaced_forwards_are_refused(where):
     module = unet.get_submodule(where)
     own = module.forward
     module.forward = lambda *args, **kwargs: own(*args, **kwargs)
-    for up in (lambda: ladder.up_full((1,), True), lambda: ladder.up_cached(1, [torch.zeros(1)], None)):
+    for up in (lambda: ladder.up_full((1,), True), lambda: ladder.up_cached(1, [torch.zeros(1)], Walks())):
         with pytest.raises(UnknownLayout, match="replaced"):
             up()
-    assert not ladder.is_up
 
 
 def test_compiled_inner_modules_work():

@@ -42,7 +42,7 @@ def test_bit_identical_to_the_rule_by_hand(layout, branch):
         assert torch.equal(output, expected)
         assert torch.equal(walks.features[branch][0], feature)
 
-        cached = ladder.up_cached(branch, [feature], walks if full_length else None)
+        cached = ladder.up_cached(branch, [feature], walks, full_length)
         output = unet(**later)
         ladder.take_down()
         assert torch.equal(output, expected_cached)
@@ -67,16 +67,14 @@ def test_a_deeper_call_renews_the_shallower_feature(layout, full_length):
         assert {branch: len(kept) for branch, kept in walks.features.items()} == {shallow: 1, deeper: 1}
         assert all(torch.equal(kept[0], whole[branch]) for branch, kept in walks.features.items())
 
-        noted = walks if full_length else None
-        second = ladder.up_cached(deeper, walks.features[deeper], noted, (shallow,))
-        second.expected_sizes = walks.sizes
+        second = ladder.up_cached(deeper, walks.features[deeper], walks, full_length, (shallow,))
         assert torch.equal(unet(**then), expected)
         ladder.take_down()
         assert list(second.features) == [shallow] and torch.equal(second.features[shallow][0], renewed[shallow])
         assert not torch.equal(renewed[shallow], whole[shallow])
-        assert not second.astray and second.supplied == 1
+        assert not second.is_astray and second.supplied == 1
 
-        ladder.up_cached(shallow, second.features[shallow], noted)
+        ladder.up_cached(shallow, second.features[shallow], walks, full_length)
         assert torch.equal(unet(**last), unets.by_hand(unet, shallow, renewed[shallow], **last)[0])
         ladder.take_down()
         assert unets.traces(unet) == before
@@ -106,7 +104,7 @@ def test_skipped_blocks_are_never_called(full_length):
         + [(f"out{i}", b) for i, b in enumerate(unet.output_blocks)]
     ):
         block.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    ladder.up_cached(0, walks.features[0], walks if full_length else None)
+    ladder.up_cached(0, walks.features[0], walks, full_length)
     unet(**unets.inputs("sd1"))
     ladder.take_down()
     assert called == ["in0", "out11"]
@@ -116,7 +114,7 @@ def test_others_see_the_real_modules():
     unet = unets.shared_unet("sd1")
     ladder = Ladder(unet)
     names, state = [n for n, _ in unet.named_modules()], list(unet.state_dict())
-    ladder.up_cached(2, [torch.zeros(1)], None)
+    ladder.up_cached(2, [torch.zeros(1)], Walks())
     try:
         assert isinstance(unet.input_blocks, Blocks) and len(unet.input_blocks) == 3
         assert [n for n, _ in unet.named_modules()] == names
@@ -140,7 +138,7 @@ def test_a_copy_made_in_mid_call_is_whole(duplicate):
     ladder = Ladder(unet)
     call = unets.inputs("three-levels")
     expected = unet(**call)
-    ladder.up_cached(0, [torch.zeros(1)], None)
+    ladder.up_cached(0, [torch.zeros(1)], Walks())
     twin = duplicate(unet)
     ladder.take_down()
     assert torch.equal(twin(**call), expected)
@@ -157,7 +155,7 @@ def test_layers_can_be_iterated_as_reforge_does():
     h = torch.randn(1, 2)
     assert layers[-1](h) is h
     assert torch.equal(walks.features[0][0], h)
-    ladder.up_cached(0, [h], None)
+    ladder.up_cached(0, [h], Walks())
     passing, layer = list(unet.middle_block)
     assert passing(h) is h
     assert layer(None) is h
@@ -205,7 +203,7 @@ def test_a_stand_is_asked_like_the_block():
     """ControlNet's hook looks at `input_blocks[0][0].in_channels` before it runs its network."""
     unet = unets.shared_unet("sd1")
     ladder = Ladder(unet)
-    for put_up in (lambda: ladder.up_full((3,), True), lambda: ladder.up_cached(3, [torch.zeros(1)], None)):
+    for put_up in (lambda: ladder.up_full((3,), True), lambda: ladder.up_cached(3, [torch.zeros(1)], Walks())):
         put_up()
         middle = unet.middle_block
         ladder.take_down()

@@ -1,0 +1,116 @@
+"""What a session is attached to: one UNet, its ladder, our hooks on it, and what may change about it in mid-run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from operator import is_
+from typing import Any
+
+from torch import nn
+
+from ..unet.ladder import AnyLadder
+from ..unet.neighbours import Foreign, class_forward, look
+from ..unet.support import UnknownLayout
+from .changes import WeightsWatch, parts, same_parts
+from .open_call import register_after
+
+
+class Attachment:
+    """One UNet. `branches`: those that its cached calls run. Raises `UnknownLayout`."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        ladder_of: Callable[[nn.Module], AnyLadder],
+        branches: Sequence[int],
+        trusted: Collection[str] = (),
+    ) -> None:
+        self.unet, self.ladder = unet, ladder_of(unet)
+        self._branches, self._trusted = branches, trusted
+        self._ladder_of = ladder_of
+        self._check()
+        self._weights = WeightsWatch(unet)
+        self._version: Hashable = None
+        self._forwards = self._weights.forwards()
+        self._parts = parts(unet)
+        self._foreign: Foreign | None = None
+        self._handles: list[Any] = []
+
+    def _check(self) -> None:
+        for name, branch in zip(("cache_branch_id", "deeper_branch_id"), self._branches, strict=False):
+            if branch >= self.ladder.depth:
+                raise UnknownLayout(
+                    f"{name} = {branch} is not allowed: this UNet has the branches 0 to {self.ladder.depth - 1}"
+                )
+        named = class_forward(type(self.unet), self._home)
+        if named is not None and named.partition(":")[0] not in self._trusted:
+            raise UnknownLayout(f"`{named.partition(':')[0]}` replaced the forward of the UNet's class")
+
+    @property
+    def _home(self) -> str:
+        return type(self.unet).__module__.partition(".")[0]
+
+    # Our hooks ----------------------------------------------------------------------------------------------
+
+    def hook(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+        self._handles = [
+            self.unet.register_forward_pre_hook(before, with_kwargs=True),
+            register_after(self.unet, after),
+        ]
+
+    def unhook(self, raising: bool = False) -> None:
+        """Take the hooks off, unless torch is going through them for a forward that raised: a hook that goes away
+        there, with another extension's behind it, would replace the host's exception by torch's own. Those that stay
+        do nothing, and go when the session is next asked for anything.
+        """
+        if raising and self._handles and next(reversed(self.unet._forward_hooks), None) != self._handles[-1].id:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # What changes -------------------------------------------------------------------------------------------
+
+    def blocks_changed(self) -> bool:
+        """Whether blocks are others than when this was last asked; then the ladder is made anew. Raises
+        `UnknownLayout`.
+        """
+        if same_parts(self._parts, parts(self.unet)):
+            return False
+        self.ladder = self._ladder_of(self.unet)
+        self._check()
+        self._weights, self._version = WeightsWatch(self.unet), None
+        self._forwards = self._weights.forwards()
+        self._parts, self._foreign = parts(self.unet), None
+        return True
+
+    def weights_changed(self, values: bool) -> bool:
+        """Whether weights are others than when they were last remembered, as far as a sample tells. `values`: see
+        `WeightsWatch.version`.
+        """
+        now = self._weights.version(values)
+        return self._version is not None and now != self._version
+
+    def remember_weights(self) -> None:
+        self._version = self._weights.version(values=False)
+
+    def forwards_changed(self) -> bool:
+        """Whether forwards, classes or hooks came or went in the UNet, as far as a sample tells, since this was last
+        asked.
+        """
+        before, self._forwards = self._forwards, self._weights.forwards()
+        if len(before) == len(self._forwards) and all(map(is_, before, self._forwards)):
+            return False
+        self._foreign = None
+        return True
+
+    def foreign(self) -> Foreign:
+        """Who lives in the blocks that cached calls skip. Raises `UnknownLayout` where that is not known."""
+        if self._foreign is None:
+            found = look(self.ladder.skipped(min(self._branches)), self._home, self._trusted)
+            if found.unknown:
+                watch = "watches" if len(found.unknown) == 1 else "watch"
+                names = ", ".join(f"`{name}`" for name in found.unknown)
+                raise UnknownLayout(f"{names} {watch} layers that a cached call would skip")
+            self._foreign = found
+        return self._foreign

@@ -1,0 +1,164 @@
+"""What each call of the UNet runs: a list of refusals, and then the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import chain
+from typing import Any
+
+import torch
+
+from ..plan.estimators import Estimator
+from ..plan.importance import Nature
+from ..plan.plan import Plan
+from ..report.pass_report import PassReport, Reason
+from ..unet.calls import Call
+from ..unet.ladder import Arguments, Walks
+from ..unet.neighbours import unknown_names
+from ..unet.support import UnknownLayout, is_traced, own_forward
+from .attachment import Attachment
+from .evaluation import Evaluation, Kind
+from .motion import Motion
+from .open_call import CachedCall, NestedCall, ObservedCall, OpenCall, PlainCall
+from .slots import Key, Slot, Slots
+
+
+class Decisions:
+    """Decides for the calls of one pass, and remembers what they left. Reasons are counted in the `report`; `trusted`:
+    names of other people's code that the user calls harmless (`unet.neighbours`).
+    """
+
+    def __init__(
+        self, plan: Plan, estimator: Estimator, nature: Nature, trusted: Collection[str], report: PassReport
+    ) -> None:
+        self._plan, self._estimator, self._trusted, self._report = plan, estimator, trusted, report
+        self._slots = Slots(estimator.keeps)
+        self._motion = Motion(nature.fresh_noise, nature.all_fresh)
+        self._no_slot = Reason.FIRST_SEEN
+
+    def drop(self, reason: Reason) -> None:
+        """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
+        self._slots.clear()
+        self._no_slot = reason
+
+    def begin(self, index: int, last: Evaluation | None) -> Reason | None:
+        """Evaluation `index` begins, after the `last` one; why all its calls run in full, going by that one."""
+        if len(self._slots):
+            self._no_slot = Reason.FIRST_SEEN
+        if index and self._plan.is_full(index):
+            self._slots.forget_older(self._plan.last_full(index - 1))
+        return Reason.TOGETHER if last is not None and (last.is_stubborn or last.is_mixed) else None
+
+    def end(self) -> None:
+        """The evaluation is over."""
+        self._slots.end_evaluation()
+
+    # One call -----------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        at: Attachment,
+        now: Evaluation,
+        last: Evaluation | None,
+        inside: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> OpenCall:
+        """What the call with these arguments is, with its shadows up. `inside`: another call is under way. Raises
+        `UnknownLayout` where nothing can be cached any more.
+        """
+        if inside:
+            return NestedCall(at.ladder)
+        at.ladder.take_down()
+        if is_traced():
+            return self._plain(now, Reason.TRACED)
+        self._look_for_changes(at, now, last)
+        call = at.ladder.call(args, kwargs)
+        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in chain((call.x, *call.conditioning), at.unet.parameters())
+        ):
+            return self._plain(now, Reason.GRADIENT)
+        patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)
+        if patched:
+            self._report.foreign.update(patched)
+            return self._plain(now, Reason.PATCHED)
+        key = self._slots.place(call)
+        if key is None:
+            return self._plain(now, Reason.UNPLACED)
+        forward, branch = own_forward(at.unet), self._plan.branch_at(now.moment.index)
+        if branch is not None and now.together is None:
+            slot, reason = self._slots.find(key, call, forward, branch, self._plan.source(now.moment.index))
+            if slot is not None:
+                return self._cached(at, now, call, slot, branch, forward is not None, (args, kwargs))
+            self._miss(reason)
+            now.together = Reason.TOGETHER
+        elif branch is not None:
+            self._miss(now.together)
+        return self._observed(at, now, call, key, forward)
+
+    def _look_for_changes(self, at: Attachment, now: Evaluation, last: Evaluation | None) -> None:
+        """What came between this call and the one before it. Raises `UnknownLayout`."""
+        is_first, now.is_begun = not now.is_begun, True
+        if is_first:
+            latent = now.latent()
+            self._slots.start_evaluation(latent)
+            matters = self._estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
+            if latent is not None and not self._motion.follows(latent, now.moment, matters):
+                self.drop(Reason.MOVED)
+        if at.blocks_changed():
+            self.drop(Reason.BLOCKS)
+        elif at.weights_changed(values=is_first):
+            self.drop(Reason.WEIGHTS)
+        if at.forwards_changed():
+            self.drop(Reason.FORWARD)
+        if at.foreign().counting:
+            if now.calls > now.ran[Kind.FULL]:
+                raise UnknownLayout(Reason.LAYERS.value)
+            if last is not None and last.calls > 1:
+                now.together = now.together or Reason.LAYERS
+
+    def _plain(self, now: Evaluation, reason: Reason) -> PlainCall:
+        """A call that runs without us, in full, by its nature: so the others of its evaluation do too."""
+        if self._plan.branch_at(now.moment.index) is not None:
+            self._miss(reason)
+        now.is_stubborn, now.together = True, now.together or Reason.TOGETHER
+        return PlainCall()
+
+    def _cached(
+        self, at: Attachment, now: Evaluation, call: Call, slot: Slot, branch: int, full_length: bool, given: Arguments
+    ) -> CachedCall:
+        features = self._estimator.estimate(slot.kept[branch], now.moment)
+        instead = at.ladder.arguments(branch, *given)
+        renewed = [other for other in self._plan.branches if other < branch]
+        walks = at.ladder.up_cached(branch, features, slot.walks, full_length, renewed)
+        return CachedCall(call, slot, walks, given, instead)
+
+    def _observed(self, at: Attachment, now: Evaluation, call: Call, key: Key, forward: object) -> OpenCall:
+        if not self._plan.worth_keeping(now.moment.index, self._estimator.keeps):
+            return PlainCall(call)
+        continues = self._slots.continues(key, call, forward)
+        walks = at.ladder.up_full(self._plan.branches, full_length=forward is not None)
+        return ObservedCall(call, key, forward, walks, continues)
+
+    def _miss(self, reason: Reason | None) -> None:
+        reason = self._no_slot if reason in (None, Reason.FIRST_SEEN) else reason
+        self._report.misses[reason] += 1
+
+    # What calls leave ---------------------------------------------------------------------------------------
+
+    def keep(self, call: ObservedCall, now: Evaluation) -> None:
+        """What a full call gave. Raises what kept it from being kept."""
+        self._remember(self._slots.keep(call.key, call.call, call.forward, call.walks, call.continues), call.walks, now)
+
+    def renew(self, call: CachedCall, now: Evaluation) -> None:
+        """What a medium call renewed. Raises what kept it from being kept."""
+        self._remember(call.slot, call.walks, now)
+
+    def _remember(self, slot: Slot, walks: Walks, now: Evaluation) -> None:
+        if walks.failed is not None:
+            raise walks.failed
+        for branch, features in walks.features.items():
+            slot.add(branch, features, now.moment)
+            self._estimator.learn(slot.kept[branch])
+        self._report.kept_bytes = max(self._report.kept_bytes, self._slots.nbytes)

@@ -1,0 +1,86 @@
+"""How far the picture under a sampler may have moved since the evaluation before: what moved further is another one.
+
+A latent at noise level sigma is x = x0 + sigma n, of a picture x0 and noise n, both of about unit variance: in the
+plane of the two it stands at the angle phi = atan(sigma). A sampler's step from sigma to sigma' turns it by
+|phi' - phi|, a little more with strong guidance; samplers with fresh noise turn it out of the plane by as much as they
+add. A latent that was rolled, mirrored, or exchanged for another picture or another window of it turns by up to a
+right angle at once, since its noise lies elsewhere. Angles do not care how a host scales its latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..plan.estimators import Moment
+
+GUIDED = 4.0
+"""So many times |phi' - phi| may a latent turn. Measured: `python -m bench.motion` (docs/compatibility.md)."""
+
+FRESH = 1.5
+"""The same of the noise that is added."""
+
+ROUNDING = 0.02
+"""Radians that are allowed in any case: half precision, and a second-order sampler's corrections at one level."""
+
+UNKNOWN = 1.0
+"""Radians that are allowed where a noise level is not known. Two pictures' noise lies 1.57 apart."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A latent that went by: its rows scaled to length 1, (rows, n)."""
+
+    rows: torch.Tensor
+    moment: Moment
+    allowed: float
+
+
+class Motion:
+    """Follows the latents of one pass. `fresh_noise`: the sampler adds noise in the course of it; `all_fresh`: it
+    replaces all of it at every step, as LCM does: then the noise tells nothing, and little is noticed.
+    """
+
+    def __init__(self, fresh_noise: bool = True, all_fresh: bool = False) -> None:
+        self._fresh, self._all_fresh = fresh_noise, all_fresh
+        self._seen: dict[torch.Size, _Seen] = {}
+
+    def follows(self, latent: torch.Tensor, moment: Moment, matters: bool = True) -> bool:
+        """Whether this latent, (rows, ...), may be what the last one of its shape became. Waits for the device once,
+        but for the first latent of its shape, or where the answer does not matter and is true.
+        """
+        # In float32: a half-precision sum of squares has no room. A copy, since the sampler writes on.
+        rows = latent.detach().flatten(1).float()
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-20)
+        last = self._seen.get(latent.shape)
+        step = 0.0 if last is None else self._step(last.moment, moment)
+        # A step of two evaluations goes there and back: what the step before allowed is allowed once more.
+        allowed = step if last is None else max(step, last.allowed)
+        self._seen[latent.shape] = _Seen(rows, moment, step)
+        if last is None or not matters:
+            return True
+        if last.rows.device != rows.device:
+            return False
+        apart = (rows - last.rows).norm(dim=1).max() / 2
+        return 2 * math.asin(min(float(apart), 1.0)) <= allowed + ROUNDING
+
+    def _step(self, before: Moment, now: Moment) -> float:
+        """Radians that the sampler may turn a latent by between the two."""
+        if before.log_sigma is None or now.log_sigma is None or before.sigma is None or now.sigma is None:
+            return UNKNOWN
+        one, other = math.atan(before.sigma), math.atan(now.sigma)
+        turned = GUIDED * abs(other - one)
+        if self._all_fresh:
+            return turned + math.acos(math.cos(one) * math.cos(other))
+        return turned + (FRESH * self._added(before.sigma, now.sigma) if self._fresh else 0.0)
+
+    @staticmethod
+    def _added(before: float, now: float) -> float:
+        """Radians that noise turns a latent by which goes from one level to the other: of an ancestral step down,
+        sigma'^2 (1 - sigma'^2 / sigma^2) (k-diffusion's `get_ancestral_step`; an SDE's with eta = 1 is the same), or,
+        where the level rises, what brings it there.
+        """
+        variance = now**2 * (1 - now**2 / before**2) if now <= before else now**2 - before**2
+        return math.atan(math.sqrt(max(variance, 0.0)) / math.sqrt(1 + now**2))

@@ -1,0 +1,176 @@
+"""Other people's code inside a UNet: what we cannot see into we do not skip.
+
+A cached call leaves blocks out. Whoever lives in one of them and counts calls, stores something or reads what a block
+gave would go wrong without a word: in this picture, and some in every later one. So before a pass skips anything, all
+modules that it would skip are looked at: their own forwards, their classes, hooks, attention processors. What is the
+network library's is harmless; whatever else is found must stand in the table of `known`, or the pass runs in full.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from .known import Answer, known
+from .support import WEIGHT_MOVERS
+
+LIBRARIES = re.compile(
+    r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched|transformers|accelerate|peft|bitsandbytes"
+    r"|optimum|quanto|xformers|triton|einops|nunchaku|sdnq|imaginairy)(\.|$)"
+    r"|diffusers\.(models|loaders|quantizers|utils|hooks\.hooks|hooks\.layerwise_casting|hooks\.group_offloading)(\.|$)"
+)
+"""Modules whose code makes up networks: it keeps nothing from one call for another. diffusers' pipelines are not among
+them: their processors and hooks store attention (SAG, LEDITS++, Attend-and-Excite).
+"""
+
+FORWARDS = ("forward", "_forward")
+"""Names of methods that extensions put on single modules; ldm's transformers have both."""
+
+CASTING = frozenset({"layerwise_casting"})
+"""Of diffusers' own registry of hooks: those that only move or cast weights."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What lives in the skipped part. `unknown`: names of modules of code that the table does not have, as a user
+    should see them; `counting`: of those that count the layers of a whole evaluation.
+    """
+
+    unknown: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()
+
+
+def look(skipped: Iterable[nn.Module], home: str, trusted: Collection[str] = ()) -> Foreign:
+    """Look at all modules in the `skipped` blocks. `home`: the package of the UNet's own class, whose classes are its
+    library too. `trusted`: names that the user calls harmless.
+    """
+    classes: dict[type, tuple[str, ...]] = {}
+    found: dict[str, None] = dict.fromkeys(map(origin, _global_hooks()))
+    stack = list(skipped)
+    while stack:
+        one = stack.pop()
+        stack.extend(child for child in one._modules.values() if child is not None)
+        kind = type(one)
+        if kind not in classes:
+            classes[kind] = tuple(_of_class(kind, home))
+            found.update(dict.fromkeys(classes[kind]))
+        own = one.__dict__
+        if own.get("_forward_hooks") or own.get("_forward_pre_hooks") or not own.keys().isdisjoint(WATCHED):
+            found.update(dict.fromkeys(_of_instance(one)))
+    names = [name for name in found if not LIBRARIES.match(name)]
+    answers = {name: known(name) for name in names if _shown(name) not in trusted}
+    return Foreign(
+        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is None)),
+        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is Answer.COUNTS_LAYERS)),
+    )
+
+
+WATCHED = frozenset({*FORWARDS, "processor", "_diffusers_hook", "_hf_hook"})
+
+
+def origin(function: Any) -> str:
+    """Where the code of a function, a method, a partial or a callable object stands: `module:qualified name`. The
+    module is that of the code's own globals, which `functools.wraps` and `__module__` do not disguise.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    globals_ = getattr(function, "__globals__", None)
+    if globals_ is not None:
+        return f"{globals_.get('__name__', '?')}:{getattr(function, '__qualname__', '?')}"
+    kind = function if isinstance(function, type) else type(function)
+    if kind.__module__ == "builtins":  # a built-in function or method
+        return f"{getattr(function, '__module__', None) or 'builtins'}:{getattr(function, '__qualname__', '?')}"
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def class_forward(kind: type, home: str) -> str | None:
+    """Whose code runs as this class's forward, where that is not the code of the library that the class belongs to."""
+    for base in kind.__mro__:
+        forward = base.__dict__.get("forward")
+        if forward is None:
+            continue
+        name, package = origin(forward), base.__module__.partition(".")[0]
+        same = name.partition(":")[0].partition(".")[0] == package
+        return None if same or LIBRARIES.match(name) or _is_home(name, home) else name
+    return None
+
+
+def names_of_functions(value: Any) -> Iterator[str]:
+    """The origins of all functions in nested lists and mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from names_of_functions(item)
+    elif callable(value):
+        yield origin(value)
+
+
+def unknown_names(names: Iterable[str], trusted: Collection[str] = ()) -> list[str]:
+    """Of origins, those that neither a library nor the table nor the user vouches for, as a user should see them."""
+    return [
+        _shown(name)
+        for name in dict.fromkeys(names)
+        if not LIBRARIES.match(name) and _shown(name) not in trusted and known(name) is not Answer.HARMLESS
+    ]
+
+
+def _of_class(kind: type, home: str) -> Iterator[str]:
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if not LIBRARIES.match(name) and not _is_home(name, home):
+        yield name
+    forward = class_forward(kind, home)
+    if forward is not None:
+        yield forward
+
+
+def _of_instance(one: nn.Module) -> Iterator[str]:
+    own = one.__dict__
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        yield from map(origin, own.get(hooks, {}).values())
+    for name in FORWARDS:
+        forward = _inside(own.get(name))
+        plain = getattr(forward, "__self__", None) is one and getattr(forward, "__func__", None) is getattr(
+            type(one), name, None
+        )
+        if forward is not None and not plain:
+            yield origin(forward)
+    processor = own.get("processor")
+    if processor is not None:
+        yield origin(type(processor))
+        yield from map(origin, filter(None, [type(processor).__dict__.get("__call__")]))
+    if "_hf_hook" in own:
+        yield origin(type(own["_hf_hook"]))
+    for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
+        if name not in CASTING:
+            yield f"diffusers hook {name}:{type(hook).__qualname__}"
+
+
+def _inside(forward: Any) -> Any:
+    """The forward inside the wrappers of accelerate and diffusers that move weights."""
+    while origin(forward).partition(":")[0] in WEIGHT_MOVERS:
+        forward = getattr(forward, "__wrapped__", None)
+    return forward
+
+
+def _global_hooks() -> list[Callable[..., Any]]:
+    """Hooks on all modules of this Python."""
+    hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    return [hook for those in hooks for hook in those.values()]
+
+
+def _is_home(name: str, home: str) -> bool:
+    return home not in ("", "builtins") and name.partition(":")[0].partition(".")[0] == home
+
+
+def _shown(name: str) -> str:
+    """The module's name; of a program's main module the function's too."""
+    module = name.partition(":")[0]
+    return name if module == "__main__" else module
