@@ -95,30 +95,31 @@ class CachedWalks(Walks):
         """
         self.supplied += 1
         feature = self.given[min(self.supplied, len(self.given)) - 1]
-        met, expected = self.sizes.get(self.branch), self.full.sizes.get(self.branch)
-        if not met or expected is None or expected[len(met) - 1 : len(met)] == met[-1:] or met[-1] is None:
+        met = self.sizes.get(self.branch, [])
+        if not met or met[-1] is None or self._fits(self.branch, len(met) - 1):
             return feature
         rows, *size = met[-1]
         return feature.new_zeros((rows, feature.shape[1], *size))
 
+    def _fits(self, branch: int, walk: int) -> bool:
+        """Whether a walk met what it met in the full call, as far as either could see it."""
+        met, expected = self.sizes[branch], self.full.sizes.get(branch, [])
+        return walk >= len(expected) or None in (met[walk], expected[walk]) or met[walk] == expected[walk]
+
     @property
     def met_other_sizes(self) -> bool:
         """Whether something came out of the live input blocks in another size than at the full call."""
-        known = {branch: sizes for branch, sizes in self.full.sizes.items() if branch in self.sizes}
-        return any(
-            self.sizes[branch][: len(sizes)] != sizes[: len(self.sizes[branch])] for branch, sizes in known.items()
-        )
+        return any(not self._fits(branch, walk) for branch, met in self.sizes.items() for walk in range(len(met)))
 
     @property
     def is_astray(self) -> bool:
         """Whether it did something else than the full call: then what it gave is worth nothing."""
         renewed = [] if self.failed is not None else [len(those) for those in self.features.values()]
-        known = [branch for branch in self.full.sizes if branch in self.sizes]
         return (
             self.strayed
             or (self.same_networks and self.ran != self.full.ran)
             or any(count != len(self.given) for count in (self.supplied, *renewed))
-            or any(self.sizes[branch] != self.full.sizes[branch] for branch in known)
+            or self.met_other_sizes
         )
 
 

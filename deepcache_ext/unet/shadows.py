@@ -92,7 +92,8 @@ class Noted(Stand):
         self._see = see
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._see(args[0] if args else kwargs.get("hidden_states"))  # diffusers calls some blocks by name
+        # diffusers calls some blocks and layers by name.
+        self._see(args[0] if args else kwargs.get("hidden_states", kwargs.get("input_tensor")))
         output: torch.Tensor = self._real(*args, **kwargs)
         return output
 
