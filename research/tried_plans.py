@@ -1,4 +1,4 @@
-"""`python -m bench.tried_plans`: plans that were tried beside the weighted one, in the same loop as `bench.tried`.
+"""`python -m research.tried_plans`: plans that were tried beside the weighted one, in the same loop as `research.tried`.
 
 By depth: some of the evaluations that would be full run a deeper branch and renew the shallower feature. Adaptive:
 full whenever the input has moved far enough, each picture for itself. Calibrated: what the feature did in uncached
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from bench.evidence.metrics import psnr
-from bench.tried import ESTIMATORS, Studio, Way
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature, weighted, weights
+from research.tried import ESTIMATORS, Studio, Way
 
 TRUST = "trust, a channel"
 RIVALS = ("weighted", "by depth", "adaptive", "calibrated")
@@ -105,7 +105,7 @@ def adaptive(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tried_plans", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m research.tried_plans", description=__doc__.splitlines()[0])
     parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)

@@ -1,4 +1,4 @@
-"""`python -m bench.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `bench.tried`.
+"""`python -m research.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `research.tried`.
 
 The search tries its plans on the seeds of one prompt, and keeps what it finds if other seeds say so too, as in the
 WebUI. That plan, the weighted plan that ships and
@@ -18,12 +18,12 @@ from statistics import fmean
 import torch
 
 from bench.evidence.metrics import psnr
-from bench.tried import ESTIMATORS, Studio, Way
 from deepcache_ext.calibrate.search import Wanted, Wish, search
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.preview import PassAhead, PlannedPass, planned
 from deepcache_ext.settings.settings import Settings, parse
+from research.tried import ESTIMATORS, Studio, Way
 
 DEPTH = cost.USUAL_DEPTH
 NAMES = {"copy": "copy", "forecast": "trust, a channel"}
@@ -47,7 +47,7 @@ class Trial:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.calibration", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m research.calibration", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="default: the demo's")
     parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
     parser.add_argument("--steps", default="20,30")

@@ -1,4 +1,4 @@
-"""`python -m bench.tried`: everything that was tried before the strategies were chosen, failures included.
+"""`python -m research.tried`: everything that was tried before the strategies were chosen, failures included.
 
 A bare loop of its own: the demo checkpoint's UNet by hand, k-diffusion's samplers, classifier-free guidance, and for
 each evaluation either the whole UNet, the live blocks on an estimated feature, or nothing at all with the output
@@ -293,7 +293,7 @@ def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tried", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m research.tried", description=__doc__.splitlines()[0])
     parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
