@@ -161,7 +161,7 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
         "- *Plain DeepCache*: every Nth evaluation full, the kept feature copied, as published; interpolated in the "
         "same way between " + ", ".join(arm.name.removesuffix(", copy") for arm in PLAIN) + ".",
         "- The strategies' few constants were chosen on the other half of the checkpoint's words "
-        "(docs/strategies.md); no prompt of these tables was used for it.",
+        "(research/README.md); no prompt of these tables was used for it.",
         "- In brackets: 95 % bootstrap intervals of the mean over pairs; whole prompts are drawn, since pictures of "
         "one prompt are alike. They cover the choice of prompts and seeds, not that of the network."
         + (f" With fewer than {FEW} prompts they are too narrow." if few else ""),

@@ -22,7 +22,7 @@ class Profiles:
         self._folder = folder
 
     def planned(self, settings: Settings, ahead: PassAhead) -> tuple[Settings, PlannedPass]:
-        """As `foresight.planned`, and the settings that it comes from, which need no profile to be followed again."""
+        """As `plan.preview.planned`, and the settings that it comes from, which need no profile to be followed again."""
         settings, why = self._applied(settings, ahead)
         found = planned(settings, ahead)
         return settings, replace(found, remark=found.remark or why)

@@ -37,7 +37,7 @@ class Walks:
     `sizes`: by branch, (height, width) of what came out of its live input blocks, one for each walk; `expected_sizes`:
     what it was at the full call, set on a cached one. Where they differ, the kept feature has no place (see `fitting`).
     `ran`: which other networks ran in the call, in order; `expected`: which ones should have, if that is known;
-    `controls`: notes of what they did (see `control_ladder`).
+    `controls`: notes of what they did (see `controlnet`).
     """
 
     features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
