@@ -10,6 +10,7 @@ import argparse
 import ast
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,13 +149,12 @@ def short(found: Sequence[Room], root: Path = ROOT) -> list[str]:
     engine = [one for one in found if one.name.startswith(ENGINE)]
     long, told = breaches(engine), contracts(root)
     kept = sum(line.endswith(" KEPT") for line in told)
-    return [
-        *markdown(HEAD, sizes(engine)),
-        "",
+    words = (
         f"Above the limits ({_limits()}): {'; '.join(long) or 'nothing'}. "
         f"Import contracts: {kept} of {sum(line.endswith((' KEPT', ' BROKEN')) for line in told)} kept. "
-        f"Last `make test`: {test_time(root)}.",
-    ]
+        f"Last `make test`: {test_time(root)}."
+    )
+    return [*markdown(HEAD, sizes(engine)), "", *textwrap.wrap(words, 118, break_on_hyphens=False)]
 
 
 def _limits() -> str:
