@@ -12,7 +12,7 @@ py := .venv/bin/python
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup screenshots demo test bench evidence replay soak lint clean distclean
+.PHONY: help setup screenshots demo test bench evidence replay soak lint house clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
@@ -23,7 +23,8 @@ help:
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
 	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
 	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, the import contracts and mypy"
+	@echo "make house   rooms, sizes, import contracts, how long the tests took (ARGS=--write: into CONTRIBUTING.md)"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
 	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
 
@@ -60,8 +61,12 @@ lint: setup
 	.venv/bin/lint-imports
 	$(py) -m mypy deepcache_ext
 
+house: setup
+	@$(py) -m tools.house $(ARGS)
+
 clean:
 	rm -rf demo/out build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .import_linter_cache .test-time
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -25,9 +25,11 @@ from DeepCache import DeepCacheSDHelper as PublishedHelper
 from PIL import Image
 
 from deepcache_ext import DeepCache
+from deepcache_ext.report.psnr import psnr
 from deepcache_ext.settings.fields import CUSTOM, PRESETS
 
-from .report import machine, ms, table
+from .report import machine, ms
+from .tables import columns
 from .timing import Clock, Rival, Seconds, ratio, rounds
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -179,12 +181,6 @@ def middle(width: int, height: int) -> Image.Image:
     return mask
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """In dB, of pictures from 0 to 1; infinite where they are equal."""
-    error = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
-
-
 def measure(
     pipe: Any, given: dict[str, Any], options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[list[Arm], Seconds]:
@@ -229,7 +225,8 @@ def report(found: Sequence[Arm], seconds: Seconds) -> tuple[list[str], list[dict
             rows.append((arm.name, "", "", "", "", arm.remark))
             figures.append({"name": arm.name, "remark": arm.remark})
             continue
-        times, gain, near = seconds[arm.name], ratio(seconds, "uncached", arm.name), psnr(arm.picture, original)
+        times, gain = seconds[arm.name], ratio(seconds, "uncached", arm.name)
+        near = psnr(arm.picture, original, peak=1.0)
         median = sorted(times)[len(times) // 2]
         rows.append(
             (
@@ -250,7 +247,7 @@ def report(found: Sequence[Arm], seconds: Seconds) -> tuple[list[str], list[dict
                 "psnr": None if math.isinf(near) else near,
             }
         )
-    return table(("", "ms", "speed-up", "95 %", "PSNR dB", ""), rows), figures
+    return columns(("", "ms", "speed-up", "95 %", "PSNR dB", ""), rows), figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:

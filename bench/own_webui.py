@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepcache_ext.report.psnr import psnr
 from deepcache_ext.settings.fields import PRESETS
-from demo.comparison import generate, psnr
+from demo.comparison import generate
 
-from .report import table
+from .tables import columns
 from .timing import Seconds, ratio
 
 UNCACHED = "uncached"
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
         )
     print(f"{url}, {options.steps} steps, {options.sampler}, {options.width}x{options.height}; whole requests\n")
-    print("\n".join(table(("", "s", "speed-up", "95 %", "PSNR dB", ""), rows)))
+    print("\n".join(columns(("", "s", "speed-up", "95 %", "PSNR dB", ""), rows)))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"arms": figures}, indent=1) + "\n", encoding="utf-8")

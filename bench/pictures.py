@@ -25,6 +25,7 @@ from bench.evidence import speed
 from bench.evidence.grid import ESTIMATORS, GUIDANCE, Arm, preset, setting, weighted
 from bench.evidence.metrics import PSNR_CAP, psnr
 from bench.evidence.studio import Studio, checkpoint_called, pairs_for
+from bench.tables import markdown
 from deepcache_ext.plan.preview import fraction
 from deepcache_ext.settings.fields import FIELDS
 from demo.webui.boot import REPOSITORY
@@ -134,13 +135,13 @@ def _coarse(difference: torch.Tensor) -> torch.Tensor:
 
 def means(evidence: Mapping[str, Any]) -> str:
     """Of each section at the usual guidance: mean PSNR and speed-up of `USUAL`."""
-    lines = ["| sampler, steps | " + " | ".join(map(label, USUAL)) + " |", "|---|" + "---|" * len(USUAL)]
+    lines = []
     for section in evidence["sections"]:
         rows = {row["arm"]: row for row in section["settings"]}
         if section["guidance"] == GUIDANCE:
             told = [_told(rows.get(arm.name)) for arm in USUAL]
-            lines.append(f"| {section['sampler']}, {section['steps']} | " + " | ".join(told) + " |")
-    return "\n".join(lines)
+            lines.append((f"{section['sampler']}, {section['steps']}", *told))
+    return "\n".join(markdown(("sampler, steps", *map(label, USUAL)), lines))
 
 
 def _told(row: Mapping[str, Any] | None) -> str:
@@ -149,13 +150,13 @@ def _told(row: Mapping[str, Any] | None) -> str:
 
 def controls() -> str:
     """Each setting in its own words."""
-    lines = ["| control | at first | may be | what it does |", "|---|---|---|---|"]
+    lines = []
     for field in FIELDS:
         ticked = isinstance(field.default, bool)
         at_first = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         allowed = ("off", "on or off") if ticked else (at_first, field.allowed)
-        lines.append(f"| {field.label} | " + " | ".join((*allowed, field.info)) + " |")
-    return "\n".join(lines)
+        lines.append((field.label, *allowed, field.info))
+    return "\n".join(markdown(("control", "at first", "may be", "what it does"), lines))
 
 
 def with_tables(page: str, tables: Mapping[str, str]) -> str:

@@ -33,6 +33,7 @@ from tests.diffusers_unets import LAYOUTS
 
 from . import twins, unets
 from .report import machine, ms
+from .tables import markdown, row
 from .timing import Clock, Rival, ratio, rounds
 
 SIDE = 32
@@ -208,13 +209,19 @@ def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]
     }
 
 
-def row(found: dict[str, Any]) -> str:
+def line(found: dict[str, Any]) -> str:
     gain, deeper = found["speed_up"], f" + {found['deeper']} deeper" if found["deeper"] else ""
     plain, cached = (ms(median(found["seconds"][name])) for name in (PLAIN, CACHED))
-    return (
-        f"| {found['case']} | {gain['value']:.2f} [{gain['low']:.2f}, {gain['high']:.2f}] | {plain} | {cached} "
-        f"| {gain['samples']} | {found['full']} of {found['evaluations']}{deeper} "
-        f"| {'; '.join(found['doubts']) or 'as planned'} |"
+    return row(
+        (
+            found["case"],
+            f"{gain['value']:.2f} [{gain['low']:.2f}, {gain['high']:.2f}]",
+            plain,
+            cached,
+            str(gain["samples"]),
+            f"{found['full']} of {found['evaluations']}{deeper}",
+            "; ".join(found["doubts"]) or "as planned",
+        )
     )
 
 
@@ -230,10 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # processor time counts threads that only wait
     started, figures = time.perf_counter(), []
-    print("| pipeline | speed-up | plain, ms | cached, ms | pairs | full | checks |\n|---|---|---|---|---|---|---|")
+    print("\n".join(markdown(("pipeline", "speed-up", "plain, ms", "cached, ms", "pairs", "full", "checks"))))
     for name in options.only:
         figures.append(measure(CASES[name], options.width, options.pairs, options.seconds))
-        print(row(figures[-1]), flush=True)
+        print(line(figures[-1]), flush=True)
         print(f"[{time.perf_counter() - started:6.1f} s] {name}", file=sys.stderr, flush=True)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)

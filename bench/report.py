@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from .calls import BY_HAND, HOOKED, PLAIN, Measured
 from .overhead import Overhead
+from .tables import columns
 from .timing import Ratio, ratio
 
 CACHED_TARGET, FULL_TARGET, PYTHON_TARGET = 1.03, 1.01, 150e-6
@@ -51,22 +52,6 @@ def verdict_of(found: Ratio, target: float) -> str:
     return verdict(found.value, target) + (" (not certain: see the interval)" if unsure else "")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need to be; the last one is text and stands to the left."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        (
-            "  "
-            + "  ".join(
-                cell.ljust(width) if i in (0, len(line) - 1) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-        ).rstrip()
-        for line in lines
-    ]
-
-
 def ms(seconds: float) -> str:
     return f"{seconds * 1e3:.2f}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
@@ -90,7 +75,7 @@ def cached_section(figures: Sequence[Mapping[str, Any]]) -> list[str]:
         for f in figures
     ]
     head = ("branch", "estimator", "cached ms", "by hand ms", "ratio", "95 %", "rounds", "")
-    return ["1. Cached call in a session against the live blocks by hand", *table(head, rows)]
+    return ["1. Cached call in a session against the live blocks by hand", *columns(head, rows)]
 
 
 def full_section(measured: Measured, found: Ratio) -> list[str]:
@@ -103,7 +88,7 @@ def full_section(measured: Measured, found: Ratio) -> list[str]:
         verdict_of(found, FULL_TARGET),
     )
     head = ("hooked ms", "plain ms", "ratio", "95 %", "rounds", "")
-    return ["2. Full call that keeps its feature against the same call, no session", *table(head, [row])]
+    return ["2. Full call that keeps its feature against the same call, no session", *columns(head, [row])]
 
 
 def python_section(overhead: Mapping[str, Overhead]) -> list[str]:
@@ -120,7 +105,7 @@ def python_section(overhead: Mapping[str, Overhead]) -> list[str]:
     ]
     lines = [
         "3. Our own Python, microseconds a call (blocks do nothing; at work: they compute)",
-        *table(("call", "in all", *parts, "rest", ""), rows),
+        *columns(("call", "in all", *parts, "rest", ""), rows),
     ]
     for kind, o in overhead.items():
         if o.hot:
@@ -143,13 +128,13 @@ def gain_section(figures: Sequence[Mapping[str, Any]], full: float) -> list[str]
             row.append(f"{gain['measured']:.2f}x of {gain['limit']:.2f}x = {gain['share']:.0%}")
         rows.append((*row, ""))
     head = ("branch", "estimator", "full ms", "cached ms", *(f"interval {n}" for n in INTERVALS), "")
-    return ["4. Speed-up of the loop: measured, of what the FLOPs allow, share reached", *table(head, rows)]
+    return ["4. Speed-up of the loop: measured, of what the FLOPs allow, share reached", *columns(head, rows)]
 
 
 def memory_section(kept: Mapping[int, Mapping[str, int]]) -> list[str]:
     names = list(next(iter(kept.values())))
     rows = [(str(branch), *(f"{kept[branch][name] / 2**20:.1f}" for name in names), "") for branch in kept]
-    return ["5. Kept features, MiB", *table(("branch", *names, ""), rows)]
+    return ["5. Kept features, MiB", *columns(("branch", *names, ""), rows)]
 
 
 class Report:

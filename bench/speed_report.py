@@ -12,6 +12,7 @@ from typing import Any
 from .calls import BY_HAND, HOOKED, PLAIN
 from .cases import ON_CPU, ON_GPU, Case, reported
 from .loops import Setting, compose, helpers
+from .tables import markdown
 from .timing import Ratio
 from .twin_calls import OURS, PUBLISHED
 
@@ -164,20 +165,37 @@ def _setting(row: Mapping[str, Any]) -> str:
 
 
 def _speed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| pixels, pictures | device | steps, setting | ours | by hand allows | share | FLOPs allow | of it | helper "
-        "| reported |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "pixels, pictures",
+        "device",
+        "steps, setting",
+        "ours",
+        "by hand allows",
+        "share",
+        "FLOPs allow",
+        "of it",
+        "helper",
+        "reported",
+    )
+    lines = []
     for row in rows:
         share, gain, known = row["share"], row["gain"], row["reported"]
         others = "" if known is None else f"{known['speed_up']:.2f}x ({known['where']})"
         lines.append(
-            f"| {title(case_named(row['case']))} | {row['device']}, {row['dtype']} | {_setting(row)} | {times(gain)} "
-            f"| {times(row['by_hand'])} | {percent(share)} | {row['limit']:.2f}x "
-            f"| {gain.value / row['limit']:.0%} | {times(row['helper'])} | {others} |"
+            (
+                title(case_named(row["case"])),
+                f"{row['device']}, {row['dtype']}",
+                _setting(row),
+                times(gain),
+                times(row["by_hand"]),
+                percent(share),
+                f"{row['limit']:.2f}x",
+                f"{gain.value / row['limit']:.0%}",
+                times(row["helper"]),
+                others,
+            )
         )
-    return ["\n".join(lines)]
+    return ["\n".join(markdown(head, lines))]
 
 
 def targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -207,11 +225,18 @@ def _verdict(found: Ratio, target: float) -> str:
 
 
 def _calls_table(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| pixels, pictures | device | branch | uncached s | cached s | ratio of FLOPs | rounds full, cached "
-        "| peak uncached, ours GiB | kept MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "pixels, pictures",
+        "device",
+        "branch",
+        "uncached s",
+        "cached s",
+        "ratio of FLOPs",
+        "rounds full, cached",
+        "peak uncached, ours GiB",
+        "kept MiB",
+    )
+    lines = []
     for found in cases:
         ours, flops = found.get("webui") or found["twin"], found["flops"]
         for branch, live in flops["live"].items():
@@ -225,8 +250,16 @@ def _calls_table(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str,
             peaks = ", ".join("–" if p is None else f"{p / 2**30:.2f}" for p in ours["memory"].values())
             counts = f"{len(ours['full'][PLAIN])}, {len(ours['cached'][branch][BY_HAND])}"
             lines.append(
-                f"| {title(case_named(found['case']))} | {row['device']}, {found['dtype']} | {branch} "
-                f"| {row['plain_seconds']:.4g} | {row['cached_seconds']:.4g} | {live / flops['full']:.3f} | {counts} "
-                f"| {peaks} | {row['kept_bytes'] / 2**20:.1f} |"
+                (
+                    title(case_named(found["case"])),
+                    f"{row['device']}, {found['dtype']}",
+                    branch,
+                    f"{row['plain_seconds']:.4g}",
+                    f"{row['cached_seconds']:.4g}",
+                    f"{live / flops['full']:.3f}",
+                    counts,
+                    peaks,
+                    f"{row['kept_bytes'] / 2**20:.1f}",
+                )
             )
-    return ["\n".join(lines)]
+    return ["\n".join(markdown(head, lines))]

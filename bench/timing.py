@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -118,7 +118,7 @@ class Ratio:
     samples: int
 
     def as_json(self) -> dict[str, Any]:
-        return {"value": self.value, "low": self.low, "high": self.high, "samples": self.samples}
+        return asdict(self)
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, resamples: int = 4000) -> Ratio:

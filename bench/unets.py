@@ -36,53 +36,32 @@ class Layout:
     tokens: int = 77
 
 
+LATENTS = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2}
+"""What Stable Diffusion's UNets have in common."""
+LDM = {"use_spatial_transformer": True, "transformer_depth": 1, "use_checkpoint": False}
+SD = (
+    LATENTS
+    | LDM
+    | {"image_size": 32, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "legacy": False}
+)
+SGM = LATENTS | {
+    "attention_resolutions": [4, 2],
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+}
+
 LAYOUTS = {
-    "sd15": Layout(
-        "ldm",
-        64,
-        64,
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 320,
-            "num_res_blocks": 2,
-            "attention_resolutions": [4, 2, 1],
-            "channel_mult": [1, 2, 4, 4],
-            "num_heads": 8,
-            "use_spatial_transformer": True,
-            "transformer_depth": 1,
-            "context_dim": 768,
-            "use_checkpoint": False,
-            "legacy": False,
-        },
-    ),
+    "sd15": Layout("ldm", 64, 64, SD | {"num_heads": 8, "context_dim": 768}),
     "sd21": Layout(
-        "ldm",
-        64,
-        64,
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 320,
-            "num_res_blocks": 2,
-            "attention_resolutions": [4, 2, 1],
-            "channel_mult": [1, 2, 4, 4],
-            "num_head_channels": 64,
-            "use_spatial_transformer": True,
-            "use_linear_in_transformer": True,
-            "transformer_depth": 1,
-            "context_dim": 1024,
-            "use_checkpoint": False,
-            "legacy": False,
-        },
+        "ldm", 64, 64, SD | {"num_head_channels": 64, "use_linear_in_transformer": True, "context_dim": 1024}
     ),
     "ldm-4-g": Layout(
         "ldm",
         64,
         64,
-        {
+        LDM
+        | {
             "image_size": 64,
             "in_channels": 3,
             "out_channels": 3,
@@ -91,10 +70,7 @@ LAYOUTS = {
             "attention_resolutions": [8, 4, 2],
             "channel_mult": [1, 2, 3, 5],
             "num_heads": 1,
-            "use_spatial_transformer": True,
-            "transformer_depth": 1,
             "context_dim": 512,
-            "use_checkpoint": False,
         },
         tokens=1,
     ),
@@ -102,60 +78,28 @@ LAYOUTS = {
         "sgm",
         128,
         32,
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 320,
-            "num_res_blocks": 2,
-            "attention_resolutions": [4, 2],
+        SGM
+        | {
             "channel_mult": [1, 2, 4],
-            "num_head_channels": 64,
             "transformer_depth": [0, 2, 10],
             "context_dim": 2048,
-            "num_classes": "sequential",
             "adm_in_channels": 2816,
-            "use_linear_in_transformer": True,
         },
     ),
     "sdxl-refiner": Layout(
         "sgm",
         128,
         32,
-        {
-            "in_channels": 4,
-            "out_channels": 4,
+        SGM
+        | {
             "model_channels": 384,
-            "num_res_blocks": 2,
-            "attention_resolutions": [4, 2],
             "channel_mult": [1, 2, 4, 4],
-            "num_head_channels": 64,
             "transformer_depth": 4,
             "context_dim": 1280,
-            "num_classes": "sequential",
             "adm_in_channels": 2560,
-            "use_linear_in_transformer": True,
         },
     ),
-    "tiny": Layout(
-        "ldm",
-        16,
-        16,
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 32,
-            "num_res_blocks": 2,
-            "attention_resolutions": [4, 2, 1],
-            "channel_mult": [1, 2, 4, 4],
-            "num_heads": 4,
-            "use_spatial_transformer": True,
-            "transformer_depth": 1,
-            "context_dim": 64,
-            "use_checkpoint": False,
-            "legacy": False,
-        },
-    ),
+    "tiny": Layout("ldm", 16, 16, SD | {"model_channels": 32, "num_heads": 4, "context_dim": 64}),
 }
 
 

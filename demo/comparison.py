@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
 import statistics
 import time
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
+
+from deepcache_ext.report.psnr import psnr
 
 OUT = Path(__file__).resolve().parent / "out"
 
@@ -72,13 +72,6 @@ def generate(url: str, request: dict[str, Any]) -> tuple[float, Image.Image, dic
     seconds = time.perf_counter() - begun
     known = json.loads(received)
     return seconds, Image.open(io.BytesIO(base64.b64decode(known["images"][0]))), json.loads(known["info"])
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures in dB; infinite where they are equal."""
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    error = float((difference**2).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def compare(url: str, request: dict[str, Any], deepcache: dict[str, Any], repeats: int = 3) -> Outcome:

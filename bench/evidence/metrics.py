@@ -6,12 +6,14 @@ Pictures are [B, 3, h, w] in 0..1, not rounded; each measure gives one number fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from deepcache_ext.report.psnr import psnr as psnr_of
 
 PSNR_CAP = 100.0
 """Where equal pictures end in dB: infinity has no mean. (Rounding to 8 bits alone costs all beyond 59 dB.)"""
@@ -22,8 +24,8 @@ _LUMA = (0.299, 0.587, 0.114)
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB, at most `PSNR_CAP`."""
-    error = (a.double() - b.double()).square().mean((1, 2, 3))
-    return (-10 * error.clamp(min=1e-30).log10()).clamp(max=PSNR_CAP)
+    found = [psnr_of(*pair, peak=1.0) for pair in zip(a.cpu(), b.cpu(), strict=True)]
+    return torch.tensor(found, dtype=torch.float64).clamp(max=PSNR_CAP)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, size: int = 11, sigma: float = 1.5) -> torch.Tensor:
@@ -94,7 +96,7 @@ class Mean:
     samples: int
 
     def as_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "low": self.low, "high": self.high, "samples": self.samples}
+        return asdict(self)
 
 
 def bootstrap(values: Sequence[float], groups: Sequence[str] | None = None, resamples: int = 4000) -> Mean:

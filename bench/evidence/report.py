@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bench.tables import markdown
 
 from . import plots
 from .grid import GUIDANCE, PLAIN
@@ -49,11 +51,6 @@ class Facts:
         return {**vars(self), "prompts": sorted(set(self.prompts))}
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def shown(mean: Mean | None, decimals: int, sign: str = "") -> str:
     if mean is None:
         return NONE
@@ -78,13 +75,14 @@ def section_lines(section: Section) -> list[str]:
         if fewer:
             cells += [*_likeness(row.rival), shown(row.ahead, 1, "+")]
         rows.append(cells)
-    lines += table(head, rows)
+    lines += markdown(head, rows, numbers=True)
     if fewer:
         rows = [
             [row.arm.name, f"{row.speed_up:.2f}x", f"{row.own:.2f}x", *_likeness(row.likeness)]
             for row in section.rivals
         ]
-        lines += ["", "Fewer steps, uncached:", "", *table(["steps", "speed-up", "small net", *HEADS.values()], rows)]
+        head = ["steps", "speed-up", "small net", *HEADS.values()]
+        lines += ["", "Fewer steps, uncached:", "", *markdown(head, rows, numbers=True)]
     return [*lines, ""]
 
 
@@ -105,7 +103,7 @@ def in_short(sections: Sequence[Section]) -> list[str]:
                     ]
                 )
     head = ["sampler", "preset", "speed-up", "PSNR, dB", "over plain DeepCache by, dB", "ahead of fewer steps by, dB"]
-    return table(head, rows)
+    return markdown(head, rows, numbers=True)
 
 
 def verdicts(sections: Sequence[Section]) -> list[str]:
@@ -163,7 +161,7 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
         "- *Plain DeepCache*: every Nth evaluation full, the kept feature copied, as published; interpolated in the "
         "same way between " + ", ".join(arm.name.removesuffix(", copy") for arm in PLAIN) + ".",
         "- The strategies' few constants were chosen on the other half of the checkpoint's words "
-        "(docs/strategies.md); no prompt of these tables was used for it.",
+        "(research/README.md); no prompt of these tables was used for it.",
         "- In brackets: 95 % bootstrap intervals of the mean over pairs; whole prompts are drawn, since pictures of "
         "one prompt are alike. They cover the choice of prompts and seeds, not that of the network."
         + (f" With fewer than {FEW} prompts they are too narrow." if few else ""),

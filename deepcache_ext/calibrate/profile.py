@@ -23,16 +23,18 @@ from ..settings.settings import Settings
 VERSION = 1
 
 NEAR = 0.02
-"""How far apart, in log sigma, noise levels may lie and still be the same."""
+"""How far apart, in log sigma, noise levels may lie and still be the same. Chosen by hand."""
 
 SAME_SPEED = 0.02
-"""So much may a wanted speed-up differ from a calibrated one."""
+"""So much may a wanted speed-up differ from a calibrated one. Chosen by hand: the page's slider goes by 0.1."""
 
 TOO_FAST = 1.15
-"""A plan that is by more than this faster than it says is none of Calibrate's."""
+"""A plan that is by more than this factor faster than it says is none of Calibrate's. Chosen by hand."""
 
 LONGEST_NAME = 300
+"""Letters of a checkpoint's or sampler's name in a file. Chosen by hand."""
 MOST_EVALUATIONS = 1000
+"""Of a run that a file is made for. Chosen by hand, far above any in use."""
 
 
 class ProfileError(ValueError):

@@ -1,6 +1,6 @@
 """The plan whose pictures come closest to uncached ones, found by trying: for one checkpoint, sampler and schedule.
 
-An uncached run alone does not tell how errors feed on each other (docs/strategies.md), so every proposal is run, and
+An uncached run alone does not tell how errors feed on each other (research/plans.md), so every proposal is run, and
 what its pictures say decides. First come the plans that other weights would have given, then small changes of the best.
 """
 
@@ -25,15 +25,17 @@ Judge = Callable[[str], Sequence[float]]
 """Runs a plan, as typed for the strategy `custom`; the PSNR in dB of each of its pictures, always of the same ones."""
 
 LAWS = tuple(Law(order, tilt) for order in (2.0, 1.5, 1.0) for tilt in (-0.2, 0.0, -0.4))
-"""Of `strategies.weights`; the likeliest first."""
+"""Of `importance.weights`, those around the two that are in use; the likeliest first. Chosen by hand."""
 NEAR = 3
-"""No further apart do two evaluations lie that a small change exchanges."""
+"""No further apart do two evaluations lie that a small change exchanges. Chosen by hand."""
 
 SURE = 0.5
-"""A proposal must be better by so many standard errors of the mean over the pictures: else chance would choose."""
+"""A proposal must be better by so many standard errors of the mean over the pictures: else chance would choose. Chosen
+by hand.
+"""
 
 EQUAL = 100.0
-"""dB; what two equal pictures count as."""
+"""dB; what two equal pictures count as, since infinity has no mean. Chosen by hand."""
 
 
 PICTURES = Field(

@@ -12,7 +12,7 @@ from ..settings.settings import Settings
 from .profile import SAME_SPEED, CalibratedPlan, MadeFor, Profile, ProfileError, as_text, from_text
 
 LARGEST = 2**20
-"""Bytes; a file of ours has a few thousand."""
+"""Bytes; a file of ours has a few thousand. Chosen by hand."""
 
 
 class Profiles:
@@ -22,7 +22,7 @@ class Profiles:
         self._folder = folder
 
     def planned(self, settings: Settings, ahead: PassAhead) -> tuple[Settings, PlannedPass]:
-        """As `foresight.planned`, and the settings that it comes from, which need no profile to be followed again."""
+        """As `preview.planned`, and the settings that it comes from, which need no profile to be followed again."""
         settings, why = self._applied(settings, ahead)
         found = planned(settings, ahead)
         return settings, replace(found, remark=found.remark or why)

@@ -1,4 +1,4 @@
-"""The accordion. One control for each of `settings.FIELDS`, in that order, and what is shown but not set."""
+"""The accordion. One control for each of `fields.FIELDS`, in that order, and what is shown but not set."""
 
 from __future__ import annotations
 

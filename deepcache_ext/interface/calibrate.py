@@ -22,7 +22,7 @@ NOTE = (
     "Strategy calibrated then uses it for this checkpoint, sampler, schedule and number of steps, and this speed-up."
 )
 MOST = 100
-"""So many presses without a generation are remembered."""
+"""So many presses without a generation are remembered. Chosen by hand."""
 
 
 class Requests:

@@ -23,8 +23,9 @@ from ..settings.settings import parse
 
 COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
 MARGIN = 8
+"""Pixels. Chosen by hand."""
 LINES = 3
-"""At most so many for a setting, and for its count of evaluations; what is longer ends in dots."""
+"""At most so many for a setting, and for its count of evaluations; what is longer ends in dots. Chosen by hand."""
 
 
 @dataclass(frozen=True)

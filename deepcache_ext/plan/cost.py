@@ -19,6 +19,7 @@ other widths, and is taken for an SD1.x.
 """
 
 USUAL_DEPTH = 12
+"""Of SD1.x and SD2.x: what a UNet of unknown shares is taken for."""
 
 
 def share(branch: int, depth: int = USUAL_DEPTH) -> float:
@@ -39,7 +40,9 @@ def speed_up(branches: Sequence[int | None], depth: int = USUAL_DEPTH) -> float:
 
 
 NEARLY = 0.99
-"""So much of a wanted speed-up is enough: for 2.6x of 30 evaluations 10 full ones (2.59x), not 9 (2.82x)."""
+"""So much of a wanted speed-up is enough: for 2.6x of 30 evaluations 10 full ones (2.59x), not 9 (2.82x). Chosen by
+hand.
+"""
 
 
 def full_for(evaluations: int, wanted: float, cached_share: float) -> int:

@@ -82,13 +82,15 @@ class Forecast:
     Nothing of it waits for the device.
 
     Uneven steps can put r far outside what two points support, and samplers may go back in time, so r is kept between
-    -1 (the older feature) and `REACH`; between the two points the line is taken as it is (docs/strategies.md).
+    -1 (the older feature) and `REACH`; between the two points the line is taken as it is.
     """
 
     name = "forecast"
     keeps = 3
     REACH = 2.0
+    """In distances between the last two full calls. Chosen by hand."""
     UNPROVED = 0.5
+    """The trust before it can be measured. Chosen by hand: between a copy and the whole step."""
 
     def learn(self, kept: Sequence[Kept]) -> None:
         last = kept[-1]
@@ -156,9 +158,11 @@ ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": 
 
 FORECAST_UP_TO = 0.75
 """How far apart in log sigma full evaluations may lie on average for `auto` to forecast: further apart a copy came
-nearer, at 14 to 60 steps alike (docs/strategies.md).
+nearer. Fitted to weighted plans of the demo's checkpoint, which predicts v: three samplers, 14 to 60 steps, guidance 5
+(research/estimators.md).
 """
 FORECAST_BY_DEPTH_UP_TO = 0.9
-"""The same of evaluations that renew the shallower of two features."""
+"""The same of evaluations that renew the shallower of two features; fitted to plans by depth of the same checkpoint
+(research/plans.md)."""
 FORECAST_UP_TO_STEPS = 3.4
-"""The same in evaluations, for where the noise levels are not known: right at about 30 steps."""
+"""The same in evaluations, for where the noise levels are not known: fitted to the same checkpoint at 30 steps."""

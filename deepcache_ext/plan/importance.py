@@ -30,6 +30,9 @@ USUAL = Nature()
 class Law:
     """How the error of a plan is predicted. `order`: an error of the forecast grows with this power of the distance in
     log sigma. `tilt`: further power of sigma in the weights, below 0 for more at the end of the run.
+
+    The defaults gave the best pictures of six laws on the demo's checkpoint, which predicts v: ten tuning pairs, three
+    samplers, three speeds (research/plans.md).
     """
 
     order: float = 1.5
@@ -40,7 +43,9 @@ ONE_BRANCH = Law()
 
 
 BY_DEPTH = Law(order=2.0, tilt=-0.2)
-"""What gave the best pictures of the tuning half (docs/strategies.md)."""
+"""For plans with a deeper branch: the best of 24 laws on the demo's checkpoint, 16 to 30 steps, three samplers, 1.6x to
+3x (research/plans.md).
+"""
 
 
 def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRANCH) -> np.ndarray:
@@ -49,8 +54,8 @@ def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRAN
     Three factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate
     that the step takes into the latent. 1 / sqrt(1 + s'^2): what of a change of the latent at that level is left at
     the end, exact for Gaussian data. (0.8 + 0.35 s) s / sqrt(1 + s^2): roughly how fast the estimate drifts there by
-    log s, measured on the trained checkpoint. A single error is forgotten faster than the second factor says, but
-    early errors feed on each other; of the laws that were tried this one gave the best pictures (docs/strategies.md).
+    log s, measured on the demo's checkpoint. A single error is forgotten faster than the second factor says, but
+    early errors feed on each other; of the laws that were tried this one gave the best pictures (research/plans.md).
     A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
 
     That is for a UNet that predicts v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise

@@ -134,10 +134,12 @@ def fraction(kinds: Sequence[str]) -> str:
 
 
 WIDE = 0.8
-TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
-"""Where evaluations that renew the kept feature lie further apart: the measured pictures (docs/evidence.md) are
-hardly ahead of uncached ones at fewer steps with some samplers, and behind with others.
+"""In log sigma, on average. Where evaluations that renew the kept feature lie further apart, the pictures of the demo's
+checkpoint (docs/evidence.md) are hardly ahead of uncached ones at fewer steps with some samplers, and behind with
+others.
 """
+TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
+"""What is said there."""
 
 
 def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..unet.ladder import AnyLadder
-from ..unet.neighbours import Foreign, class_forward, look
-from ..unet.support import UnknownLayout
+from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
+from ..unet.support import UnknownLayout, own_forward
 from .changes import WeightsWatch, parts, same_parts
 from .open_call import register_after
 
@@ -42,13 +42,23 @@ class Attachment:
                 raise UnknownLayout(
                     f"{name} = {branch} is not allowed: this UNet has the branches 0 to {self.ladder.depth - 1}"
                 )
-        named = class_forward(type(self.unet), self._home)
-        if named is not None and named.partition(":")[0] not in self._trusted:
-            raise UnknownLayout(f"`{named.partition(':')[0]}` replaced the forward of the UNet's class")
+        self._check_forwards()
+
+    def _check_forwards(self) -> None:
+        """Whoever replaced the UNet's forward, on its class or on this instance, must be known."""
+        own = own_forward(self.unet)
+        names = {
+            "forward of the UNet's class": class_forward(type(self.unet), self._home),
+            "UNet's forward": None if own is None else origin(own),
+        }
+        for what, name in names.items():
+            unknown = unknown_names([name] if name else [], self._trusted)
+            if unknown:
+                raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
 
     @property
     def _home(self) -> str:
-        return type(self.unet).__module__.partition(".")[0]
+        return home_of(self.unet)
 
     # Our hooks ----------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def ranges(text: str) -> list[tuple[range, int | None]]:
 
 
 def custom(text: str, total: int, branch: int = 0) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """As typed (`settings.ranges`): full evaluations, and 0; those that run a branch deeper than `branch`, and which.
+    """As typed (`ranges`): full evaluations, and 0; those that run a branch deeper than `branch`, and which.
     Those beyond the run's end are left out; those whose branch is not deeper are full. Raises `SettingsError`.
     """
     full, renewed, deeper = {0}, set[int](), 0

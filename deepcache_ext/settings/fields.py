@@ -112,10 +112,13 @@ class Field:
 
 
 MAX_BRANCH = 47
-"""Bound of `cache_branch_id` before the model is known; the model's own last branch is checked when a pass begins."""
+"""Bound of `cache_branch_id` before the model is known; the model's own last branch is checked when a pass begins.
+Chosen by hand, far above any model in use.
+"""
 
 
 MAX_TEXT = 1000
+"""Letters of a list of evaluations. Chosen by hand."""
 
 
 CALIBRATED = "calibrated"

@@ -122,10 +122,12 @@ def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> 
 
 MISMATCH = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-5, torch.bfloat16: 1e-4}
 """Largest 1 - cos^2 between a part of the latent and its scaled copy at the UNet: rounding, and no more. Two frames
-of an animation differ by their noise, which is sigma times a unit normal: 1e-3 at the lowest sigma in use."""
+of an animation differ by their noise, which is sigma times a unit normal: 1e-3 at the lowest sigma in use. Chosen by
+hand between the two, by the dtypes' rounding.
+"""
 
 PROBES = 8
-"""How many places of a crop are tried per row before its place counts as unknown."""
+"""How many places of a crop are tried per row before its place counts as unknown. Chosen by hand."""
 
 
 def is_whole(x: torch.Tensor, latent: torch.Tensor) -> bool:

@@ -3,7 +3,7 @@
 A control network is a copy of the UNet's input side. The hooked UNet adds the output of its `zero_convs[i]` to the skip
 of input block i, and that of `middle_block_out` behind the middle block. On a cached call all but the first b + 1 of
 these land on stand-ins, so leaving them out changes nothing. The network's lists are shadowed as the UNet's are (see
-`ladder`), for one call of the UNet; nothing is patched. What is not known to be such a network runs whole.
+`ldm`), for one call of the UNet; nothing is patched. What is not known to be such a network runs whole.
 """
 
 from __future__ import annotations

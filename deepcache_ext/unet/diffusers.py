@@ -1,6 +1,6 @@
 """The shadowed ladder of diffusers' UNets: `conv_in`, `down_blocks`, `mid_block`, `up_blocks`, found by these names.
 
-As in ladder.py a shadow is an entry in an instance's `__dict__`, here on the UNet and, where a branch ends inside a
+As in ldm.py a shadow is an entry in an instance's `__dict__`, here on the UNet and, where a branch ends inside a
 block, on that block: its lists of layers are then shadowed by shorter ones. Skip connections are counted from the
 input: 0 is the output of `conv_in`, then comes one for each layer of a down block and one for its downsampler. Branch
 b runs what the skips 0..b need and the up layers that take them. That is DeepCacheSDHelper's meaning: block

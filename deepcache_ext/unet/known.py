@@ -1,7 +1,7 @@
-"""Extensions whose code inside a UNet is known: one line each, and one test (tests/unet/test_known.py).
+"""Other people's code that is known to live in or on a UNet: one line each, and one test (tests/unet/test_known.py).
 
-Names are those of the modules in which their code stands: hosts load an extension's `scripts/negpip.py` as a module
-named `negpip.py`, and what that imports under its own name.
+Names are those of the modules in which the code stands. Hosts load an extension's `scripts/negpip.py` as a module named
+`negpip.py`; what that imports has its own name. A pattern with a colon asks for the qualified name too.
 """
 
 from __future__ import annotations
@@ -16,45 +16,71 @@ class Answer(Enum):
     """What a cached call may do about code in blocks that it skips."""
 
     HARMLESS = "may be skipped"
-    COUNTS_LAYERS = "counts the layers of a whole evaluation: right only while that has one call"
+    COUNTS_LAYERS = "counts layers: right only where prompt and negative prompt are one call"
 
 
 @dataclass(frozen=True)
 class Known:
-    """`code`: of `origin`s, `module:qualified name`. `who`: whose code that is; `why`: the run that proved the answer
-    (docs/compatibility.md), or what was read.
+    """`code`: the module, or `module:qualified name`. `who`: whose code that is; `why`: *run*: the product was run with
+    it and was right (docs/compatibility.md); *read*: it keeps nothing from one call for another.
     """
 
-    code: re.Pattern[str]
-    answer: Answer
+    code: str
     who: str
     why: str
+    answer: Answer = Answer.HARMLESS
+
+    def matches(self, name: str) -> bool:
+        return re.fullmatch(self.code, name if ":" in self.code else name.partition(":")[0]) is not None
 
 
-def _rows(answer: Answer, rows: dict[str, tuple[str, str]]) -> list[Known]:
-    return [Known(re.compile(code), answer, who, why) for code, (who, why) in rows.items()]
-
-
-TABLE = [
-    *_rows(
-        Answer.HARMLESS,
-        {
-            r"modules\.(sd_hijack|sd_unet|lowvram|devices|hypernetworks|hat_model|sub_quadratic)": (
-                "A1111's own optimizations and hijacks",
-                "run for real",
-            ),
-        },
+TABLE = (
+    # A1111's own
+    Known(r"modules\.sd_hijack_(optimizations|utils|checkpoint)", "A1111's attention and casts", "run"),
+    Known(r"modules\.hypernetworks\.hypernetwork", "A1111's cross-attention", "run"),
+    Known(r"modules\.(sd_unet|devices|lowvram)", "A1111's forward switch, manual cast, low VRAM", "run"),
+    Known(r"networks", "LoRA of A1111 and Forge: loaded networks are watched", "run"),
+    Known(r"hypertile", "A1111's HyperTile", "run"),
+    Known(r"tomesd\.patch", "ToMe", "run: A1111, SD.Next"),
+    # A1111's extensions
+    Known(r"scripts\.hook:(?!.*hacked_).*", "ControlNet's forward of the UNet; not its reference units", "run"),
+    Known(r"scripts\.ipadapter\.plugable_ipadapter", "ControlNet's IP-Adapter", "read"),
+    Known(r"scripts\.controlnet_lllite", "ControlNet's LLLite", "read"),
+    Known(r"motion_module|scripts\.animatediff_mm", "AnimateDiff", "run"),
+    Known(r"khrfix\.py", "Kohya HRFix", "run"),
+    Known(r"scripts\.(llul_hooker|sdhook)", "LLuL", "run"),
+    Known(r"scripts\.pag", "Incantations' PAG: its state lives within one call", "run"),
+    Known(r"scripts\.patching", "FABRIC: two walks in one call, whose rows are watched", "run"),
+    Known(r"scripts\.lora_compvis|lora_compvis", "additional-networks", "read"),
+    Known(r"scripts\.latent", "Regional Prompter with LoRA, latent mode", "run"),
+    Known(r"negpip\.py", "NegPiP", "run", Answer.COUNTS_LAYERS),
+    Known(r"scripts\.attention", "Regional Prompter, attention mode", "run", Answer.COUNTS_LAYERS),
+    # Forge and its kin
+    Known(r"forge_freeu\.py|ldm_patched\.contrib\.nodes_freelunch", "FreeU", "run"),
+    Known(r"kohya_hrfix\.py|ldm_patched\.contrib\.nodes_model_downscale", "Kohya HRFix", "run"),
+    Known(r"ldm_patched\.contrib\.nodes_(tomesd|hypertile)", "reForge's ToMe and HyperTile", "run"),
+    Known(r"lib_ipadapter\.IPAdapterPlus|(pulid\.)?PuLID", "IP-Adapter, InstantID, PuLID", "run"),
+    Known(r"forge_fooocus_inpaint\.py", "Fooocus inpaint: acts on input block 0", "read"),
+    Known(r"preprocessor_tile\.py", "tile preprocessor: acts on the first and the last block", "run"),
+    Known(r"forge_stylealign\.py", "StyleAlign: shares among the rows of a call", "read"),
+    Known(r"forge_perturbed_attention\.py|pag_neo\.py|pag_nodes", "PAG: a further call of another role", "run"),
+    Known(r"lib_multidiffusion\.tiled_diffusion", "MultiDiffusion, Mixture of Diffusers", "run"),
+    Known(r"lib_couple\.attention_couple", "forge-couple", "read"),
+    Known(r"lib_layerdiffusion\.attention_sharing", "LayerDiffuse", "read"),
+    # SD.Next and diffusers
+    Known(r"modules\.sd_hijack_(hypertile|dynamic_atten)", "SD.Next's HyperTile and attention", "run"),
+    Known(r"modules\.todo\.todo_(merge|utils)", "SD.Next's ToDo", "run"),
+    Known(r"modules\.pag\.pipe_sd(xl)?", "SD.Next's PAG", "run"),
+    Known(r"modules\.(sdnq(\..*)?|sd_offload|linfusion\.attention)", "SD.Next's SDNQ, offload, LinFusion", "run"),
+    Known(r"modules\.control\.units\.lite_model", "SD.Next's ControlLLLite", "read"),
+    Known(r"diffusers\.hooks\.layer_skip", "diffusers' AutoGuidance", "run"),
+    Known(
+        r"diffusers\.pipelines\.(deprecated\.)?text_to_video_synthesis\..*", "Text2Video-Zero: rows of one call", "run"
     ),
-    *_rows(
-        Answer.COUNTS_LAYERS,
-        {
-            r"negpip": ("NegPiP", "one call: naive; two calls: wrong"),
-        },
-    ),
-]
+)
 
 
 @lru_cache(maxsize=1000)
 def known(name: str) -> Answer | None:
-    """The answer for code with this origin; None where nothing is known."""
-    return next((row.answer for row in TABLE if row.code.match(name)), None)
+    """The answer for code with this origin (`neighbours.origin`); None where nothing is known."""
+    return next((row.answer for row in TABLE if row.matches(name)), None)

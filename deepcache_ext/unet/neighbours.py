@@ -21,18 +21,26 @@ from .known import Answer, known
 from .support import WEIGHT_MOVERS
 
 LIBRARIES = re.compile(
-    r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched|transformers|accelerate|peft|bitsandbytes"
-    r"|optimum|quanto|xformers|triton|einops|nunchaku|sdnq|imaginairy)(\.|$)"
-    r"|diffusers\.(models|loaders|quantizers|utils|hooks\.hooks|hooks\.layerwise_casting|hooks\.group_offloading)(\.|$)"
+    r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
+    r"|bitsandbytes|optimum\.quanto|xformers|triton|einops|nunchaku|sdnq|imaginairy)(\.|:|$|(?<=\.))"
+    r"|diffusers\.(models|loaders|quantizers|utils|hooks\.hooks|hooks\.layerwise_casting|hooks\.group_offloading)(\.|:|$)"
 )
 """Modules whose code makes up networks: it keeps nothing from one call for another. diffusers' pipelines are not among
-them: their processors and hooks store attention (SAG, LEDITS++, Attend-and-Excite).
+them, since their processors and hooks store attention (SAG, LEDITS++, Attend-and-Excite), nor reForge's nodes.
 """
 
 FORWARDS = ("forward", "_forward")
 """Names of methods that extensions put on single modules; ldm's transformers have both."""
 
-CASTING = frozenset({"layerwise_casting"})
+CASTING = frozenset(
+    {
+        "layerwise_casting",
+        "peft_autocast_disable",
+        "group_offloading",
+        "layer_execution_tracker",
+        "lazy_prefetch_group_offloading",
+    }
+)
 """Of diffusers' own registry of hooks: those that only move or cast weights."""
 
 
@@ -88,6 +96,16 @@ def origin(function: Any) -> str:
     if kind.__module__ == "builtins":  # a built-in function or method
         return f"{getattr(function, '__module__', None) or 'builtins'}:{getattr(function, '__qualname__', '?')}"
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def home_of(unet: nn.Module) -> str:
+    """The package whose classes count as the UNet's own library: that of its class, for a UNet of a program's own; ""
+    where it is built on a library's UNet (HiDiffusion puts its own class on one of diffusers').
+    """
+    kinds = [kind for kind in type(unet).__mro__ if kind.__module__.partition(".")[0] not in ("torch", "builtins")]
+    if not kinds or any(LIBRARIES.match(f"{kind.__module__}:") for kind in kinds):
+        return ""
+    return kinds[0].__module__.partition(".")[0]
 
 
 def class_forward(kind: type, home: str) -> str | None:
@@ -147,7 +165,8 @@ def _of_instance(one: nn.Module) -> Iterator[str]:
         yield origin(type(processor))
         yield from map(origin, filter(None, [type(processor).__dict__.get("__call__")]))
     if "_hf_hook" in own:
-        yield origin(type(own["_hf_hook"]))
+        chained = getattr(own["_hf_hook"], "hooks", None)  # accelerate's SequentialHook
+        yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [own["_hf_hook"]]))
     for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
         if name not in CASTING:
             yield f"diffusers hook {name}:{type(hook).__qualname__}"

@@ -1,29 +1,27 @@
-"""`python -m bench.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `bench.tried`.
+"""`python -m research.calibration`: what Calibrate gains on pictures it has not seen, in the loop of `research.tried`.
 
 The search tries its plans on the seeds of one prompt, and keeps what it finds if other seeds say so too, as in the
-WebUI. That plan, the weighted plan that ships and
-plain uniform copying are then held against the uncached pictures of other prompts. All on the half of the words that
-`make evidence` does not report on; `--checkpoint FOLDER` takes another checkpoint that `python -m train` wrote.
+WebUI. That plan, the weighted plan that ships and plain uniform copying are then held against the uncached pictures of
+other prompts. All on the half of the words that `make evidence` does not report on; `--checkpoint FOLDER` takes another
+checkpoint that `python -m train` wrote.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-import torch
-
 from bench.evidence.metrics import psnr
-from bench.tried import ESTIMATORS, Studio, Way
+from bench.tables import markdown, row
 from deepcache_ext.calibrate.search import Wanted, Wish, search
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.preview import PassAhead, PlannedPass, planned
 from deepcache_ext.settings.settings import Settings, parse
+from research.tried import ESTIMATORS, Studio, Way, begin, questions
 
 DEPTH = cost.USUAL_DEPTH
 NAMES = {"copy": "copy", "forecast": "trust, a channel"}
@@ -47,25 +45,21 @@ class Trial:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.calibration", description=__doc__.splitlines()[0])
+    parser = questions("calibration", __doc__)
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="default: the demo's")
-    parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
     parser.add_argument("--steps", default="20,30")
     parser.add_argument("--speed-ups", default="1.6,2.0,2.6")
-    parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--pictures", type=int, default=Wish().pictures)
     parser.add_argument("--tries", type=int, default=Wish().tries)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+    begin()
     both, pictures = Studio(2 * options.pictures + options.pairs, options.checkpoint), options.pictures
     studios = (
         both.of_one_prompt(range(pictures)),
         both.of_one_prompt(range(pictures, 2 * pictures)),
         both.picked(range(2 * pictures, both.count)),
     )
-    print("| steps | sampler | asked | uniform copy | weighted | calibrated |\n|---|---|---|---|---|---|")
+    print("\n".join(markdown(("steps", "sampler", "asked", "uniform copy", "weighted", "calibrated"))))
     for steps in map(int, options.steps.split(",")):
         for sampler in options.samplers.split(","):
             trials = [Trial(studio, sampler, steps, options.guidance) for studio in studios]
@@ -73,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             nature = Nature(sampler == "Euler a", both.prediction)
             for asked in map(float, options.speed_ups.split(",")):
                 cells = line(*trials, PassAhead(False, steps, sigmas, DEPTH, nature), asked, options.tries)
-                print(f"| {steps} | {sampler} | {asked:g}x | " + " | ".join(cells) + " |", flush=True)
+                print(row((str(steps), sampler, f"{asked:g}x", *cells)), flush=True)
 
 
 def line(tuning: Trial, judging: Trial, others: Trial, ahead: PassAhead, speed_up: float, tries: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m bench.tried`: everything that was tried before the strategies were chosen, failures included.
+"""`python -m research.tried`: everything that was tried before the strategies were chosen, failures included.
 
 A bare loop of its own: the demo checkpoint's UNet by hand, k-diffusion's samplers, classifier-free guidance, and for
 each evaluation either the whole UNet, the live blocks on an estimated feature, or nothing at all with the output
@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d
 
 from bench.evidence.metrics import psnr
 from bench.evidence.studio import checkpoint_called, pairs_for
+from bench.tables import markdown, row
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature, weighted
 from deepcache_ext.plan.strategies import non_uniform
@@ -292,25 +293,36 @@ def full_sets(studio: Studio, sampler: str, steps: int, count: int) -> dict[str,
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tried", description=__doc__.splitlines()[0])
+def questions(program: str, what: str) -> argparse.ArgumentParser:
+    """What all programs of this folder are asked by."""
+    parser = argparse.ArgumentParser(prog=f"python -m research.{program}", description=what.splitlines()[0])
     parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--full", default="18,14,10", help="numbers of full evaluations")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def begin() -> None:
+    """One thread, no gradients: for a whole program."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = questions("tried", __doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--full", default="18,14,10", help="numbers of full evaluations")
+    options = parser.parse_args(argv)
+    begin()
     studio, steps = Studio(options.pairs), options.steps
-    print("| sampler | speed-up | full evaluations | in between | PSNR, dB |\n|---|---|---|---|---|")
+    print("\n".join(markdown(("sampler", "speed-up", "full evaluations", "in between", "PSNR, dB"))))
     for sampler in options.samplers.split(","):
         reference = studio.run(sampler, steps, options.guidance)
 
         def line(way: Way, spread: str, name: str, sampler: str = sampler, reference: torch.Tensor = reference) -> None:
             found = psnr(studio.run(sampler, steps, options.guidance, way), reference).mean()
-            speed = steps / way.cost
-            print(f"| {sampler} | {speed:.2f}x | {len(way.full)}, {spread} | {name} | {float(found):.1f} |", flush=True)
+            cells = (f"{steps / way.cost:.2f}x", f"{len(way.full)}, {spread}", name, f"{float(found):.1f}")
+            print(row((sampler, *cells)), flush=True)
 
         for count in map(int, options.full.split(",")):
             sets = full_sets(studio, sampler, steps, count)

@@ -1,13 +1,12 @@
-"""`python -m bench.tried_plans`: plans that were tried beside the weighted one, in the same loop as `bench.tried`.
+"""`python -m research.tried_plans`: plans that were tried beside the weighted one, in the loop of `research.tried`.
 
 By depth: some of the evaluations that would be full run a deeper branch and renew the shallower feature. Adaptive:
 full whenever the input has moved far enough, each picture for itself. Calibrated: what the feature did in uncached
-runs of other pictures, instead of the law of `strategies.weights`.
+runs of other pictures, instead of the law of `deepcache_ext.plan.importance.weights`.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 
 from bench.evidence.metrics import psnr
-from bench.tried import ESTIMATORS, Studio, Way
+from bench.tables import markdown, row
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature, weighted, weights
+from research.tried import ESTIMATORS, Studio, Way, begin, questions
 
 TRUST = "trust, a channel"
 RIVALS = ("weighted", "by depth", "adaptive", "calibrated")
@@ -105,20 +105,16 @@ def adaptive(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tried_plans", description=__doc__.splitlines()[0])
-    parser.add_argument("--samplers", default="Euler,DPM++ 2M Karras,Euler a")
-    parser.add_argument("--pairs", type=int, default=10)
+    parser = questions("tried_plans", __doc__)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--speed-ups", default="1.6,2.0,2.6")
     parser.add_argument("--only", default=",".join(RIVALS), help="of: " + ", ".join(RIVALS))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+    begin()
     both, steps, guidance = Studio(2 * options.pairs), options.steps, options.guidance
     studio = both.picked(range(options.pairs))
     others = both.picked(range(options.pairs, 2 * options.pairs))
-    print("| sampler | asked | speed-up | plan | PSNR, dB |\n|---|---|---|---|---|")
+    print("\n".join(markdown(("sampler", "asked", "speed-up", "plan", "PSNR, dB"))))
     for sampler in options.samplers.split(","):
         fresh_noise = sampler == "Euler a"
         reference = studio.run(sampler, steps, guidance)
@@ -140,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if "adaptive" in options.only:
                 found["adaptive"] = adaptive(studio, sampler, steps, guidance, asked, reference)
             for name, (likeness, speed) in found.items():
-                print(f"| {sampler} | {asked:g}x | {speed:.2f}x | {name} | {likeness:.1f} |", flush=True)
+                print(row((sampler, f"{asked:g}x", f"{speed:.2f}x", name, f"{likeness:.1f}")), flush=True)
 
 
 if __name__ == "__main__":

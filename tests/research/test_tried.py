@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import tried
+from research import tried
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_all_full_is_the_plain_picture(studio, sampler):
 
 
 def test_what_calibrate_gains_is_measured_on_other_prompts(capsys):
-    from bench import calibration
+    from research import calibration
 
     calibration.main(
         [
