@@ -13,10 +13,20 @@ from deepcache_ext.session.session import Session
 from tests import unets
 
 
+class OwnTests:
+    """Names of code that a test's session calls harmless: what the tests themselves put on a UNet."""
+
+    def __contains__(self, name: object) -> bool:
+        return str(name).startswith("tests.")
+
+
+TRUSTED: Any = OwnTests()
+
+
 def session(
     interval: int = 3, branch: int = 0, total: int = 9, estimator: Copy | Forecast | None = None, **window: Any
 ) -> Session:
-    return Session(UniformPlan(interval, branch, total, **window), estimator or Copy())
+    return Session(UniformPlan(interval, branch, total, **window), estimator or Copy(), trusted=TRUSTED)
 
 
 def drifting(

@@ -27,14 +27,21 @@ class Attachment:
     ) -> None:
         self.unet, self.ladder = unet, ladder_of(unet)
         self._branches, self._trusted = branches, trusted
-        self._ladder_of = ladder_of
+        self._ladder_of, self._home = ladder_of, home_of(unet)
         self._check()
-        self._weights = WeightsWatch(unet)
-        self._version: Hashable = None
-        self._forwards = self._weights.forwards()
-        self._parts = parts(unet)
-        self._foreign: Foreign | None = None
+        self._own = own_forward(unet)
+        self._take_stock()
         self._handles: list[Any] = []
+
+    def _take_stock(self) -> None:
+        """What there is now, to be compared with later."""
+        self._weights = WeightsWatch(self.unet)
+        self._version: Hashable = None
+        self._skipped = self.ladder.skipped(min(self._branches))
+        self._inside = frozenset(id(module) for block in self._skipped for module in block.modules())
+        self._forwards = self._weights.forwards(self._inside)
+        self._parts = parts(self.unet)
+        self._foreign: Foreign | None = None
 
     def _check(self) -> None:
         for name, branch in zip(("cache_branch_id", "deeper_branch_id"), self._branches, strict=False):
@@ -56,10 +63,6 @@ class Attachment:
             if unknown:
                 raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
 
-    @property
-    def _home(self) -> str:
-        return home_of(self.unet)
-
     # Our hooks ----------------------------------------------------------------------------------------------
 
     def hook(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
@@ -79,6 +82,10 @@ class Attachment:
             handle.remove()
         self._handles = []
 
+    @property
+    def is_hooked(self) -> bool:
+        return bool(self._handles)
+
     # What changes -------------------------------------------------------------------------------------------
 
     def blocks_changed(self) -> bool:
@@ -89,9 +96,7 @@ class Attachment:
             return False
         self.ladder = self._ladder_of(self.unet)
         self._check()
-        self._weights, self._version = WeightsWatch(self.unet), None
-        self._forwards = self._weights.forwards()
-        self._parts, self._foreign = parts(self.unet), None
+        self._take_stock()
         return True
 
     def weights_changed(self, values: bool) -> bool:
@@ -106,9 +111,13 @@ class Attachment:
 
     def forwards_changed(self) -> bool:
         """Whether forwards, classes or hooks came or went in the UNet, as far as a sample tells, since this was last
-        asked.
+        asked. Raises `UnknownLayout`.
         """
-        before, self._forwards = self._forwards, self._weights.forwards()
+        own, before = own_forward(self.unet), self._forwards
+        if own is not self._own:
+            self._check_forwards()
+            self._own = own
+        self._forwards = self._weights.forwards(self._inside)
         if len(before) == len(self._forwards) and all(map(is_, before, self._forwards)):
             return False
         self._foreign = None
@@ -117,7 +126,7 @@ class Attachment:
     def foreign(self) -> Foreign:
         """Who lives in the blocks that cached calls skip. Raises `UnknownLayout` where that is not known."""
         if self._foreign is None:
-            found = look(self.ladder.skipped(min(self._branches)), self._home, self._trusted)
+            found = look(self._skipped, self._home, self._trusted)
             if found.unknown:
                 watch = "watches" if len(found.unknown) == 1 else "watch"
                 names = ", ".join(f"`{name}`" for name in found.unknown)

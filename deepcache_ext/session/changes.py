@@ -4,7 +4,7 @@ the same object, a LoRA merged or injected, forwards put on single layers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from operator import attrgetter, is_
 from typing import Any
 
@@ -94,10 +94,12 @@ class WeightsWatch:
             self._read = self._values()
         return self._count(), self._renewals, tuple(map(_adapters, self._adapted)), self._read
 
-    def forwards(self) -> list[Any]:
-        """What runs in the sampled modules: their classes, own forwards, processors and hooks."""
+    def forwards(self, inside: Container[int]) -> list[Any]:
+        """What runs in those of the sampled modules whose ids are `inside`: their classes, own forwards, processors and
+        hooks.
+        """
         found: list[Any] = []
-        for _, _, child in self._links:
+        for child in (child for _, _, child in self._links if id(child) in inside):
             own = child.__dict__
             found += type(child), own.get("forward"), own.get("_forward"), own.get("processor")
             found += own.get("_forward_hooks") or None, own.get("_forward_pre_hooks") or None

@@ -55,6 +55,8 @@ class Session:
         self._decisions = Decisions(plan, estimator, nature, trusted, self.report)
         self._watch = Stopwatch(self.report)
         self._at: Attachment | None = None
+        self._left: list[Attachment] = []
+        """With hooks that could not be taken off while torch went through them."""
         self._attached = False
         self._evaluation: Evaluation | None = None
         self._last: Evaluation | None = None
@@ -98,6 +100,8 @@ class Session:
     def detach(self) -> None:
         """Leave the UNet as it was, and forget it."""
         self.unhook()
+        if self._at is not None and self._at.is_hooked:
+            self._left.append(self._at)
         self._at = None
 
     @property
@@ -124,6 +128,7 @@ class Session:
     def close(self) -> PassReport:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""
         self.detach()
+        self._sweep()
         self._decisions.drop(Reason.FIRST_SEEN)
         self._watch.finish()
         return self.report
@@ -159,6 +164,11 @@ class Session:
             public.ends(self)
         if not self._attached and self._at is not None:
             self._at.unhook(self._is_raising)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        while self._left and not self._is_raising:
+            self._left.pop().unhook()
 
     # What other extensions ask ------------------------------------------------------------------------------
 

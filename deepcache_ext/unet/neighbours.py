@@ -23,7 +23,7 @@ from .support import WEIGHT_MOVERS
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
     r"|bitsandbytes|optimum\.quanto|xformers|triton|einops|nunchaku|sdnq|imaginairy)(\.|:|$|(?<=\.))"
-    r"|diffusers\.(models|loaders|quantizers|utils|hooks\.hooks|hooks\.layerwise_casting|hooks\.group_offloading)(\.|:|$)"
+    r"|diffusers\.(models|loaders|quantizers|utils|hooks\.(hooks|layerwise_casting|group_offloading))(\.|:|$)"
 )
 """Modules whose code makes up networks: it keeps nothing from one call for another. diffusers' pipelines are not among
 them, since their processors and hooks store attention (SAG, LEDITS++, Attend-and-Excite), nor reForge's nodes.
@@ -54,10 +54,8 @@ class Foreign:
     counting: tuple[str, ...] = ()
 
 
-def look(skipped: Iterable[nn.Module], home: str, trusted: Collection[str] = ()) -> Foreign:
-    """Look at all modules in the `skipped` blocks. `home`: the package of the UNet's own class, whose classes are its
-    library too. `trusted`: names that the user calls harmless.
-    """
+def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collection[str] = ()) -> Foreign:
+    """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls harmless."""
     classes: dict[type, tuple[str, ...]] = {}
     found: dict[str, None] = dict.fromkeys(map(origin, _global_hooks()))
     stack = list(skipped)
@@ -98,17 +96,17 @@ def origin(function: Any) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def home_of(unet: nn.Module) -> str:
-    """The package whose classes count as the UNet's own library: that of its class, for a UNet of a program's own; ""
-    where it is built on a library's UNet (HiDiffusion puts its own class on one of diffusers').
+def home_of(unet: nn.Module) -> frozenset[str]:
+    """The packages whose classes count as the UNet's own library: those of its class and its bases, for a UNet of a
+    program's own; none where it is built on a library's UNet (HiDiffusion puts its own class on one of diffusers').
     """
     kinds = [kind for kind in type(unet).__mro__ if kind.__module__.partition(".")[0] not in ("torch", "builtins")]
-    if not kinds or any(LIBRARIES.match(f"{kind.__module__}:") for kind in kinds):
-        return ""
-    return kinds[0].__module__.partition(".")[0]
+    if any(LIBRARIES.match(f"{kind.__module__}:") for kind in kinds):
+        return frozenset()
+    return frozenset(kind.__module__.partition(".")[0] for kind in kinds)
 
 
-def class_forward(kind: type, home: str) -> str | None:
+def class_forward(kind: type, home: Collection[str]) -> str | None:
     """Whose code runs as this class's forward, where that is not the code of the library that the class belongs to."""
     for base in kind.__mro__:
         forward = base.__dict__.get("forward")
@@ -140,7 +138,7 @@ def unknown_names(names: Iterable[str], trusted: Collection[str] = ()) -> list[s
     ]
 
 
-def _of_class(kind: type, home: str) -> Iterator[str]:
+def _of_class(kind: type, home: Collection[str]) -> Iterator[str]:
     name = f"{kind.__module__}:{kind.__qualname__}"
     if not LIBRARIES.match(name) and not _is_home(name, home):
         yield name
@@ -185,8 +183,8 @@ def _global_hooks() -> list[Callable[..., Any]]:
     return [hook for those in hooks for hook in those.values()]
 
 
-def _is_home(name: str, home: str) -> bool:
-    return home not in ("", "builtins") and name.partition(":")[0].partition(".")[0] == home
+def _is_home(name: str, home: Collection[str]) -> bool:
+    return name.partition(":")[0].partition(".")[0] in home
 
 
 def _shown(name: str) -> str:

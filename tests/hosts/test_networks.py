@@ -17,7 +17,7 @@ from deepcache_ext.session.session import Session
 from deepcache_ext.unet.controlnet import ControlledLadder
 from deepcache_ext.unet.ldm import Ladder
 from tests import unets
-from tests.driver import LAYOUT, call, drifting
+from tests.driver import LAYOUT, TRUSTED, call, drifting
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,11 @@ def run(change, interval, shared=NO_HYPERNETWORKS, watch=True, estimator=None):
     def ladder(unet):
         return ControlledLadder(unet, lambda _: [], (lambda: loaded_networks(shared)) if watch else tuple)
 
-    session, latent, outputs = Session(UniformPlan(interval, 0, 8), estimator or Copy(), ladder=ladder), drifting(2), []
+    session, latent, outputs = (
+        Session(UniformPlan(interval, 0, 8), estimator or Copy(), ladder=ladder, trusted=TRUSTED),
+        drifting(2),
+        [],
+    )
     session.attach(unet)
     for k in range(8):
         session.tick(lambda k=k: latent(k))

@@ -60,7 +60,7 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     run(cache, unet, 2)
     kept = [
         weakref.ref(feature)
-        for slot in cache._slots._slots.values()
+        for slot in cache._decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -97,7 +97,7 @@ def test_without_always_call_the_next_tick_clears_up(unet, monkeypatch):
     cache.tick(lambda: latent(5), sigma(5))
     fail_once(unet.output_blocks[-1], RuntimeError("provoked"))
     with pytest.raises(RuntimeError):
-        unet(**call())
+        unet(**call(x=scaled(latent(5), 5)))
     assert set(vars(unet)) & {"input_blocks", "output_blocks"}  # still up: nobody has come by
     assert cache.close().cached_calls == 2
 
@@ -128,7 +128,7 @@ def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
     with pytest.raises(ZeroDivisionError, match="out of memory"):
         evaluate(cache, unet, at, latent(at), call(x=latent(at)))
     assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
-    assert not len(cache._slots)
+    assert not len(cache._decisions._slots)
     plain = unets.by_hand(unet, 0, **call())[0]
     assert torch.equal(unet(**call()), plain)  # ours may still be there, and do nothing
     cache.attach(unet)

@@ -19,7 +19,7 @@ from deepcache_ext.session.session import Session
 from deepcache_ext.unet.calls import same_content
 from deepcache_ext.unet.support import UnknownLayout
 from tests import unets
-from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
+from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, run, scaled, session, sigma
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_copy_follows_the_helpers_rule(unet, branch):
 
 @pytest.mark.parametrize("listed", [(0,), (0, 1, 4), (3, 5), (0, 2, 3, 4, 7), tuple(range(8))])
 def test_a_listed_plan_is_followed(unet, listed):
-    cache = Session(ListedPlan(listed, 1, 8), Forecast())
+    cache = Session(ListedPlan(listed, 1, 8), Forecast(), trusted=TRUSTED)
     cache.attach(unet)
     outputs = run(cache, unet, 8)
     report = cache.close()
@@ -242,8 +242,10 @@ def test_a_further_call_of_the_whole_shape_must_be_of_the_latent(unet):
     for k in range(3):
         evaluate(cache, unet, k, latent(k), call(x=latent(k)), call(x=latent(k)), call(x=latent(k + 7).flip(-1)))
     report = cache.close()
-    assert (report.full_calls, report.cached_calls) == (5, 4)
-    assert report.misses == {Reason.UNPLACED: 2}
+    # The others of its evaluation run in full with it: guidance would amplify the difference.
+    assert (report.full_calls, report.cached_calls) == (9, 0)
+    assert report.misses == {Reason.UNPLACED: 2, Reason.TOGETHER: 4}
+    assert report.fraction == "3 of 3 full"
 
 
 def test_changed_conditioning_forces_a_full_run(unet):
@@ -343,7 +345,7 @@ def test_nothing_is_left_after_a_pass(unet):
     run(cache, unet, 8)
     tensors = [
         weakref.ref(feature)
-        for slot in cache._slots._slots.values()
+        for slot in cache._decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -366,7 +368,7 @@ def test_windows_that_move_do_not_pile_up(unet):
     for k in range(30):
         first = k % 7
         evaluate(cache, unet, k, latent(k), call(x=latent(k)[first : first + 2]))
-        assert len(cache._slots) <= 6
+        assert len(cache._decisions._slots) <= 6
     cache.close()
 
 
@@ -459,7 +461,7 @@ def test_gradients_of_deep_parameters_are_not_lost(unet):
                 (output,) = evaluate(cache, unet, k, drifting(2)(k), call(x=drifting(2)(k)))
         assert output.requires_grad is asked
     report = cache.close()
-    assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 2})
+    assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 1})
 
 
 def test_tracing_and_replicas_pass_through(unet):

@@ -18,7 +18,7 @@ from deepcache_ext.unet.controlnet import ControlledLadder, ControlUnit
 from deepcache_ext.unet.ldm import Ladder
 from tests import unets
 from tests.controlnet import Adapter, ControlNet, Hook, Pluggable, Unit, counted
-from tests.driver import LAYOUT, drifting, evaluate
+from tests.driver import LAYOUT, TRUSTED, drifting, evaluate
 
 DEPTH = {LAYOUT: 6, "sdxl": 9}
 
@@ -52,7 +52,7 @@ def cached(unet, hook, evaluations=6, interval=3, branch=0, live=True, estimator
     """Outputs and report of a pass, with control networks left whole or cut to their live blocks."""
     ladder = (lambda unet: ControlledLadder(unet, units)) if live else Ladder
     plan = UniformPlan(interval, branch, evaluations, deeper=deeper)
-    session = Session(plan, estimator or Copy(), ladder=ladder)
+    session = Session(plan, estimator or Copy(), ladder=ladder, trusted=TRUSTED)
     latent, arguments = drifting(2), unets.inputs(unet.layout, size=(8, 8))
     if hook is not None:
         hook.hook(unet)
@@ -206,7 +206,9 @@ def test_reference_adain(unet):
     for block in patched:
         block.forward = adain(block)
     other, latent, arguments = drifting(2, seed=9)(0), drifting(2), unets.inputs(LAYOUT, size=(8, 8))
-    session = Session(UniformPlan(3, 0, 3), Copy(), ladder=lambda unet: ControlledLadder(unet, control_units))
+    session = Session(
+        UniformPlan(3, 0, 3), Copy(), ladder=lambda unet: ControlledLadder(unet, control_units), trusted=TRUSTED
+    )
     unet.forward = twice
     session.attach(unet)
     outputs = [evaluate(session, unet, k, latent(k), {**arguments, "x": latent(k)})[0] for k in range(3)]
@@ -405,7 +407,9 @@ def test_an_error_in_a_control_network_leaves_nothing(unet):
                     raise error
 
             handle = plugged.control_model.input_hint_block.register_forward_pre_hook(fail)
-            session = Session(UniformPlan(3, 0, 6), Copy(), ladder=lambda unet: ControlledLadder(unet, control_units))
+            session = Session(
+                UniformPlan(3, 0, 6), Copy(), ladder=lambda unet: ControlledLadder(unet, control_units), trusted=TRUSTED
+            )
             latent, arguments = drifting(2), unets.inputs(LAYOUT, size=(8, 8))
             hook.hook(unet)
             session.attach(unet)

@@ -15,8 +15,8 @@ from deepcache_ext import DeepCache
 from deepcache_ext.python.sdhelper import helpers_branch
 from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.unet.diffusers import DiffusersLadder
-from deepcache_ext.unet.shadows import Blocks
 from deepcache_ext.unet.ladder import Walks
+from deepcache_ext.unet.shadows import Blocks
 from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import diffusers_unets as unets
 

@@ -153,7 +153,7 @@ def test_an_error_when_it_is_run_again(unet):
     with pytest.raises(ZeroDivisionError, match="out of memory"):
         evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
     del unet.forward
-    assert len(unet._forward_hooks) == before and not len(cache._slots)
+    assert len(unet._forward_hooks) == before and not len(cache._decisions._slots)
     assert cache.close().misses[Reason.WALKS] == 1
 
 
@@ -199,13 +199,13 @@ def test_blocks_exchanged_in_mid_run(unet, branch, come):
                 first.enter_context(scaled_down(unet))
             if k == 2:
                 then.enter_context(scaled_down(unet)) if come else first.close()
-                ladder = cache._ladder
+                ladder = cache._at.ladder
             (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
             if k >= 2:
                 kept = feature if k == 3 else None  # the third is full, though the plan caches it
                 expected, feature = unets.by_hand(unet, branch, kept, **call(x=scaled(latent(k), k)))
                 assert torch.equal(output, expected)
-        assert cache._ladder is not ladder
+        assert cache._at.ladder is not ladder
     report = cache.close()
     assert report.misses == {Reason.BLOCKS: 1} and report.cached_calls == 2
 
@@ -222,7 +222,7 @@ def test_a_block_exchanged_and_put_back(unet):
     _, feature = unets.by_hand(unet, 0, **call(x=scaled(latent(3), 3)))
     assert torch.equal(output, unets.by_hand(unet, 0, feature, **call(x=scaled(latent(5), 5)))[0])
     assert cache.close().misses == {Reason.BLOCKS: 2}
-    assert not cache._parts
+    assert cache._at is None
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -242,7 +242,7 @@ def test_a_block_that_changes_its_size_in_mid_run(unet, branch, foreign):
                 assert torch.equal(output, unets.by_hand(unet, branch, **call(x=scaled(latent(k), k)))[0])
         unet.__dict__.pop("forward", None)
     report = cache.close()
-    assert report.misses == {Reason.WALKS: 2} and report.cached_calls == 1
+    assert report.misses == {Reason.SIZES: 2} and report.cached_calls == 1
 
 
 def test_a_latent_of_an_odd_size_keeps_its_feature(unet, monkeypatch):

@@ -16,7 +16,7 @@ from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.forge import PARAMETERS, ForgeLadder, Shifted
 from tests import forge_unets
-from tests.driver import drifting, evaluate, scaled
+from tests.driver import TRUSTED, drifting, evaluate, scaled
 from tests.forge_unets import PROTOCOLS, ForgeUNet, by_hand
 from tests.unets import traces
 
@@ -78,8 +78,8 @@ def residuals(k: int, rows: int = 2, short: int = 0) -> dict[str, list[torch.Ten
     }
 
 
-def a_session(branch: int, interval: int = 3, deeper: int = 0) -> Session:
-    return Session(UniformPlan(interval, branch, 9, deeper=deeper), Copy(), ladder=ForgeLadder)
+def a_session(branch: int, interval: int = 3, deeper: int = 0, trusted: Any = TRUSTED) -> Session:
+    return Session(UniformPlan(interval, branch, 9, deeper=deeper), Copy(), ladder=ForgeLadder, trusted=trusted)
 
 
 def compare(
@@ -249,7 +249,7 @@ def test_positional_arguments() -> None:
     for k in range(2):
         given = {**arguments(k, control=residuals(k)), "x": scaled(arguments(k)["x"], k)}
         expected, feature = by_hand(unet, 0, feature, **given)
-        cache.tick(functools.partial(drifting(1, size=SIZE), k), 1.0)
+        cache.tick(functools.partial(drifting(1, size=SIZE), k), 14.6 * 0.7**k)
         got = unet(*(given.get(name) for name in PARAMETERS))
         assert torch.equal(got, expected)
     assert cache.close().cached_calls == 1
@@ -258,9 +258,9 @@ def test_positional_arguments() -> None:
 # What distinguishes calls -------------------------------------------------------------------------------------
 
 
-def cached_calls(*calls: Callable[[int], dict[str, Any]], protocol: str = "forge") -> Session:
+def cached_calls(*calls: Callable[[int], dict[str, Any]], protocol: str = "forge", trusted: Any = TRUSTED) -> Session:
     """Evaluations 0, 1, ... of one call each; all but the first are planned cached."""
-    cache = a_session(0, interval=len(calls))
+    cache = a_session(0, interval=len(calls), trusted=trusted)
     unet = UNETS[protocol]
     cache.attach(unet)
     for k, given in enumerate(calls):
@@ -333,9 +333,11 @@ def test_unknown_functions_that_may_act_across_blocks_run_in_full(name: str) -> 
     def given(k: int) -> dict[str, Any]:
         return arguments(k, transformer_options=options_of(**{name: options[name]}))
 
-    cache = cached_calls(given, given, given)
+    cache = cached_calls(given, given, given, trusted=())
     assert cache.report.cached_calls == 0
-    assert cache.report.misses == {Reason.PATCHED: 2}
+    assert cache.report.misses == {Reason.PATCHED: 2} and cache.report.foreign == {"tests.unet.test_forge": 3}
+    assert "(tests.unet.test_forge)" in str(cache.report.lines())
+    assert cached_calls(given, given, given).report.cached_calls == 2, "the user calls it harmless"
     assert cache.report.kept_bytes == 0
 
 
