@@ -17,11 +17,11 @@ from torch import nn
 
 from ..plan.strategies import estimator_for, plan_for
 from ..report.pass_report import PassReport, Reason, summary
-from ..session.open_call import register_after
 from ..session.session import Session
 from ..settings.fields import FIELD, FIELDS, SettingsError
 from ..settings.settings import parse
 from ..unet.diffusers import DiffusersLadder
+from ..unet.hooks import register_after
 from ..unet.ladder import Arguments
 from ..unet.support import UnknownLayout, is_compiling
 from .unet_clock import Beat, Clock, nature_of

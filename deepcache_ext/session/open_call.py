@@ -1,12 +1,10 @@
-"""One call of the UNet, from the hook before it to the hook after it, and the hooks themselves."""
+"""One call of the UNet, from the hook before it to the hook after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
 
 from ..unet.calls import Call
 from ..unet.ladder import Arguments, Walks
@@ -39,11 +37,3 @@ class OpenCall:
             return False
         renewed = [] if self.walks.failed is not None else [len(those) for those in self.walks.features.values()]
         return self.walks.astray or any(count != self.expected_walks for count in (self.walks.supplied, *renewed))
-
-
-def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
-    """A forward hook that is called when the forward raises too."""
-    try:
-        return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
-    except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
-        return unet.register_forward_hook(hook, with_kwargs=True)

@@ -15,11 +15,12 @@ from .. import public
 from ..plan.estimators import Estimator, Moment
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
+from ..unet.hooks import register_after, register_before
 from ..unet.ladder import AnyLadder, Arguments, Walks
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout, is_traced, own_forward
 from .changes import Parts, WeightsWatch, parts, same_parts
-from .open_call import OpenCall, register_after
+from .open_call import OpenCall
 from .slots import Slot, Slots
 from .stopwatch import Kind, Stopwatch
 
@@ -66,10 +67,6 @@ class Session:
         self._no_slot: Reason = Reason.FIRST_SEEN
         self._index = -1
 
-    def __deepcopy__(self, _memo: Any) -> Session:
-        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
-        return self
-
     # The UNet -----------------------------------------------------------------------------------------------
 
     def attach(self, unet: nn.Module, hooked: bool = True) -> None:
@@ -89,10 +86,7 @@ class Session:
         self._remove_handles()
         self._attached = True
         if hooked:
-            self._handles = [
-                unet.register_forward_pre_hook(self.before, with_kwargs=True),
-                register_after(unet, self.after),
-            ]
+            self._handles = [register_before(unet, self.before), register_after(unet, self.after)]
 
     def _look_at(self, unet: nn.Module) -> None:
         """Learn what the UNet is made of. Raises `UnknownLayout`."""
