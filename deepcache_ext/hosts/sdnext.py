@@ -21,9 +21,9 @@ from ..calibrate.store import Profiles
 from ..plan.preview import PassAhead, planned
 from ..python.unet_clock import Beat, Clock, nature_of
 from ..report.pass_report import Reason
-from ..session.open_call import register_after
 from ..session.session import Session
 from ..unet.diffusers import DiffusersLadder
+from ..unet.hooks import register_after
 from ..unet.ladder import AnyLadder, Arguments
 from ..unet.support import UnknownLayout
 from .a1111.adapter import A1111, guarded, sampler_of

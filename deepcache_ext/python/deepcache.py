@@ -1,4 +1,4 @@
-"""DeepCache for Python programs that run diffusers' pipelines: `DeepCache`, and the interface of DeepCacheSDHelper.
+"""DeepCache for Python programs that run diffusers' pipelines: `DeepCache`, and what it reports.
 
 with DeepCache(pipe, cache_interval=3, cache_branch_id=0) as cache:
     image = pipe("a photo of a cat").images[0]
@@ -8,41 +8,26 @@ print(cache.report())
 from __future__ import annotations
 
 import logging
-import sys
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any
 
 from torch import nn
 
 from ..plan.strategies import estimator_for, plan_for
-from ..report.pass_report import PassReport, Reason, summary
-from ..session.open_call import register_after
+from ..report.pass_report import PassReport, summary
 from ..session.session import Session
-from ..settings.fields import FIELD, FIELDS, SettingsError
+from ..settings.fields import FIELD, SettingsError
 from ..settings.settings import parse
 from ..unet.diffusers import DiffusersLadder
-from ..unet.ladder import Arguments
-from ..unet.support import UnknownLayout, is_compiling
-from .unet_clock import Beat, Clock, nature_of
+from ..unet.hooks import is_hooked, remove_inert
+from ..unet.support import UnknownLayout
+from .driver import Driver, Here
+from .unet_clock import Clock, nature_of
 
 log = logging.getLogger("deepcache")
-
-SETTINGS = (
-    "preset",
-    "cache_interval",
-    "cache_branch_id",
-    "estimator",
-    "start",
-    "end",
-    "strategy",
-    "speed_up",
-    "full_evaluations",
-    "center",
-    "power",
-    "deeper_branch_id",
-)
-"""The settings that mean something outside the WebUI."""
 
 PASSES_REPORTED = 100
 
@@ -62,165 +47,183 @@ class Report:
 
 
 class DeepCache:
-    """Caches a diffusers UNet while it is enabled; a context manager, or `enable` and `disable`.
+    """Caches a diffusers UNet while it is enabled: a context manager, or `enable` and `disable`.
 
-    `target`: a pipeline with a `unet` (its scheduler is then known, which a forecast and `start`/`end` profit from),
-    or the UNet. Settings: those of `SETTINGS`, as in the WebUI; a value that cannot be used raises `SettingsError`.
-    A UNet that cannot be cached runs as ever, and `report()` says why.
-
-    Each run of a pipeline is a pass of its own; a loop by hand may say so itself (`new_run`). Runs of one UNet in
-    several threads at a time are not supported.
+    Each run of a pipeline is a pass of its own; a loop by hand may say so itself (`new_run`). A UNet that cannot be
+    cached runs as ever, and `report()` says why. Where several threads run one UNet, each has passes of its own, and
+    their calls of the UNet wait for one another.
     """
 
-    def __init__(self, target: Any, **settings: Any) -> None:
-        for name, value in settings.items():
-            if name not in SETTINGS:
-                known = name in {field.name for field in FIELDS}
-                raise SettingsError(name, value, f"{'here ' if known else ''}the settings are {', '.join(SETTINGS)}")
-        self.settings = parse([{"enabled": True, **settings}])
-        self._target = target
+    def __init__(
+        self,
+        target: Any,
+        *,
+        preset: str | None = None,
+        speed_up: float | None = None,
+        cache_interval: int | None = None,
+        cache_branch_id: int | None = None,
+        deeper_branch_id: int | None = None,
+        estimator: str | None = None,
+        strategy: str | None = None,
+        full_evaluations: str | None = None,
+        center: float | None = None,
+        power: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        trusted: Collection[str] = (),
+    ) -> None:
+        """The settings mean what they mean in the WebUI. None: not given, and then the preset decides, or the default.
+
+        target: a pipeline with a `unet`, whose scheduler then tells the noise levels and how many evaluations there
+            are, or the UNet alone.
+        preset: "Quality" (the default), "Balanced" or "Fast"; "Custom" where all is given.
+        speed_up: how many times faster the UNet's calls shall be together, 1 to 5.
+        cache_interval: every Nth evaluation is full, 1 to 50; with that alone the strategy is "uniform".
+        cache_branch_id: the part of the UNet that runs at the others, 0 (the least) to the number of up layers less 1.
+        deeper_branch_id: a larger part, which runs at some evaluations instead of the whole UNet; -1: where it pays.
+        estimator: what stands for the skipped part, "auto", "copy" or "forecast".
+        strategy: "weighted" (by noise level), "uniform", "non-uniform" (the paper's) or "custom".
+        full_evaluations: with "custom", which ones are full, for instance "0-3, 6, 9, 12-29:3".
+        center: with "non-uniform", where in the run full evaluations lie densest, 0 to 1.
+        power: with "non-uniform", how much denser they are there, 1 (evenly) to 3.
+        start: the fraction of a run before which nothing is cached.
+        end: the fraction of a run after which nothing is cached.
+        trusted: other people's code in the UNet that may be skipped, by the names that `report()` gives where it keeps
+            DeepCache off.
+
+        Raises `SettingsError` for a value that cannot be used, `TypeError` for a target without a UNet.
+
+            DeepCache(pipe, preset="Balanced")
+            DeepCache(pipe.unet, cache_interval=3, cache_branch_id=0, estimator="copy")
+        """
+        given = {
+            "preset": preset,
+            "speed_up": speed_up,
+            "cache_interval": cache_interval,
+            "cache_branch_id": cache_branch_id,
+            "deeper_branch_id": deeper_branch_id,
+            "estimator": estimator,
+            "strategy": strategy,
+            "full_evaluations": full_evaluations,
+            "center": center,
+            "power": power,
+            "start": start,
+            "end": end,
+        }
+        known = {name: value for name, value in given.items() if value is not None}
+        self.settings = parse([{"enabled": True, **known}])
+        self._target, self._trusted = target, tuple(trusted)
         self._unet = unet_of(target)
         self._reports: deque[PassReport] = deque(maxlen=PASSES_REPORTED)
-        self._clock = Clock()
-        self._session: Session | None = None
-        self._handles: list[Any] = []
-        self._calls = self._calls_before = 0
+        self._driver: Driver | None = None
         self._failed = False
+        self._told: set[str] = set()
         self._inactive = ""
         try:
-            ladder = DiffusersLadder(self._unet)
+            self._depth = DiffusersLadder(self._unet).depth
         except UnknownLayout as reason:
             self._inactive = str(reason)
         else:
-            for name in ("cache_branch_id", "deeper_branch_id"):
-                if getattr(self.settings, name) >= ladder.depth:
-                    lowest = FIELD[name].minimum
-                    raise SettingsError(
-                        name,
-                        getattr(self.settings, name),
-                        f"a whole number from {lowest:g} to {ladder.depth - 1} for this UNet",
-                    )
+            self._check_branches()
 
     def enable(self) -> DeepCache:
-        """Hook the UNet; nothing on it is replaced. Raises ValueError when it is hooked by a DeepCache already, as
-        diffusers' `enable_cache` does.
+        """Hook the UNet; nothing on it is replaced. Returns this object.
+
+        Raises `ValueError` when a DeepCache is enabled on it already, as diffusers' `enable_cache` does.
+
+            cache = DeepCache(pipe, cache_interval=3).enable()
         """
-        hooks = self._unet._forward_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), DeepCache) for hook in hooks):
+        remove_inert(self._unet)
+        if is_hooked(self._unet):
             raise ValueError("a DeepCache is enabled on this UNet already; disable it first")
         if self._inactive:
             log.warning("not active: %s", self._inactive)
             return self
         self._failed = False
-        self._handles = [
-            self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
-            register_after(self._unet, self._after),
-        ]
+        # Made here and given up in `disable`: object and driver know each other, which would hold the pipeline longer.
+        self._driver = Driver(
+            self._unet, here=self._here, begin=self._begin_pass, end=self._file, say=_warn, failed=self._give_up
+        )
         return self
 
     def disable(self) -> None:
-        """Leave the UNet as it was and free what was kept. May be called twice."""
-        self._end_pass()
-        self._clock.forget()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Leave the UNet as it was and free what was kept. May be called twice, and in the middle of a run.
 
-    def __deepcopy__(self, _memo: Any) -> DeepCache:
-        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
-        return self
+        cache.disable()
+        """
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.release()
 
     def __enter__(self) -> DeepCache:
         return self.enable()
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.disable()
 
     def new_run(self) -> None:
         """Say that the next call of the UNet belongs to another picture. A pipeline's run, and a loop over a list of
         timesteps, shows by itself; for loops that call the UNet with timesteps of their own making.
+
+            for seed in range(4):
+                cache.new_run()
+                for t in (981.0, 741.0, 501.0, 261.0, 21.0):
+                    noise = unet(latent, t, prompt).sample
         """
-        self._end_pass()
-        self._clock.forget()
+        if self._driver is not None:
+            self._driver.end_passes()
 
     def report(self) -> Report:
-        """What happened since this object was made, in the last `PASSES_REPORTED` passes."""
-        under_way = [self._session.report] if self._session is not None else []
+        """What happened since this object was made, in the last `PASSES_REPORTED` passes.
+
+        print(cache.report())                                # in words
+        print(cache.report().passes[-1].cached_calls)
+        """
+        under_way = [session.report for session in self._driver.sessions] if self._driver is not None else []
         return Report((*self._reports, *under_way), self._inactive)
 
-    # The hooks ----------------------------------------------------------------------------------------------
+    # What the driver asks -----------------------------------------------------------------------------------
 
-    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if unet is not self._unet or self._failed or is_compiling():
-            return None
-        try:
-            self._tick(args, kwargs)
-        except Exception:
-            log.exception("error inside DeepCache; the UNet goes on uncached until it is enabled anew")
-            self._failed = True
-            if self._session is not None:
-                self._session.turn_off(Reason.ERROR.value)
-                self._end_pass()
-        return self._session.before(unet, args, kwargs) if self._session is not None else None
+    def _here(self) -> Here | None:
+        return None if self._failed else Here(getattr(self._target, "scheduler", None))
 
-    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self._session is None or unet is not self._unet or is_compiling():
-            return None
-        instead = self._session.after(unet, args, kwargs, output)
-        if self._clock.remaining == 1 and self._calls == self._calls_before and not self._session.is_in_call:
-            self._end_pass()  # nothing is to come: what was kept need not lie about while the VAE works
-        return instead
-
-    def _tick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._session is not None and self._session.is_in_call:
-            if _is_nested(self._unet):
-                return
-            # The call before was broken off by Ctrl-C, of which torch tells no hook.
-            self._end_pass()
-            self._clock.forget()
-        x = args[0] if args else kwargs["sample"]
-        scheduler = getattr(self._target, "scheduler", None)
-        beat = self._clock.look(x, args[1] if len(args) > 1 else kwargs["timestep"], scheduler)
-        if beat is Beat.PASS:
-            self._end_pass()
-            self._session = self._begin_pass(scheduler)
-        if beat is Beat.CALL or self._session is None:
-            self._calls += 1
-            return
-        self._calls_before, self._calls = self._calls, 1
-        try:
-            self._session.attach(self._unet, hooked=False)
-        except UnknownLayout as reason:
-            self._session.turn_off(str(reason))
-            log.warning("not active: %s", reason)
-        sigma = None
-        if self._session.estimator.name == "forecast":
-            sigma = self._clock.noise_level(scheduler)
-        self._session.tick(lambda: x, sigma)
-
-    def _begin_pass(self, scheduler: Any) -> Session:
-        settings, total = self.settings, self._clock.remaining
+    def _begin_pass(self, here: Here, clock: Clock) -> Session:
+        settings, total = self.settings, clock.remaining
         if total is None:  # no list of timesteps: only a plan that needs no end can be followed
             settings = replace(settings, strategy="uniform")
-        sigmas = self._clock.noise_levels(scheduler)
-        plan, remark = plan_for(
-            settings,
-            total or 0,
-            sigmas,
-            depth=DiffusersLadder(self._unet).depth,
-            nature=nature_of(scheduler),
-        )
+        sigmas = clock.noise_levels(here.scheduler)
+        nature = nature_of(here.scheduler)
+        plan, remark = plan_for(settings, total or 0, sigmas, depth=self._depth, nature=nature)
         if remark and total is not None:
-            log.warning("%s", remark)
-        session = Session(plan, estimator_for(settings, plan, total or 0, sigmas), ladder=DiffusersLadder)
+            _warn(remark)
+        estimator = estimator_for(settings, plan, total or 0, sigmas)
+        session = Session(plan, estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session
 
-    def _end_pass(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            self._reports.append(session.close())
+    def _file(self, session: Session) -> None:
+        report = session.close()
+        self._reports.append(report)
+        if report.off and report.off not in self._told:
+            self._told.add(report.off)
+            _warn(f"cached no further: {report.off}")
+
+    def _give_up(self) -> None:
+        log.exception("error inside DeepCache; the UNet goes on uncached until it is enabled anew")
+        self._failed = True
+
+    def _check_branches(self) -> None:
+        for name in ("cache_branch_id", "deeper_branch_id"):
+            value, lowest = getattr(self.settings, name), FIELD[name].minimum
+            if value >= self._depth:
+                raise SettingsError(name, value, f"a whole number from {lowest:g} to {self._depth - 1} for this UNet")
+
+
+def _warn(message: str) -> None:
+    log.warning("%s", message)
 
 
 def unet_of(target: Any) -> nn.Module:
@@ -229,12 +232,3 @@ def unet_of(target: Any) -> nn.Module:
     if not isinstance(unet, nn.Module):
         raise TypeError(f"{type(target).__name__} is no pipeline with a UNet, nor a UNet")
     return unet
-
-
-def _is_nested(unet: nn.Module) -> bool:
-    """Whether a call of the UNet runs inside another one: both are then on the stack."""
-    frame, depth = sys._getframe(), 0
-    while frame is not None and depth < 2:
-        depth += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is unet
-        frame = frame.f_back  # type: ignore[assignment]
-    return depth == 2

@@ -8,8 +8,6 @@ else (a number, a tensor of its own) does its value decide.
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,10 +15,7 @@ from typing import Any
 import torch
 
 from ..plan.importance import Nature
-
-NOISE_ADDING = re.compile(r"Ancestral|SDE|LCM|TCD|DDPM|RePaint|Cosine|SASolver|UFOGen|VDM|TDD|Langevin")
-"""Names of schedulers that add fresh noise in the course of a run; the last four are SD.Next's own."""
-
+from ..plan.noise import adds_noise_by_name, sigma_at
 
 LIKENESS = 0.4
 """Least cosine of an evaluation's x and the one's before it, where nothing but likeness joins the two. Measured with
@@ -175,11 +170,7 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
     timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(timesteps) <= len(sigmas) <= len(timesteps) + 1:
         return float(sigmas[index])
-    alphas, timestep = getattr(scheduler, "alphas_cumprod", None), float(timesteps[index])
-    if not isinstance(alphas, torch.Tensor) or not 0 <= timestep <= len(alphas) - 1:
-        return None
-    alpha = float(alphas[round(timestep)])
-    return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None
+    return sigma_at(getattr(scheduler, "alphas_cumprod", None), float(timesteps[index]))
 
 
 def adds_noise(scheduler: Any) -> bool:
@@ -187,10 +178,11 @@ def adds_noise(scheduler: Any) -> bool:
     if scheduler is None:
         return True
     algorithm = str(getattr(getattr(scheduler, "config", None), "algorithm_type", ""))
-    return algorithm.startswith("sde") or NOISE_ADDING.search(type(scheduler).__name__) is not None
+    return algorithm.startswith("sde") or adds_noise_by_name(type(scheduler).__name__)
 
 
 def nature_of(scheduler: Any) -> Nature:
     """Of the sampler, and of the UNet that the scheduler is made for; a sample is taken for v."""
     told = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
-    return Nature(adds_noise(scheduler), "eps" if told == "epsilon" else "v")
+    all_fresh = replaces_noise_by_name(type(scheduler).__name__)
+    return Nature(adds_noise(scheduler), "eps" if told == "epsilon" else "v", all_fresh)

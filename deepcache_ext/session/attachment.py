@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from ..unet.hooks import register_after
 from ..unet.ladder import AnyLadder
 from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
 from .changes import WeightsWatch, parts, same_parts
-from .open_call import register_after
 
 
 class Attachment:

@@ -5,11 +5,9 @@ Each knows how it ends. What it has to say to its session it says through `Books
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from torch import nn
 
 from ..unet.calls import Call
 from ..unet.ladder import AnyLadder, Arguments, CachedWalks, Walks
@@ -115,11 +113,3 @@ class CachedCall(OpenCall):
         books.booked(Kind.MEDIUM if self.walks.features else Kind.CACHED)
         if self.walks.features:
             books.renew(self)
-
-
-def register_after(unet: nn.Module, hook: Callable[..., Any]) -> Any:
-    """A forward hook that is called when the forward raises too."""
-    try:
-        return unet.register_forward_hook(hook, with_kwargs=True, always_call=True)
-    except TypeError:  # torch 2.0 knows no always_call: the next tick clears up after an exception
-        return unet.register_forward_hook(hook, with_kwargs=True)

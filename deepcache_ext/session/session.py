@@ -65,10 +65,6 @@ class Session:
         self._is_raising = False
         self._index = -1
 
-    def __deepcopy__(self, _memo: Any) -> Session:
-        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
-        return self
-
     # The UNet -----------------------------------------------------------------------------------------------
 
     def attach(self, unet: nn.Module, hooked: bool = True) -> None:

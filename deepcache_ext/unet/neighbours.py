@@ -55,7 +55,9 @@ class Foreign:
 
 
 def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collection[str] = ()) -> Foreign:
-    """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls harmless."""
+    """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls
+    harmless.
+    """
     classes: dict[type, tuple[str, ...]] = {}
     found: dict[str, None] = dict.fromkeys(map(origin, _global_hooks()))
     stack = list(skipped)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from modules import shared
+
+from ...plan.noise import adds_noise_by_name, sigma_at
 
 try:
     from modules.sd_samplers_common import setup_img2img_steps
 except ImportError:
     setup_img2img_steps = None
-
-NOISE_ADDING = re.compile(r"\ba\b|sde|lcm|restart|ddpm|tcd", re.IGNORECASE)
-"""Names, in the page's spelling, of samplers that add fresh noise in the course of a run."""
 
 MATCH = 2e-3
 """How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own."""
@@ -86,7 +83,7 @@ def adds_noise(p: Any) -> bool:
         return bool((parameters["eta"].default if eta is None else eta) > 0)
     # The sampler's own name: in a hires pass with another sampler, p still has the first one's.
     name = getattr(getattr(sampler, "config", None), "name", "") or getattr(p, "sampler_name", "")
-    return NOISE_ADDING.search(str(name)) is not None
+    return adds_noise_by_name(str(name))
 
 
 def _schedule(params: Any, p: Any) -> Sequence[float]:
@@ -135,12 +132,4 @@ def sigma_of(model: Any, by_timesteps: bool) -> Callable[[float], float | None]:
     """From a sigma, or from one of a model's timesteps, to a sigma; None for what is out of range."""
     if not by_timesteps:
         return lambda value: value if 0 < value < math.inf else None
-    alphas = getattr(model, "alphas_cumprod", None)
-
-    def of_timestep(value: float) -> float | None:
-        if not isinstance(alphas, torch.Tensor) or not 0 <= value <= len(alphas) - 1:
-            return None
-        alpha = float(alphas[round(value)])
-        return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None
-
-    return of_timestep
+    return lambda value: sigma_at(getattr(model, "alphas_cumprod", None), value)

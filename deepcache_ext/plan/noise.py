@@ -1,0 +1,40 @@
+"""Noise levels as k-diffusion counts them, and which samplers add fresh noise. Common to all hosts."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+
+NOISE_ADDING = re.compile(
+    r"\ba\b|ancestral|sde|lcm|tcd|ddpm|restart|repaint|cosine|sasolver|ufogen|vdm|tdd|langevin", re.IGNORECASE
+)
+"""Names of samplers that add fresh noise in the course of a run: as the WebUIs' pages spell them ("Euler a"), and
+diffusers' classes (`EulerAncestralDiscreteScheduler`); the last four are SD.Next's own.
+"""
+
+
+def adds_noise_by_name(sampler: str) -> bool:
+    """Whether a sampler of this name adds fresh noise in the course of a run, which spoils a forecast."""
+    return NOISE_ADDING.search(sampler) is not None
+
+
+REPLACING = re.compile(r"lcm|tcd|tdd", re.IGNORECASE)
+"""Names of samplers that may replace all noise at every step."""
+
+
+def replaces_noise_by_name(sampler: str) -> bool:
+    """Whether a sampler of this name may replace all of a latent's noise at a step."""
+    return REPLACING.search(sampler) is not None
+
+
+def sigma_at(alphas_cumprod: Any, timestep: float) -> float | None:
+    """The sigma of a timestep, sqrt((1 - alpha_bar) / alpha_bar). `alphas_cumprod`: alpha_bar by timestep, (n,). None
+    where there is no such tensor, the timestep is out of its range, or the level is no finite number above 0.
+    """
+    if not isinstance(alphas_cumprod, torch.Tensor) or not 0 <= timestep <= len(alphas_cumprod) - 1:
+        return None
+    alpha = float(alphas_cumprod[round(timestep)])
+    return math.sqrt((1 - alpha) / alpha) if 0 < alpha < 1 else None

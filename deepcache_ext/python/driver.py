@@ -1,0 +1,251 @@
+"""Drives sessions by a UNet's own calls, where no host announces a pass or an evaluation: plain diffusers and SD.Next.
+
+Which call begins a pass or an evaluation, the clock tells (`unet_clock`). With what a pass is made, and what becomes of
+it, is the user's to say (`DeepCache`, SD.Next's adapter), who hands it to the driver as functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..report.pass_report import Reason
+from ..session.session import Session
+from ..unet.hooks import register_after, register_before
+from ..unet.ladder import Arguments
+from ..unet.support import UnknownLayout, is_compiling
+from .turn import Entry, Turn
+from .unet_clock import Beat, Clock
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where a call stands, as the driver's user knows it. `scheduler`: the pipeline's, where there is one. `key`: the
+    same for all calls of a pass; another one begins a new pass, whatever the clock says.
+    """
+
+    scheduler: Any = None
+    key: Hashable = None
+
+
+class Loop:
+    """Notices the end of a loop over a tensor of timesteps: where it is broken off, and where it leaves the end of a
+    scheduler's list to another pipeline (`denoising_end`).
+
+    Whoever iterates over a tensor gets elements that are all made at the start and live as long as the loop does: when
+    the first one goes, the loop is over. Where that has gone by the second evaluation, each element is made when its
+    turn comes, and the end does not show.
+    """
+
+    def __init__(self, first: Any, over: Callable[[], None]) -> None:
+        self._first = weakref.ref(first) if isinstance(first, torch.Tensor) else None
+        self._over = over
+
+    def goes_on(self) -> None:
+        """The second evaluation begins."""
+        first = self._first() if self._first is not None else None
+        self._first = weakref.ref(first, lambda _: self._over()) if first is not None else None
+
+
+@dataclass
+class Run:
+    """What is under way in one thread. `session`: of its pass, None where nothing is to be cached. `is_over`: nothing
+    more is expected of the pass. `calls`: of this evaluation so far; `calls_before`: of the one before; `evaluations`:
+    of the pass so far.
+    """
+
+    clock: Clock = field(default_factory=Clock)
+    key: Hashable = None
+    session: Session | None = None
+    is_over: bool = False
+    calls: int = 0
+    calls_before: int = 0
+    evaluations: int = 0
+    loop: Loop | None = None
+
+
+class Driver:
+    """Hooks a UNet, and has sessions begin, tick and end by its calls. Each thread has passes of its own; their calls
+    are taken in turns.
+
+    `here()`: where a call stands; None where it is not ours, and runs untouched. `begin(here, clock)`: the session of a
+    pass that begins, or None where it is not to be cached. `end(session)`: the pass is over.
+    `say(message)`: why nothing can be cached. `failed()`: asked while an error of our own is handled; from then on
+    `here` says None, until the user knows better.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        *,
+        here: Callable[[], Here | None],
+        begin: Callable[[Here, Clock], Session | None],
+        end: Callable[[Session], object],
+        say: Callable[[str], object],
+        failed: Callable[[], object],
+    ) -> None:
+        self.unet = unet
+        self._here, self._begin, self._end, self._say, self._failed = here, begin, end, say, failed
+        self._turn = Turn(unet)
+        self._runs: dict[int, Run] = {}
+        self._called: Session | None = None
+        """The session of the call under way, if it is of a pass; whose call that is, the turn says."""
+        self._trusts_loops = True
+        self._handles = [register_before(unet, self._before), register_after(unet, self._after)]
+
+    def release(self) -> None:
+        """End what is under way, and leave the UNet as it was. Waits for other threads' calls. May be called twice."""
+        self.end_passes()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def end_passes(self) -> None:
+        """End what is under way: the next call begins a new pass. Waits for other threads' calls."""
+        self._turn.take(by_call=False)
+        try:
+            runs, self._runs, self._called = self._runs, {}, None
+            for run in runs.values():
+                self._end_pass(run)
+        finally:
+            self._turn.give()
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Of the passes under way."""
+        return [run.session for run in list(self._runs.values()) if run.session is not None]
+
+    # The hooks ----------------------------------------------------------------------------------------------
+
+    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if unet is not self.unet or is_compiling():  # a replica; no real call
+            return None
+        found, thread = self._turn.take(by_call=True)
+        if found is Entry.INSIDE:
+            session = self._called
+            return session.before(unet, args, kwargs) if session is not None and session.is_in_call else None
+        self._called = None
+        try:
+            self._clear_up_after(thread)
+            here = self._here()
+            if here is not None:
+                self._called = self._look(here, args, kwargs)
+        except Exception:
+            self._give_up()
+        session = self._called
+        return session.before(unet, args, kwargs) if session is not None and session.unet is unet else None
+
+    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if unet is not self.unet or is_compiling() or self._turn.owner != threading.get_ident():
+            return None
+        session = self._called
+        try:
+            if session is not None and session.is_in_call:
+                return session.after(unet, args, kwargs, output)
+            if session is not None and self._turn.depth == 1 and output is not None:
+                session.report.full_calls += 1  # its plan caches nothing, or it is off
+            return None
+        finally:
+            if self._turn.depth == 1 and session is not None:
+                self._call_is_over(session)
+            self._turn.give()
+
+    def _call_is_over(self, session: Session) -> None:
+        run = self._runs.get(threading.get_ident())
+        if run is None or run.session is not session:
+            return
+        if run.clock.remaining == 1 and run.calls == run.calls_before:
+            # Nothing is to come: what was kept need not lie about while the VAE works.
+            try:
+                self._end_pass(run)
+            except Exception:
+                self._give_up()
+
+    # Passes and evaluations ---------------------------------------------------------------------------------
+
+    def _look(self, here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session | None:
+        """Where the call stands: in a new pass, in a new evaluation, or in the same one. The session of its pass."""
+        run = self._runs.setdefault(threading.get_ident(), Run())
+        x, timestep = args[0] if args else kwargs["sample"], args[1] if len(args) > 1 else kwargs["timestep"]
+        beat = run.clock.look(x, timestep, here.scheduler)
+        if beat is Beat.EVALUATION and run.is_over:  # more comes than was expected
+            beat, self._trusts_loops = Beat.PASS, False
+        if here.key != run.key:
+            beat = Beat.PASS
+        if beat is Beat.CALL:
+            run.calls += 1
+            return run.session
+        if beat is Beat.PASS:
+            self._begin_pass(run, here, timestep)
+        run.calls_before, run.calls, run.evaluations = run.calls, 1, run.evaluations + 1
+        if run.evaluations == 2 and run.loop is not None:
+            run.loop.goes_on()
+        if run.session is not None:
+            self._tick(run, run.session, here, x)
+        return run.session
+
+    def _begin_pass(self, run: Run, here: Here, timestep: Any) -> None:
+        self._end_pass(run)
+        threads = sys._current_frames()
+        for thread in [thread for thread in self._runs if thread not in threads]:
+            self._end_pass(self._runs.pop(thread))
+        run.key, run.is_over, run.calls, run.evaluations = here.key, False, 0, 0
+        run.loop = Loop(timestep, lambda: self._loop_is_over(run)) if self._trusts_loops else None
+        run.session = self._begin(here, run.clock)
+
+    def _tick(self, run: Run, session: Session, here: Here, x: Any) -> None:
+        if session.plan.caches and not session.is_off:
+            try:
+                session.attach(self.unet, hooked=False)
+            except UnknownLayout as reason:
+                session.turn_off(reason)
+                self._say(f"not active: {reason}")
+        session.tick(lambda: x, run.clock.noise_level(here.scheduler))
+
+    def _end_pass(self, run: Run) -> None:
+        session, run.session, run.loop, run.is_over = run.session, None, None, True
+        if session is not None:
+            try:
+                self._end(session)
+            finally:
+                session.close()
+
+    # What goes otherwise than planned -----------------------------------------------------------------------
+
+    def _loop_is_over(self, run: Run) -> None:
+        """Asked by Python when an object goes, in the middle of whatever runs then."""
+        run.is_over = True
+        taken = self._turn.take_if_free()
+        if taken is None:  # another thread's call is under way; this run's next call, or the end of all, will do it
+            return
+        try:
+            self._clear_up_after(taken[1])
+            self._end_pass(run)
+        except Exception:
+            self._give_up()
+        finally:
+            self._turn.give()
+
+    def _clear_up_after(self, thread: int | None) -> None:
+        """The thread's call was broken off: what it left on the UNet goes, with all that its pass kept."""
+        run = self._runs.pop(thread, None) if thread is not None else None
+        if run is not None:
+            self._end_pass(run)
+
+    def _give_up(self) -> None:
+        """After an error of our own: nothing is left, and nothing more cached until the user says so."""
+        self._called = None
+        self._failed()
+        run = self._runs.pop(threading.get_ident(), None)
+        if run is not None and run.session is not None:
+            run.session.turn_off(Reason.ERROR.value)
+            with contextlib.suppress(Exception):
+                self._end_pass(run)

@@ -1,0 +1,72 @@
+"""Our torch hooks on a UNet: put up with `register_before` and `register_after`, and inert in every copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .support import is_compiling
+
+
+class OwnHook:
+    """A hook of ours. It belongs to the UNet on which it was put up: a copy of that UNet, and what is read back from a
+    pickle or from `torch.save`, gets an `InertHook` in its place.
+    """
+
+    is_inert = False
+
+    def __init__(self, target: Callable[..., Any]) -> None:
+        self.target = target
+
+    def __call__(self, *args: Any) -> Any:
+        return self.target(*args)
+
+    def __deepcopy__(self, _memo: Any) -> InertHook:
+        return InertHook()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InertHook, ()
+
+
+class InertHook:
+    """What a copy of a hook of ours is: it does nothing, and goes away with its like when the copy is first called."""
+
+    is_inert = True
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        # Before the forward only: after one that raised, torch is still going through the hooks that are there.
+        if not is_compiling() and self in module._forward_pre_hooks.values():
+            remove_inert(module)
+
+
+def register_before(unet: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Call `hook(unet, args, kwargs)` before each forward."""
+    return unet.register_forward_pre_hook(OwnHook(hook), with_kwargs=True)
+
+
+def register_after(unet: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Call `hook(unet, args, kwargs, output)` after each forward, and with None for the output when it raised."""
+    try:
+        return unet.register_forward_hook(OwnHook(hook), with_kwargs=True, always_call=True)
+    except TypeError:  # torch 2.0 knows no always_call: the next call or tick clears up after an exception
+        return unet.register_forward_hook(OwnHook(hook), with_kwargs=True)
+
+
+def is_hooked(unet: nn.Module) -> bool:
+    """Whether hooks of ours are at work on this UNet."""
+    return any(isinstance(hook, OwnHook) for hook in unet._forward_pre_hooks.values())
+
+
+def remove_inert(unet: nn.Module) -> None:
+    """Take off what a copy of a hooked UNet has brought along."""
+    for hooks, marks in (
+        (unet._forward_pre_hooks, ("_forward_pre_hooks_with_kwargs",)),
+        (unet._forward_hooks, ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")),
+    ):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, InertHook)]:
+            del hooks[key]
+            for name in marks:
+                getattr(unet, name, {}).pop(key, None)  # torch 2.0 has no `_forward_hooks_always_called`
