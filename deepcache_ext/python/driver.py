@@ -21,7 +21,7 @@ from ..report.pass_report import Reason
 from ..session.session import Session
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
-from ..unet.support import UnknownLayout, is_compiling
+from ..unet.support import is_compiling
 from .turn import Entry, Turn
 from .unet_clock import Beat, Clock
 
@@ -203,11 +203,9 @@ class Driver:
 
     def _tick(self, run: Run, session: Session, here: Here, x: Any) -> None:
         if session.plan.caches and not session.is_off:
-            try:
-                session.attach(self.unet, hooked=False)
-            except UnknownLayout as reason:
-                session.turn_off(reason)
-                self._say(f"not active: {reason}")
+            session.attach(self.unet, hooked=False)
+            if session.is_off:
+                self._say(f"not active: {session.report.off}")
         session.tick(lambda: x, run.clock.noise_level(here.scheduler))
 
     def _end_pass(self, run: Run) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..plan.importance import Nature
-from ..plan.noise import adds_noise_by_name, sigma_at
+from ..plan.noise import adds_noise_by_name, replaces_noise_by_name, sigma_at
 
 LIKENESS = 0.4
 """Least cosine of an evaluation's x and the one's before it, where nothing but likeness joins the two. Measured with

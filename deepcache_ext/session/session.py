@@ -72,7 +72,7 @@ class Session:
         drops what was kept. With `hooked=False` the host's adapter has hooks of its own and calls `before` and
         `after` from them: a hook that is put up while a call begins does not see that call.
 
-        Raises `UnknownLayout`, with nothing hooked, where the UNet cannot be cached.
+        Where the UNet cannot be cached nothing is hooked, and the session is off (`report.off` says why).
         """
         if self.is_off or (unet is self.unet and self._attached):
             return
@@ -80,7 +80,11 @@ class Session:
             self.detach()
             self.drop(Reason.WEIGHTS)
         if self._at is None:
-            self._at = Attachment(unet, self._ladder_of, self.plan.branches, self._trusted)
+            try:
+                self._at = Attachment(unet, self._ladder_of, self.plan.branches, self._trusted)
+            except UnknownLayout as reason:
+                self.turn_off(reason)
+                return
         self._at.unhook()
         self._attached = True
         if hooked:

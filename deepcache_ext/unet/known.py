@@ -57,7 +57,7 @@ TABLE = (
     Known(r"scripts\.attention", "Regional Prompter, attention mode", "run", Answer.COUNTS_LAYERS),
     # Forge and its kin
     Known(r"forge_freeu\.py|ldm_patched\.contrib\.nodes_freelunch", "FreeU", "run"),
-    Known(r"kohya_hrfix\.py|ldm_patched\.contrib\.nodes_model_downscale", "Kohya HRFix", "run"),
+    Known(r"kohya_hrfix\.py|ldm_patched\.contrib\.nodes_model_downscale", "Forge's Kohya HRFix", "run"),
     Known(r"ldm_patched\.contrib\.nodes_(tomesd|hypertile)", "reForge's ToMe and HyperTile", "run"),
     Known(r"lib_ipadapter\.IPAdapterPlus|(pulid\.)?PuLID", "IP-Adapter, InstantID, PuLID", "run"),
     Known(r"forge_fooocus_inpaint\.py", "Fooocus inpaint: acts on input block 0", "read"),
