@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..plan.preview import PassAhead, PlannedPass, planned
-from ..settings.fields import AS_IT_PAYS, CALIBRATED, CUSTOM
+from ..settings.fields import CALIBRATED, CUSTOM, NO_DEEPER
 from ..settings.settings import Settings
 from .profile import SAME_SPEED, CalibratedPlan, MadeFor, Profile, ProfileError, as_text, from_text
 
@@ -25,7 +25,7 @@ class Profiles:
         """As `preview.planned`, and the settings that it comes from, which need no profile to be followed again."""
         settings, why = self._applied(settings, ahead)
         found = planned(settings, ahead)
-        return settings, replace(found, remark=found.remark or why)
+        return settings, replace(found, remark=why or found.remark)
 
     def _applied(self, settings: Settings, ahead: PassAhead) -> tuple[Settings, str]:
         """A calibrated strategy as a list of evaluations; or, where no profile fits, weighted, and why. A hires pass
@@ -36,14 +36,14 @@ class Profiles:
         try:
             plan = self.plan_for(MadeFor.of(ahead, settings), settings.speed_up)
         except ProfileError as error:
-            instead = replace(settings, strategy="weighted", deeper_branch_id=AS_IT_PAYS)
+            instead = replace(settings, strategy="weighted", deeper_branch_id=NO_DEEPER)
             return instead, f"{error}: weighted instead of calibrated"
         return replace(
             settings,
             strategy="custom",
             preset=CUSTOM,
             full_evaluations=plan.evaluations,
-            deeper_branch_id=AS_IT_PAYS,
+            deeper_branch_id=NO_DEEPER,
             hires_speed_up=settings.hires_speed_up or settings.speed_up,
         ), ""
 

@@ -22,7 +22,7 @@ from ..plan.plan import UniformPlan
 from ..plan.strategies import FEW
 from ..report.psnr import psnr
 from ..report.run_report import PassOutcome, RunOutcome
-from ..settings.fields import AS_IT_PAYS
+from ..settings.fields import NO_DEEPER
 from ..settings.settings import Settings
 
 WHOLE = {"strategy": "uniform", "cache_interval": 1}
@@ -46,7 +46,7 @@ def calibrate(
     p.seed, p.subseed = processing.get_fixed_seed(p.seed), processing.get_fixed_seed(p.subseed)
     studio = _Studio(p, wish, latest)
     try:
-        weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": AS_IT_PAYS}
+        weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": NO_DEEPER}
         pictures = studio.make(weighted)
         wanted, made_for = _wanted(settings, studio.first_pass)
         found = _search(wanted, tuple(studio.first_pass.planned.branches), wish.tries, studio, pictures)
@@ -103,7 +103,7 @@ def _search(wanted: Wanted, first: Branches, tries: int, studio: _Studio, weight
 
 
 def _listed(plan: str) -> dict[str, Any]:
-    return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": AS_IT_PAYS}
+    return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": NO_DEEPER}
 
 
 def _scores(images: Sequence[Any], reference: Sequence[Any]) -> list[float]:

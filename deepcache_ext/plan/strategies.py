@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..settings.evaluation_list import custom
-from ..settings.fields import AS_IT_PAYS, CALIBRATED
+from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 from . import cost
 from .estimators import ESTIMATORS, FORECAST_BY_DEPTH_UP_TO, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
@@ -24,11 +24,6 @@ FEW = 12
 the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
-ONE_BRANCH_UP_TO = 0.5
-"""How far apart in log sigma full evaluations may lie on average: where they would lie further apart, every second one
-runs a deeper branch instead, and there are more of them for the same cost. Fitted to the demo's checkpoint, which
-predicts v: three samplers, 20 to 50 steps, guidance 5 (research/plans.md).
-"""
 DEEPER = {12: 5, 9: 5}
 """The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x and SDXL. Chosen among 2, 4,
 5, 6 and 8 by the demo's checkpoint, which is of SD1.x's layout (research/plans.md); SDXL was not measured.
@@ -66,14 +61,13 @@ def plan_for(
         return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
     total = len(sigmas) if sigmas else total
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
-        interval = _interval(total, settings.speed_up, [cost.share(one, depth) for one in uniform.branches])
-        return UniformPlan(interval, branch, total, *window, deeper), ""
+        shares = [cost.share(one, depth) for one in uniform.branches]
+        listed = _evenly(total, settings.speed_up, shares)
+        if listed is None:  # every second one on the deeper branch is faster than wanted already
+            listed, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
+        return _in_turns(listed or (), branch, total, window, deeper), EVENLY
     full = cost.full_for(total, settings.speed_up, cost.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
-    if deeper == AS_IT_PAYS:
-        # With a UNet that predicts noise and a sampler that adds some, by depth was the better at any distance.
-        near = 0.0 if nature.fresh_noise and nature.prediction == "eps" else ONE_BRANCH_UP_TO
-        deeper = DEEPER.get(depth, branch) if _width(sigmas) / full > near else branch
     if deeper > branch:
         listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, nature)
         if len(listed) + len(renewed) < total:  # else that alone would be faster than wanted
@@ -81,17 +75,19 @@ def plan_for(
     return ListedPlan(weighted(sigmas, full, outside, nature), branch, total, *window), ""
 
 
-def _interval(total: int, speed_up: float, shares: Sequence[float]) -> int:
-    """The least interval at which a uniform plan is nearly that much faster; `shares`: what cached evaluations cost of
-    a full one, those of the deeper branch last where there is one.
+EVENLY = "the sampler's noise levels are not known before the run: its full steps lie evenly"
+
+
+def _evenly(total: int, speed_up: float, shares: Sequence[float]) -> tuple[int, ...] | None:
+    """Evaluations at equal distances, as few as are needed to be no faster than `speed_up`, or None; `shares`: what
+    cached evaluations cost of a full one, those of the deeper branch last where there is one.
     """
-    for interval in range(1, total + 1):
-        renewals = -(-total // interval)
-        full = -(-renewals // len(shares)) if interval > 1 else renewals
-        spent = full + (renewals - full) * shares[-1] + (total - renewals) * shares[0]
-        if spent * cost.NEARLY * speed_up <= total + 1e-9:
-            return interval
-    return total
+    for count in range(1, total + 1):
+        full = -(-count // len(shares))
+        spent = full + (count - full) * shares[-1] + (total - count) * shares[0]
+        if spent * speed_up >= total - 1e-9:
+            return tuple(k * total // count for k in range(count))
+    return None
 
 
 def _in_turns(listed: Sequence[int], branch: int, total: int, window: tuple[float, float], deeper: int) -> ListedPlan:

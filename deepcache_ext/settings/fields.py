@@ -16,7 +16,8 @@ FORMAT_VERSION = 2
 CUSTOM = "Custom"
 
 
-AS_IT_PAYS = -1
+NO_DEEPER = 0
+"""Of `deeper_branch_id`."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -24,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strategy": "weighted",
         "speed_up": speed_up,
         "cache_branch_id": 0,
-        "deeper_branch_id": AS_IT_PAYS,
+        "deeper_branch_id": NO_DEEPER,
         "estimator": "auto",
     }
     for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.6))
@@ -237,10 +238,10 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "deeper_branch_id",
         "Deeper branch",
-        AS_IT_PAYS,
+        NO_DEEPER,
         "Every second whole evaluation runs this branch instead, if it is deeper than Branch; weighted makes more of "
-        "them for it. -1 = where that pays (weighted only); 0 = never.",
-        minimum=AS_IT_PAYS,
+        "them for it. 0 = never.",
+        minimum=NO_DEEPER,
         maximum=MAX_BRANCH,
     ),
 )

@@ -14,7 +14,6 @@ from .evaluation_list import ranges
 from .fields import (
     AS_FIRST_PASS_BRANCH,
     AS_FIRST_PASS_INTERVAL,
-    AS_IT_PAYS,
     CALIBRATED,
     CUSTOM,
     FIELD,
@@ -72,7 +71,6 @@ class Settings:
         return replace(
             self,
             strategy="weighted" if self.is_of_one_pass else self.strategy,
-            deeper_branch_id=AS_IT_PAYS if self.strategy == CALIBRATED else self.deeper_branch_id,
             cache_interval=self.cache_interval if interval == AS_FIRST_PASS_INTERVAL else interval,
             cache_branch_id=self.cache_branch_id if branch == AS_FIRST_PASS_BRANCH else branch,
             speed_up=self.hires_speed_up or self.speed_up,

@@ -441,7 +441,7 @@ def test_weights_that_change_in_mid_run(pipe):
     [
         ({"cache_interval": 0}, "cache_interval = 0 is not allowed: a whole number from 1 to 50"),
         ({"cache_branch_id": 9}, "cache_branch_id = 9 is not allowed: a whole number from 0 to 8 for this UNet"),
-        ({"deeper_branch_id": 9}, "deeper_branch_id = 9 is not allowed: a whole number from -1 to 8 for this UNet"),
+        ({"deeper_branch_id": 9}, "deeper_branch_id = 9 is not allowed: a whole number from 0 to 8 for this UNet"),
         ({"estimator": "magic"}, "estimator = 'magic' is not allowed: one of auto, copy, forecast"),
         ({"start": 0.6, "end": 0.4}, "start = 0.6"),
         ({"preset": 3}, "preset = 3 is not allowed: one of Quality, Balanced, Fast, Custom"),

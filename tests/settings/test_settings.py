@@ -159,7 +159,7 @@ VALUES = {
     "full_evaluations": st.sampled_from(["0", "0-3, 6, 9-20:2"]),
     "center": st.floats(0, 1),
     "power": st.floats(1, 3),
-    "deeper_branch_id": st.integers(-1, 47),
+    "deeper_branch_id": st.integers(0, 47),
 }
 
 

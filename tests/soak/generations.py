@@ -117,7 +117,7 @@ class Scene:
             "hires_speed_up": 0.0,
             "center": 0.3,
             "power": 1.4,
-            "deeper_branch_id": one_of((-1, -1, 0, 2, 5, 9)),
+            "deeper_branch_id": one_of((0, 0, 0, 2, 5, 9)),
         }
         checkpoint = one_of(CHECKPOINTS) if "refiner_checkpoint" not in request else "tinyA"
         units: list[tuple[float, float, float]] = []

@@ -80,7 +80,7 @@ class Naive:
     @property
     def _branches(self) -> tuple[int, ...]:
         listed = self.settings.get("strategy") == "custom" and "/" in self.settings["full_evaluations"]
-        deeper = max(self._kinds.values()) if listed else self.settings.get("deeper_branch_id", -1)
+        deeper = max(self._kinds.values()) if listed else self.settings.get("deeper_branch_id", 0)
         return (self._branch, deeper) if deeper > self._branch else (self._branch,)
 
     def _ran(self, k: int) -> int | None:
