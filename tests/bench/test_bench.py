@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ SMALL_SGM = unets.LAYOUTS["sdxl"].options | {
     "adm_in_channels": 24,
     "transformer_depth": [0, 1, 2],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These UNets are too small to share out, and on a busy machine threads wait long for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["tiny", "small-sgm"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,6 @@ TASKS = [
 ]
 TIMES = speed.CallTimes(10.0, 10.0, {0: {"copy": 1.0, "forecast": 1.0}}, False, {})
 PAIR = Pair(0, "a red car", studio.FIRST_SEED)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

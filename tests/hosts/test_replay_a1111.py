@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -79,15 +78,6 @@ CACHED: dict[str, tuple[int, int]] = {
     "unipc": (5, 5),
 }
 """Cached and planned calls at interval 3; a crash is followed by one more generation."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These U-Nets are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_every_recording_is_expected() -> None:

@@ -5,7 +5,6 @@ import functools
 import gc
 import subprocess
 import sys
-import warnings
 import weakref
 
 import diffusers
@@ -23,11 +22,7 @@ from tests.diffusers_pipelines import Naive, Output, build, run, shared
 SD = "StableDiffusion"
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """`DeepCache` on every pipeline and scheduler; the same pictures as the helper that the method's authors published."""
 
-import warnings
-
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper as PublishedHelper
@@ -28,11 +26,7 @@ SCHEDULERS = (
 REPEAT_TIMESTEPS = {"HeunDiscreteScheduler", "PNDMScheduler"}
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

@@ -21,20 +21,7 @@ from deepcache_ext.unet.support import UnknownLayout
 from tests import unets
 from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unet():
-    """A UNet that must look untouched when the test is over."""
-    unet = unets.make(LAYOUT)
-    before = unets.traces(unet)
-    yield unet
-    assert unets.traces(unet) == before
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def expected_copy(unet, evaluations, interval, branch):

@@ -23,10 +23,7 @@ from tests.driver import LAYOUT, drifting, evaluate
 DEPTH = {LAYOUT: 6, "sdxl": 9}
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.fixture(params=[LAYOUT])

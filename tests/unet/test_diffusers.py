@@ -19,11 +19,7 @@ from deepcache_ext.unet.shadows import Blocks
 from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import diffusers_unets as unets
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def branches():
