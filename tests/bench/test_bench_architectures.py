@@ -133,6 +133,7 @@ def test_every_case_can_be_found() -> None:
 # The run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_runs_resumes_and_writes(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, docs = tmp_path / "work", tmp_path / "docs"
     given = ["--pairs", "2", "--seconds", "0", "--device", "cpu", "--work", str(work), "--docs", str(docs)]

@@ -347,6 +347,7 @@ def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
     return lambda *more: program.main([*given, *more])
 
 
+@pytest.mark.slow
 def test_run_resume_and_report(
     tmp_path: Path,
     evidence: Callable[..., int],

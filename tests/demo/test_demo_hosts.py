@@ -168,6 +168,7 @@ def test_after_a_crash_and_an_interrupt(host: Host, plain: Any) -> None:
     assert_nothing_left(host)
 
 
+@pytest.mark.sample("forge")
 @pytest.mark.parametrize("name", sorted(set(HOSTS) - {"a1111"}))
 def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}

@@ -19,6 +19,8 @@ from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 
+pytestmark = pytest.mark.sample(turns="host")
+
 WISHES: dict[str, Any] = {
     "prompt": "red apple",
     "steps": 14,
@@ -92,6 +94,7 @@ def crash() -> None:
     raise MemoryError("made for this test")
 
 
+@pytest.mark.sample
 def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) -> None:
     uncached = host.txt2img(**WISHES)
     first = made(host, calibrate=QUICK)
@@ -137,6 +140,7 @@ def test_a_press_counts_once(host: Host) -> None:
     assert files(host) == []
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("asked", "wishes", "words"),
     [

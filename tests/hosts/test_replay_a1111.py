@@ -88,6 +88,25 @@ def test_every_shortfall_has_a_cause() -> None:
     assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
 
 
+@pytest.mark.sample(
+    "animatediff_one_window",
+    "batch_cond_uncond_off",
+    "cfg_1",
+    "controlnet",
+    "controlnet_reference_only",
+    "crash",
+    "dpm_adaptive",
+    "dpmpp_sde",
+    "hires",
+    "interrupted",
+    "long_positive_prompt",
+    "ngms",
+    "prompt_edit",
+    "refiner_inplace",
+    "refiner_new_object",
+    "sdxl",
+    "tiled_diffusion",
+)
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
     outcome = replay(load(TRACES / f"{scenario}.json"))

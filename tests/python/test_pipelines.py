@@ -66,6 +66,7 @@ def test_every_pipeline(name):
     assert torch.equal(run(pipe, name), plain)
 
 
+@pytest.mark.sample("StableDiffusion", "StableDiffusionXL", "DDPM")
 @pytest.mark.parametrize("name", pipelines.BUILD)
 def test_every_pipeline_with_a_deeper_branch(name):
     pipe = shared(name)
@@ -83,6 +84,7 @@ def test_every_pipeline_with_a_deeper_branch(name):
         assert not torch.equal(cached, run(pipe, name))
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("only_unet", [False, True], ids=["pipeline", "unet"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(pipe, name, only_unet):
@@ -101,6 +103,7 @@ def test_schedulers(pipe, name, only_unet):
     assert not report.misses
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in REPEAT_TIMESTEPS])
 @pytest.mark.parametrize("branch", [0, 4])
 def test_same_pictures_as_the_published_helper(pipe, name, branch):
@@ -117,6 +120,7 @@ def test_same_pictures_as_the_published_helper(pipe, name, branch):
     assert torch.equal(*pictures)
 
 
+@pytest.mark.sample("StableDiffusionXL", "StableVideoDiffusion")
 @pytest.mark.parametrize("name", [name for name in pipelines.BUILD if name not in (SD,)])
 def test_same_pictures_as_the_published_helper_in_every_pipeline(name):
     """Not in TextToVideoZero, which rewinds, nor in LDMTextToImage, where it does not find the timestep."""

@@ -486,6 +486,7 @@ def test_a_branch_that_the_model_has_not(unet):
         session(3, 6).attach(unet)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (7, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_odd_sizes_and_other_types(size, dtype, monkeypatch):

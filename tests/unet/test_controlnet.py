@@ -113,6 +113,7 @@ def test_live_is_whole_with_a_deeper_branch(unet, deeper):
     untouched(plugged)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("unet", [LAYOUT, "sdxl"], indirect=True)
 @pytest.mark.parametrize("which", ["shallowest", "middle", "last but one", "deepest"])
 def test_live_is_whole_at_every_branch(unet, which):
@@ -255,6 +256,7 @@ def test_an_adapter_alone_and_a_reference_alone(unet):
         assert equal(live, cached(unet, Hook([unit]), live=False)[0])
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("kind", ["controlnet", "adapter", "reference"])
 @pytest.mark.parametrize("known", [True, False], ids=["by its state", "by what runs"])
 def test_a_unit_that_switches_off_or_on_forces_a_full_run(unet, kind, known):

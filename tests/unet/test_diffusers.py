@@ -47,6 +47,7 @@ def full_call(ladder, unet, branch, call):
         ladder.take_down()
 
 
+@pytest.mark.sample("sd1", "uneven", "ddpm")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 def test_a_deeper_call_renews_the_shallower_feature(layout):
     unet = unets.shared_unet(layout)
@@ -76,6 +77,7 @@ def test_a_deeper_call_renews_the_shallower_feature(layout):
     assert unets.traces(unet) == before
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("layout", "branch"), branches())
 def test_bit_identical_to_the_rule_by_hand(layout, branch):
     """Promise: the same floating point operations as a hand-written forward of the live layers."""
@@ -112,6 +114,7 @@ def published(unet, branch, *calls):
             module.__dict__.pop("forward", None)
 
 
+@pytest.mark.sample("sd1", "one-layer", "sdxl", "svd")
 @pytest.mark.parametrize("layout", [layout for layout in unets.LAYOUTS if layout != "no-middle"])
 def test_every_branch_is_the_published_helpers(layout):
     """Its branches are block b // 3, layer b % 3 for any number of layers; without a middle block it does not run."""
@@ -180,6 +183,7 @@ def test_controlnet(layout):
         assert ladder.call((), given).kind == ladder.call((), real[0]).kind != ladder.call((), now).kind
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", ["down_intrablock_additional_residuals", "down_block_additional_residuals"])
 @pytest.mark.parametrize("layout", ["sd1", "sdxl", "refiner"])
 def test_t2i_adapter(layout, name, recwarn):
@@ -216,6 +220,7 @@ def test_arguments_by_position():
     assert trimmed[8:] == ((1, 2), 0) and trimmed[:3] == args
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("given", ["control", "control alone", "adapter"])
 @pytest.mark.parametrize("strengths", [(1, 0), (0, 1), (0, 0), (1, 1)])
 def test_control_that_starts_or_ends_in_mid_run(given, strengths):
