@@ -49,7 +49,7 @@ class Config:
         if self.interval is None:
             return (False, "Custom", 3, 0, "copy")
         if self.deeper is None:
-            return (True, "Custom", self.interval, self.branch, self.estimator)
+            return (True, "Custom", self.interval, self.branch, self.estimator, 0.0, 1.0, "both", 0, -1, "uniform")
         return (
             {
                 "enabled": True,
