@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from deepcache_ext.calibrate.profile import from_text
 from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
+from tests.pictures import same
 
 pytestmark = pytest.mark.sample(turns="host")
 
@@ -66,10 +66,6 @@ def told(host: Host, result: Any) -> str:
     return str(getattr(result, "comments", "")) + json.dumps(script(host).host.last_run.as_json())
 
 
-def equal(a: Any, b: Any) -> bool:
-    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True))
-
-
 QUICK = {"pictures": 2, "tries": 6}
 
 
@@ -110,12 +106,12 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     assert '"calibrated": "calibrated: ' in told(host, first)
     again = made(host)
     assert '"calibrated": ""' in told(host, again)
-    assert equal(first, again) and not equal(first, uncached)
+    assert same(first, again) and not same(first, uncached)
     # Of the infotext alone, without the profile.
     path.unlink()
     alone = made(host, strategy="custom", full_evaluations=plan.evaluations)
-    assert equal(first, alone)
-    assert len(host.txt2img(**WISHES).images) == 1 and equal(host.txt2img(**WISHES), uncached)
+    assert same(first, alone)
+    assert len(host.txt2img(**WISHES).images) == 1 and same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet))
     assert not host.unet._forward_hooks and not host.unet._forward_pre_hooks
 
@@ -170,7 +166,7 @@ def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Ho
         made(host, calibrate=QUICK)
     assert len(calls) < 120 and files(host) == []
     assert host.module("shared").state.textinfo is None
-    assert equal(host.txt2img(**WISHES), uncached)
+    assert same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
 
@@ -246,7 +242,7 @@ def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:
         result = made(host, calibrate=QUICK)
     assert len(calls) > 60 and len(result.images) == 1 and files(host) == []
     assert getattr(result, "comments", "").count("not calibrated:") == 1
-    assert equal(host.txt2img(**WISHES), uncached)
+    assert same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
 
