@@ -105,6 +105,7 @@ def test_psnr_of_a_known_error() -> None:
     assert math.isinf(own_model.psnr(grey, grey))
 
 
+@pytest.mark.slow
 def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     with boot(model="tinyA") as host:

@@ -381,6 +381,7 @@ def test_run_resume_and_report(
     assert "Euler, 6 steps (1 pairs)" in text
 
 
+@pytest.mark.slow
 def test_interruption_keeps_what_is_finished(
     tmp_path: Path, evidence: Callable[..., int], generations: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

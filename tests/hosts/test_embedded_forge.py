@@ -24,12 +24,10 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.mark.sample(
     "first_generation_after_start",
-    "euler_a",
     "heun",
-    "ngms",
     "split_low_memory",
     "refiner",
-    "hires",
+    "hires_cfg_default",
     "img2img",
     "crash",
     "interrupted",

@@ -58,17 +58,13 @@ def hosts() -> Iterator[Hosts]:
     "euler_a",
     "ddim",
     "dpmpp_sde",
-    "and_long",
-    "batch_size_2",
     "batch_cond_uncond_off",
     "ngms",
     "img2img",
-    "inpaint",
     "interrupted_n_iter_2",
     "crash",
     "refiner_inplace",
-    "refiner_new_object",
-    "sdxl_hires",
+    "sdxl",
 )
 @pytest.mark.parametrize(
     "scenario", sorted(set(SCENARIOS) - FOLLOWS_THE_WEIGHTS, key=lambda name: (name.startswith("sdxl"), name))

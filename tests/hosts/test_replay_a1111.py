@@ -89,21 +89,18 @@ def test_every_shortfall_has_a_cause() -> None:
 
 
 @pytest.mark.sample(
-    "animatediff_one_window",
-    "batch_cond_uncond_off",
-    "cfg_1",
     "controlnet",
     "controlnet_reference_only",
     "crash",
     "dpm_adaptive",
     "dpmpp_sde",
     "hires",
+    "img2img",
     "interrupted",
     "long_positive_prompt",
     "ngms",
     "prompt_edit",
     "refiner_inplace",
-    "refiner_new_object",
     "sdxl",
     "tiled_diffusion",
 )

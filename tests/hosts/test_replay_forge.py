@@ -37,20 +37,14 @@ def test_all_recordings_are_here() -> None:
 
 
 @pytest.mark.sample(
-    "forge-2025-06/first_generation_after_start",
-    "forge-2025-06/and_prompt",
     "forge-2025-06/crash",
+    "forge-2025-06/first_generation_after_start",
     "forge-2025-06/hires",
     "forge-2025-06/multidiffusion",
-    "forge-2025-06/ngms",
-    "forge-2025-06/prompt_edit",
     "forge-2025-06/refiner",
-    "forge-2025-06/split_low_memory",
-    "reforge-2026-03/euler_a",
     "reforge-2026-03/heun",
     "reforge-2026-03/img2img",
     "reforge-2026-03/ngms_request_field",
-    "reforge-2026-03/refiner",
     "reforge-2026-03/split_low_memory_and_prompt",
 )
 @pytest.mark.parametrize("scenario", SCENARIOS)
