@@ -90,7 +90,6 @@ def crash() -> None:
     raise MemoryError("made for this test")
 
 
-@pytest.mark.sample
 def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) -> None:
     uncached = host.txt2img(**WISHES)
     first = made(host, calibrate=QUICK)

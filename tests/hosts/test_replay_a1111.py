@@ -21,7 +21,7 @@ from deepcache_ext.session.changes import WeightsWatch
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load
-from tests.replay.scenario import CAUSES, MAIN, Config, recordings, replay
+from tests.replay.scenario import CAUSES, MAIN, OTHERS, SOME, Config, recordings, replay
 
 TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "a1111-1.10.1"
 
@@ -106,9 +106,16 @@ def test_every_shortfall_has_a_cause() -> None:
 )
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
-    outcome = replay(load(TRACES / f"{scenario}.json"))
+    outcome = replay(load(TRACES / f"{scenario}.json"), SOME)
     assert not outcome.failures, "\n".join(outcome.failures[:20])
     assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay_with_other_settings(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"), OTHERS)
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
 
 
 def test_weights_that_change_after_the_evaluation_began() -> None:

@@ -12,7 +12,7 @@ import torch
 from deepcache_ext.settings.fields import FIELDS
 from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
-from tests.replay.scenario import CAUSES, MAIN, recordings, replay
+from tests.replay.scenario import CAUSES, MAIN, OTHERS, SOME, recordings, replay
 
 TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "sdnext-2026-07-23"
 
@@ -64,9 +64,16 @@ def test_every_shortfall_has_a_cause() -> None:
 @pytest.mark.sample("cfg_end", "crash", "heun", "hires", "interrupted", "offload_balanced", "sdxl")
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
-    outcome = replay(load(TRACES / f"{scenario}.json"))
+    outcome = replay(load(TRACES / f"{scenario}.json"), SOME)
     assert not outcome.failures, "\n".join(outcome.failures[:20])
     assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay_with_other_settings(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"), OTHERS)
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
 
 
 class Looker:

@@ -125,7 +125,7 @@ def test_it_is_the_gradio_that_is_meant(opened):
     assert opened.evaluate("window.gradio_config.version") == GRADIO
 
 
-@pytest.mark.sample("txt2img")
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_only_what_the_strategy_obeys_is_there(opened, tab):
     open_tab(opened, tab)

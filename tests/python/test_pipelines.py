@@ -44,6 +44,14 @@ def with_scheduler(pipe, name):
     return pipe
 
 
+@pytest.mark.sample(
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "StableDiffusionControlNet",
+    "StableVideoDiffusion",
+    "TextToVideoZero",
+    "DDPM",
+)
 @pytest.mark.parametrize("name", pipelines.BUILD)
 def test_every_pipeline(name):
     pipe = shared(name)

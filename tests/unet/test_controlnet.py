@@ -233,6 +233,7 @@ def several():
     }
 
 
+@pytest.mark.sample("three-levels-two networks", "three-levels-with a reference")
 @pytest.mark.parametrize("which", ["two networks", "one network in two units", "with an adapter", "with a reference"])
 def test_several_units(unet, which):
     units = several()[which]
@@ -256,7 +257,7 @@ def test_an_adapter_alone_and_a_reference_alone(unet):
         assert equal(live, cached(unet, Hook([unit]), live=False)[0])
 
 
-@pytest.mark.sample
+@pytest.mark.sample("three-levels-by its state-controlnet", "three-levels-by what runs-adapter")
 @pytest.mark.parametrize("kind", ["controlnet", "adapter", "reference"])
 @pytest.mark.parametrize("known", [True, False], ids=["by its state", "by what runs"])
 def test_a_unit_that_switches_off_or_on_forces_a_full_run(unet, kind, known):

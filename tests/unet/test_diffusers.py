@@ -47,7 +47,7 @@ def full_call(ladder, unet, branch, call):
         ladder.take_down()
 
 
-@pytest.mark.sample("sd1", "uneven", "ddpm")
+@pytest.mark.sample("sd1", "ddpm")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 def test_a_deeper_call_renews_the_shallower_feature(layout):
     unet = unets.shared_unet(layout)
@@ -114,7 +114,7 @@ def published(unet, branch, *calls):
             module.__dict__.pop("forward", None)
 
 
-@pytest.mark.sample("sd1", "one-layer", "sdxl", "svd")
+@pytest.mark.sample("sd1", "one-layer", "sdxl")
 @pytest.mark.parametrize("layout", [layout for layout in unets.LAYOUTS if layout != "no-middle"])
 def test_every_branch_is_the_published_helpers(layout):
     """Its branches are block b // 3, layer b % 3 for any number of layers; without a middle block it does not run."""
@@ -153,6 +153,7 @@ def noise(shapes, seed):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
+@pytest.mark.sample("sd1", "sdxl")
 @pytest.mark.parametrize("layout", ["sd1", "sdxl", "motion", "3d"])
 def test_controlnet(layout):
     """Skipped blocks' residuals are left out; the middle's is in the kept feature and not added to it again."""
@@ -251,6 +252,7 @@ def test_control_that_starts_or_ends_in_mid_run(given, strengths):
 # Sizes, FreeU, hooks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("sd1")
 @pytest.mark.parametrize("layout", ["sd1", "svd", "motion"])
 def test_sizes_that_do_not_halve(layout):
     unet = unets.shared_unet(layout)

@@ -47,7 +47,7 @@ def test_bit_identical_to_the_rule_by_hand(layout, branch):
         assert unets.traces(unet) == before
 
 
-@pytest.mark.sample
+@pytest.mark.sample("False-sd1", "True-three-levels", "False-sdxl")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 @pytest.mark.parametrize("full_length", [False, True])
 def test_a_deeper_call_renews_the_shallower_feature(layout, full_length):
