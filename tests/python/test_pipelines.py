@@ -7,7 +7,7 @@ from DeepCache import DeepCacheSDHelper as PublishedHelper
 from deepcache_ext import DeepCache, DeepCacheSDHelper
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
-from tests.diffusers_pipelines import Naive, build, run, shared
+from tests.diffusers_pipelines import Naive, build, run, shared, with_scheduler
 
 SD = "StableDiffusion"
 SCHEDULERS = (
@@ -25,23 +25,7 @@ SCHEDULERS = (
 )
 REPEAT_TIMESTEPS = {"HeunDiscreteScheduler", "PNDMScheduler"}
 
-
 pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@pytest.fixture
-def pipe():
-    """A StableDiffusion pipeline that must look untouched when the test is over; its scheduler comes back."""
-    pipe = shared(SD)
-    before, scheduler = unets.traces(pipe.unet), pipe.scheduler
-    yield pipe
-    pipe.scheduler = scheduler
-    assert unets.traces(pipe.unet) == before
-
-
-def with_scheduler(pipe, name):
-    pipe.scheduler = pipelines.scheduler(name)
-    return pipe
 
 
 @pytest.mark.sample(
