@@ -21,24 +21,13 @@ HIRES = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscal
 FOURTH = {"enabled": True, "cache_interval": 4}
 
 
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
 @pytest.fixture(scope="module")
 def host():
     with boot(model="tinyA", record=True) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing(request):
-    """After each test the UNet is as it was, and no generation is under way."""
-    if "host" not in request.fixturenames:
-        yield
-        return
-    host = request.getfixturevalue("host")
-    before = unets.traces(host.unet)
-    yield
-    host.module("sd_models").reload_model_weights()
-    assert unets.traces(host.unet) == before
-    assert host_object(host)._generations.active is None
 
 
 def script_module(host: Host):

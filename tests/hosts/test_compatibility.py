@@ -43,22 +43,13 @@ SETTINGS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
 @pytest.fixture(scope="module")
 def host():
     with boot(model="tinyA") as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing(request):
-    """After each test the UNet is as it was."""
-    if "host" not in request.fixturenames:
-        yield
-        return
-    host = request.getfixturevalue("host")
-    unet, before = host.unet, unets.traces(host.unet)
-    yield
-    assert host.unet is unet and unets.traces(unet) == before
 
 
 def make(host, settings=SETTINGS, **changes):
