@@ -8,6 +8,8 @@ ARGS ?=
 
 export PYTHON
 py := .venv/bin/python
+# One process a core, but not more than four; tests that share a host stay together.
+pytest := $(py) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
@@ -16,7 +18,8 @@ host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
-	@echo "make test    all tests, with coverage"
+	@echo "make test    the tests to run before a commit: each promise on each host, a few minutes"
+	@echo "make test-all  all tests, with coverage (test-rest: what make test leaves out)"
 	@echo "make bench   the benchmarks"
 	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
@@ -35,7 +38,16 @@ demo: setup
 	$(py) -m demo $(if $(filter 1,$(ONCE)),--once) $(if $(host),--host $(host)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: setup
-	$(py) -m pytest --cov=deepcache_ext --cov-report=term $(ARGS)
+	$(pytest) -m "not slow" $(ARGS)
+
+.PHONY: test-all test-rest
+
+test-all: setup
+	$(pytest) --cov=deepcache_ext --cov-report=term $(ARGS)
+
+# Properties run in both: here with all their examples.
+test-rest: setup
+	$(pytest) -m "slow or hypothesis" $(ARGS)
 
 bench: setup
 	$(py) -m bench $(ARGS)

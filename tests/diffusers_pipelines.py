@@ -121,6 +121,12 @@ def scheduler(name: str = "DDIMScheduler") -> Any:
     return kind(**known)
 
 
+def with_scheduler(pipe: Any, name: str) -> Any:
+    """The pipeline with a scheduler of this class."""
+    pipe.scheduler = scheduler(name)
+    return pipe
+
+
 def _sd(unet: Any) -> dict[str, Any]:
     return {
         "vae": vae(),

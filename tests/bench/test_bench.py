@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ SMALL_SGM = unets.LAYOUTS["sdxl"].options | {
     "adm_in_channels": 24,
     "transformer_depth": [0, 1, 2],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These UNets are too small to share out, and on a busy machine threads wait long for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["tiny", "small-sgm"])
@@ -71,6 +61,7 @@ def test_fused_attention_gives_what_the_published_one_gives() -> None:
     assert torch.allclose(fused, vanilla, atol=1e-5)
 
 
+@pytest.mark.sample("tiny")
 def test_half_precision_runs_under_autocast_and_is_cached(layout: str) -> None:
     device, dtype = torch.device("cpu"), torch.bfloat16
     unet, given = unets.make(layout, device, dtype), unets.inputs(layout, 2, 8, device, dtype)
@@ -86,6 +77,7 @@ def test_flops_are_those_of_the_paper() -> None:
     assert [live[b] / 2e9 for b in (0, 1, 2)] == pytest.approx([31.6, 90.1, 152.7], abs=0.1)
 
 
+@pytest.mark.slow
 def test_all_runs_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     few = ["--layout", "tiny", "--size", "8", "--quick", "--seconds", "0", "--branches", "0,2"]

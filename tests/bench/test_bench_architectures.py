@@ -5,8 +5,6 @@ asserted.
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,7 @@ SETTINGS = (Setting(10, 3, 0), Setting(10, 5, 0), Setting(10, 5, 1))
 CASES = (Case("small-sd", 64, 64), Case("small-svd", 64, 64, 1, 2), Case("small-ddpm", 16, 16, 2))
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture
@@ -139,6 +133,7 @@ def test_every_case_can_be_found() -> None:
 # The run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_runs_resumes_and_writes(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, docs = tmp_path / "work", tmp_path / "docs"
     given = ["--pairs", "2", "--seconds", "0", "--device", "cpu", "--work", str(work), "--docs", str(docs)]

@@ -40,6 +40,7 @@ def figures(file: Path) -> dict[str, dict[str, Any]]:
     return {arm["name"]: arm for arm in json.loads(file.read_text())["arms"]}
 
 
+@pytest.mark.sample("sd1.5")
 @pytest.mark.parametrize("kind", own_model.MODEL_TYPES)
 def test_own_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(kind, tmp_path / "model")
@@ -97,6 +98,7 @@ def test_own_pictures_are_used(tmp_path: Path) -> None:
     assert sorted(set(np.asarray(drawn["mask_image"]).flat)) == [0, 255]
 
 
+@pytest.mark.slow
 def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     with boot(model="tinyA") as host:

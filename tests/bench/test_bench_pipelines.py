@@ -22,6 +22,7 @@ ROW = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_table_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, names = tmp_path / "figures.json", ["DDPM", CONTROL]
     assert bench.main(["--only", *names, "--pairs", "1", "--width", "32", "--json", str(file)]) == 0

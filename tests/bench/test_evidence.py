@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,6 @@ TASKS = [
 ]
 TIMES = speed.CallTimes(10.0, 10.0, {0: {"copy": 1.0, "forecast": 1.0}}, False, {})
 PAIR = Pair(0, "a red car", studio.FIRST_SEED)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -354,6 +347,7 @@ def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
     return lambda *more: program.main([*given, *more])
 
 
+@pytest.mark.slow
 def test_run_resume_and_report(
     tmp_path: Path,
     evidence: Callable[..., int],
@@ -387,6 +381,7 @@ def test_run_resume_and_report(
     assert "Euler, 6 steps (1 pairs)" in text
 
 
+@pytest.mark.slow
 def test_interruption_keeps_what_is_finished(
     tmp_path: Path, evidence: Callable[..., int], generations: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from demo.libraries import begin_again_with_those_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 from tests.embedded import deepest
+from tests.pictures import same
 
 WISHES: dict[str, Any] = {
     "prompt": "a red car",
@@ -50,12 +51,6 @@ def plain(host: Host) -> Any:
 def cached(*args: Any, **settings: Any) -> dict[str, Any]:
     given = list(args) or [{"enabled": True, **settings}]
     return {**WISHES, "alwayson_scripts": {"DeepCache": {"args": given}}}
-
-
-def same(a: Any, b: Any) -> bool:
-    return len(a.images) == len(b.images) and all(
-        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True)
-    )
 
 
 def assert_nothing_left(host: Host) -> None:
@@ -168,6 +163,7 @@ def test_after_a_crash_and_an_interrupt(host: Host, plain: Any) -> None:
     assert_nothing_left(host)
 
 
+@pytest.mark.sample("forge")
 @pytest.mark.parametrize("name", sorted(set(HOSTS) - {"a1111"}))
 def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}

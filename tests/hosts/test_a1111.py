@@ -14,30 +14,20 @@ from PIL import Image
 from deepcache_ext.settings.fields import FIELDS
 from demo.webui.boot import Host, boot
 from tests import unets
+from tests.pictures import infotext, pixels, same
 
 REQUEST = {"prompt": "a cat", "steps": 8, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
 HIRES = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
 FOURTH = {"enabled": True, "cache_interval": 4}
 
 
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
 @pytest.fixture(scope="module")
 def host():
     with boot(model="tinyA", record=True) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing(request):
-    """After each test the UNet is as it was, and no generation is under way."""
-    if "host" not in request.fixturenames:
-        yield
-        return
-    host = request.getfixturevalue("host")
-    before = unets.traces(host.unet)
-    yield
-    host.module("sd_models").reload_model_weights()
-    assert unets.traces(host.unet) == before
-    assert host_object(host)._generations.active is None
 
 
 def script_module(host: Host):
@@ -55,18 +45,6 @@ def make(host: Host, *args, kind: str = "txt2img", **changes):
     return getattr(host, kind)(**request)
 
 
-def pixels(processed):
-    return [np.asarray(image) for image in processed.images]
-
-
-def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(other), strict=True))
-
-
-def read(host: Host, processed, index=0):
-    return host.module("infotext_utils").parse_generation_parameters(processed.infotexts[index])
-
-
 SCENES = {
     "txt2img": {},
     "hires": HIRES,
@@ -80,6 +58,7 @@ SCENES = {
 }
 
 
+@pytest.mark.sample("txt2img", "hires")
 @pytest.mark.parametrize("scene", SCENES)
 def test_off_and_interval_one_are_the_hosts_own_picture(host, scene):
     """Promise 3; and that the setting does something at all."""
@@ -102,7 +81,7 @@ def test_off_and_interval_one_are_the_hosts_own_picture(host, scene):
     ],
 )
 def test_what_happened_is_in_the_infotext(host, scene, expected):
-    assert read(host, make(host, FOURTH, **scene))["DeepCache"] == expected
+    assert infotext(host, make(host, FOURTH, **scene))["DeepCache"] == expected
 
 
 def test_img2img_and_inpaint(host):
@@ -111,7 +90,7 @@ def test_img2img_and_inpaint(host):
         arguments = {"kind": "img2img", "init_images": [picture], "denoising_strength": 0.7, **more}
         plain = make(host, **arguments)
         cached = make(host, FOURTH, **arguments)
-        assert read(host, cached)["DeepCache"] == "2 of 6 full"
+        assert infotext(host, cached)["DeepCache"] == "2 of 6 full"
         assert not same(cached, plain)
         assert same(make(host, {"enabled": True, "passes": "hires only"}, **arguments), plain)
 
@@ -120,26 +99,27 @@ def test_every_batch_begins_anew(host):
     two = make(host, FOURTH, n_iter=2)
     second = make(host, FOURTH, seed=2)
     assert np.array_equal(pixels(two)[-1], pixels(second)[-1])
-    assert [read(host, two, i)["DeepCache"] for i in (0, 1)] == ["2 of 8 full"] * 2
+    assert [infotext(host, two, i)["DeepCache"] for i in (0, 1)] == ["2 of 8 full"] * 2
 
 
 def test_own_values_for_the_hires_pass(host):
     done = make(host, {**FOURTH, "hires_cache_interval": 2, "hires_cache_branch_id": 3}, **HIRES)
-    assert read(host, done)["DeepCache"] == "2 of 8 full, hires 4 of 8 full"
+    assert infotext(host, done)["DeepCache"] == "2 of 8 full, hires 4 of 8 full"
     first = make(host, {**FOURTH, "passes": "first only"}, **HIRES)
-    assert read(host, first)["DeepCache"] == "2 of 8 full"
+    assert infotext(host, first)["DeepCache"] == "2 of 8 full"
     hires = make(host, {**FOURTH, "passes": "hires only"}, **HIRES)
-    assert read(host, hires)["DeepCache"] == "hires 2 of 8 full"
+    assert infotext(host, hires)["DeepCache"] == "hires 2 of 8 full"
 
 
+@pytest.mark.sample("Euler")
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ SDE", "LCM", "DDIM", "Restart", "DPM fast"])
 def test_auto_forecasts_where_full_evaluations_lie_close(host, sampler):
     second, more = {"enabled": True, "cache_interval": 2}, {"sampler_name": sampler, "steps": 18}
     done = make(host, second, **more)
-    assert read(host, done)["DeepCache estimator"] == "forecast"
+    assert infotext(host, done)["DeepCache estimator"] == "forecast"
     assert same(done, make(host, {**second, "estimator": "forecast"}, **more))
     assert not same(done, make(host, {**second, "estimator": "copy"}, **more))
-    assert read(host, make(host, {**second, "cache_interval": 9}, **more))["DeepCache estimator"] == "copy"
+    assert infotext(host, make(host, {**second, "cache_interval": 9}, **more))["DeepCache estimator"] == "copy"
 
 
 class LevelsSeen:
@@ -169,6 +149,7 @@ WEIGHTED = {"enabled": True, "strategy": "weighted", "speed_up": 2.0, "estimator
 ONE_EVALUATION = ["Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "LMS", "UniPC", "PLMS", "DDIM", "LCM"]
 
 
+@pytest.mark.sample("Euler-14", "DDIM-24", "UniPC-14")
 @pytest.mark.parametrize("steps", [14, 24])  # 1000 // 14 x 14 ends by the last timestep, 1000 // 24 x 24 well before it
 @pytest.mark.parametrize("sampler", ONE_EVALUATION)
 def test_noise_levels_to_come_are_foreseen(host, monkeypatch, sampler, steps):
@@ -184,6 +165,7 @@ def test_noise_levels_to_come_are_foreseen(host, monkeypatch, sampler, steps):
         assert all(abs(np.log(a / b)) < near for a, b in zip(foreseen, came, strict=False))
 
 
+@pytest.mark.sample("Heun")
 @pytest.mark.parametrize("sampler", ["Heun", "DPM++ SDE", "DPM2", "DPM++ 2S a"])
 def test_noise_levels_of_two_evaluations_a_step(host, monkeypatch, sampler):
     seen = LevelsSeen(host, monkeypatch)
@@ -203,13 +185,13 @@ def test_without_foreseen_levels_the_plan_is_uniform(host, monkeypatch):
 
     monkeypatch.setattr(schedule, "_schedule", lambda params, p: [3.0, 2.0, 1.0])
     done = make(host, WEIGHTED, steps=14)
-    assert read(host, done)["DeepCache"] == "5 of 14 full"
+    assert infotext(host, done)["DeepCache"] == "5 of 14 full"
 
 
 def test_an_infotext_makes_the_picture_again(host):
     settings = {"enabled": True, "cache_interval": 3, "cache_branch_id": 2, "start": 0.25, "hires_cache_interval": 2}
     done = make(host, settings, sampler_name="Euler a", **HIRES)
-    written = read(host, done)
+    written = infotext(host, done)
     assert written["DeepCache version"] == "2"
     again = {f.name: type(f.default)(written.get(f.infotext, f.default)) for f in FIELDS[1:]}
     assert same(make(host, {"enabled": True, **again}, sampler_name="Euler a", **HIRES), done)
@@ -228,15 +210,15 @@ def test_an_infotext_makes_the_picture_again(host):
 def test_bad_input_makes_the_picture_uncached_and_says_why(host, args, words):
     done = make(host, *args)
     assert same(done, make(host))
-    assert words in read(host, done)["DeepCache error"]
+    assert words in infotext(host, done)["DeepCache error"]
     assert words in done.comments
-    assert "DeepCache" not in read(host, done)
+    assert "DeepCache" not in infotext(host, done)
 
 
 def test_a_branch_that_the_model_has_not(host):
     done = make(host, {"enabled": True, "cache_interval": 3, "cache_branch_id": 12})
     assert same(done, make(host))
-    assert "branches 0 to 11" in read(host, done)["DeepCache"] and "branches 0 to 11" in done.comments
+    assert "branches 0 to 11" in infotext(host, done)["DeepCache"] and "branches 0 to 11" in done.comments
 
 
 def test_a_model_without_blocks_is_left_alone(host, monkeypatch):
@@ -252,7 +234,7 @@ def test_a_model_without_blocks_is_left_alone(host, monkeypatch):
         model.diffusion_model = Transformer()
         done = make(host, FOURTH)
         assert same(done, make(host))
-        assert "8 of 8 full (the model is not a UNet" in read(host, done)["DeepCache"]
+        assert "8 of 8 full (the model is not a UNet" in infotext(host, done)["DeepCache"]
     finally:
         model.diffusion_model = unet
 
@@ -275,6 +257,7 @@ def raising(host, evaluation, error=RuntimeError):
         handle.remove()
 
 
+@pytest.mark.sample("0", "3")
 @pytest.mark.parametrize("evaluation", range(8))
 def test_after_a_crash_everything_is_as_before(host, evaluation):
     plain, cached = make(host), make(host, FOURTH)
@@ -300,7 +283,7 @@ def test_interrupted(host, evaluation):
     handle = host.unet.register_forward_pre_hook(stop)
     done = make(host, FOURTH, n_iter=2)
     handle.remove()
-    assert read(host, done)["DeepCache"].endswith("full")
+    assert infotext(host, done)["DeepCache"].endswith("full")
     assert same(make(host, FOURTH), expected)
 
 
@@ -308,13 +291,13 @@ def test_refiner_in_place_goes_on_being_cached(host):
     """The same UNet object with other weights: what was kept is dropped, and caching goes on."""
     refiner = {"refiner_checkpoint": "tinyB", "refiner_switch_at": 0.5, "steps": 12}
     done = make(host, FOURTH, **refiner)
-    assert read(host, done)["DeepCache"] == "4 of 12 full"
+    assert infotext(host, done)["DeepCache"] == "4 of 12 full"
     assert not same(done, make(host, **refiner))
 
 
 def test_refiner_as_another_object(host):
     done = make(host, FOURTH, refiner_checkpoint="mid15", refiner_switch_at=0.5, steps=12)
-    assert read(host, done)["DeepCache"] == "4 of 12 full"
+    assert infotext(host, done)["DeepCache"] == "4 of 12 full"
 
 
 def inner(host, *args, **changes):
@@ -345,7 +328,7 @@ def test_nested_generations_leave_the_outer_one_as_it_was(host, args):
     callbacks.remove_callbacks_for_function(nest)
     assert same(done, cached_alone)
     assert same(seen[1], inner_alone)
-    assert read(host, done)["DeepCache"] == "2 of 8 full"
+    assert infotext(host, done)["DeepCache"] == "2 of 8 full"
 
 
 def test_a_nested_generation_that_crashes(host):
@@ -388,7 +371,7 @@ def test_callbacks_registered_twice_do_nothing_twice(host):
     done = make(host, FOURTH)
     callbacks.remove_callbacks_for_function(ours.on_cfg_denoiser)
     callbacks.on_cfg_denoiser(ours.on_cfg_denoiser)
-    assert same(done, expected) and read(host, done)["DeepCache"] == "2 of 8 full"
+    assert same(done, expected) and infotext(host, done)["DeepCache"] == "2 of 8 full"
 
 
 def test_unloading_scripts_in_mid_run_leaves_a_plain_unet(host):
@@ -428,4 +411,4 @@ def test_a_model_loaded_in_a_nested_generation_counts_for_the_outer_one(host):
     callbacks.on_cfg_denoised(nest)
     done = make(host, FOURTH, steps=12)
     callbacks.remove_callbacks_for_function(nest)
-    assert read(host, done)["DeepCache"] == "4 of 12 full"
+    assert infotext(host, done)["DeepCache"] == "4 of 12 full"

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,12 +17,15 @@ from deepcache_ext.calibrate.profile import from_text
 from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
+from tests.pictures import same
+
+pytestmark = pytest.mark.sample(turns="host")
 
 WISHES: dict[str, Any] = {
     "prompt": "red apple",
     "steps": 14,
-    "width": 96,
-    "height": 96,
+    "width": 64,
+    "height": 64,
     "sampler_name": "Euler",
     "seed": 5,
     "cfg_scale": 5,
@@ -64,11 +66,7 @@ def told(host: Host, result: Any) -> str:
     return str(getattr(result, "comments", "")) + json.dumps(script(host).host.last_run.as_json())
 
 
-def equal(a: Any, b: Any) -> bool:
-    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True))
-
-
-QUICK = {"pictures": 2, "tries": 6}
+QUICK = {"pictures": 2, "tries": 4}
 
 
 @contextlib.contextmanager
@@ -98,7 +96,7 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     (path,) = files(host)
     profile = from_text(path.read_text(encoding="utf-8"))
     (plan,) = profile.plans
-    assert profile.made_for.sampler == "Euler" and len(profile.made_for.sigmas) == 14 and plan.tries == 6
+    assert profile.made_for.sampler == "Euler" and len(profile.made_for.sigmas) == 14 and plan.tries == QUICK["tries"]
     assert profile.made_for.checkpoint == "demo-sd1" and profile.made_for.checksum and path.name == profile.file_name
     assert plan.psnr >= plan.weighted_psnr > 20
     told_params = first.extra_generation_params
@@ -107,12 +105,12 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     assert '"calibrated": "calibrated: ' in told(host, first)
     again = made(host)
     assert '"calibrated": ""' in told(host, again)
-    assert equal(first, again) and not equal(first, uncached)
+    assert same(first, again) and not same(first, uncached)
     # Of the infotext alone, without the profile.
     path.unlink()
     alone = made(host, strategy="custom", full_evaluations=plan.evaluations)
-    assert equal(first, alone)
-    assert len(host.txt2img(**WISHES).images) == 1 and equal(host.txt2img(**WISHES), uncached)
+    assert same(first, alone)
+    assert len(host.txt2img(**WISHES).images) == 1 and same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet))
     assert not host.unet._forward_hooks and not host.unet._forward_pre_hooks
 
@@ -137,6 +135,7 @@ def test_a_press_counts_once(host: Host) -> None:
     assert files(host) == []
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("asked", "wishes", "words"),
     [
@@ -166,7 +165,7 @@ def test_interrupted_nothing_is_saved_and_the_next_picture_is_as_before(host: Ho
         made(host, calibrate=QUICK)
     assert len(calls) < 120 and files(host) == []
     assert host.module("shared").state.textinfo is None
-    assert equal(host.txt2img(**WISHES), uncached)
+    assert same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
 
@@ -242,7 +241,7 @@ def test_a_crash_on_the_way_loses_nothing_else(host: Host) -> None:
         result = made(host, calibrate=QUICK)
     assert len(calls) > 60 and len(result.images) == 1 and files(host) == []
     assert getattr(result, "comments", "").count("not calibrated:") == 1
-    assert equal(host.txt2img(**WISHES), uncached)
+    assert same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet)) and not host.unet._forward_pre_hooks
 
 
@@ -338,6 +337,7 @@ def test_a_picture_made_inside_another_does_not_calibrate_again(host: Host, monk
 
 
 def test_the_words_of_the_tries_stay_with_them(host: Host) -> None:
-    result = made(host, {"steps": 12}, speed_up=4.0, calibrate=QUICK)  # its plan has a remark in every try
+    wishes = {"steps": 12, "width": 96, "height": 96}  # at 4x the plan has a remark in every try
+    result = made(host, wishes, speed_up=4.0, calibrate={**QUICK, "tries": 6})
     comments = getattr(result, "comments", "")
     assert comments.count("DeepCache:") <= 1

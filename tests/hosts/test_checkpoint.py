@@ -100,6 +100,7 @@ def test_host_draws_what_the_prompt_says(url: str) -> None:
     assert blue > red + 50
 
 
+@pytest.mark.sample("DDIM")
 @needs_weights
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "UniPC"])
 def test_other_samplers_draw_it_too(url: str, sampler: str) -> None:
@@ -132,6 +133,7 @@ def test_description_names_its_prompts() -> None:
     assert all(prompt in card for prompt in known["trained"]["prompts"])
 
 
+@pytest.mark.slow
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     from train import learn
     from train.data import SIZE, VOCABULARY

@@ -21,6 +21,7 @@ from deepcache_ext.report.pass_report import Reason
 from demo.webui.boot import boot
 from tests import neighbours, unets
 from tests.controlnet import ControlNet, Pluggable, Unit, counted
+from tests.pictures import infotext, pixels, same
 from tests.replay.recording import load
 from tests.replay.scenario import MAIN, replay
 from tests.soak.__main__ import TRACES
@@ -42,35 +43,18 @@ SETTINGS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
 @pytest.fixture(scope="module")
 def host():
     with boot(model="tinyA") as running:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def leaves_nothing(request):
-    """After each test the UNet is as it was."""
-    if "host" not in request.fixturenames:
-        yield
-        return
-    host = request.getfixturevalue("host")
-    unet, before = host.unet, unets.traces(host.unet)
-    yield
-    assert host.unet is unet and unets.traces(unet) == before
-
-
 def make(host, settings=SETTINGS, **changes):
     scripts = {"alwayson_scripts": {"DeepCache": {"args": [settings]}}} if settings else {}
     return host.txt2img(**{**REQUEST, **changes, **scripts})
-
-
-def pixels(processed):
-    return np.asarray(processed.images[0])
-
-
-def told(host, processed):
-    return host.module("infotext_utils").parse_generation_parameters(processed.infotexts[0])
 
 
 BESIDE = {
@@ -106,9 +90,9 @@ def test_beside(host, name):
             done = make(host, **changes)
         with neighbour(host), on(host, naive):
             expected = make(host, None, **changes)
-        assert not np.array_equal(pixels(done), pixels(make(host, **changes)))
-    assert np.array_equal(pixels(done), pixels(expected))
-    assert told(host, done)["DeepCache"] == "3 of 7 full"
+        assert not same(done, make(host, **changes))
+    assert same(done, expected)
+    assert infotext(host, done)["DeepCache"] == "3 of 7 full"
     assert naive.cached * 3 == naive.full * 4  # of 7 evaluations 4 are cached, whatever calls each of them makes
     assert "not active" not in str(done.comments)
 
@@ -139,13 +123,13 @@ def test_controlnet_in_the_host(host):
         counts.clear()
         done = with_controlnet(SETTINGS, hook)
         runs = counts["input_blocks.0"]
-        assert told(host, done)["DeepCache"] == f"{full} of 7 full"
+        assert infotext(host, done)["DeepCache"] == f"{full} of 7 full"
         assert counts["input_blocks.2"] == runs > counts["input_blocks.3"] == counts["middle_block"] > 0
         naive = Naive(SETTINGS, hook)
         expected = with_controlnet(None, hook, naive)
-        assert np.array_equal(pixels(done), pixels(expected)) and naive.full == full
-        assert not np.array_equal(pixels(done), pixels(plain))
-    assert np.array_equal(pixels(make(host)), pixels(plain))
+        assert same(done, expected) and naive.full == full
+        assert not same(done, plain)
+    assert same(make(host), plain)
 
 
 # What a prompt costs: measured, and in docs/compatibility.md ---------------------------------------------------------
@@ -163,8 +147,8 @@ def test_prompts_that_change_in_mid_run(host, prompt, steps, full):
     done = make(host, prompt=prompt, steps=steps)
     with on(host, naive):
         expected = make(host, None, prompt=prompt, steps=steps)
-    assert np.array_equal(pixels(done), pixels(expected))
-    assert told(host, done)["DeepCache"] == full
+    assert same(done, expected)
+    assert infotext(host, done)["DeepCache"] == full
 
 
 def test_words_that_alternate():
@@ -183,8 +167,8 @@ def test_conditioning_that_another_extension_changes(host):
         done = make(host)
     with neighbours.changed_conditioning(host), on(host, naive):
         expected = make(host, None)
-    assert np.array_equal(pixels(done), pixels(expected))
-    assert told(host, done)["DeepCache"] != "3 of 7 full"
+    assert same(done, expected)
+    assert infotext(host, done)["DeepCache"] != "3 of 7 full"
 
 
 def test_lowvram_moves_only_what_runs(host):
@@ -196,7 +180,7 @@ def test_lowvram_moves_only_what_runs(host):
     done = make(host, {**SETTINGS, "cache_branch_id": 0})
     for handle in handles:
         handle.remove()
-    assert told(host, done)["DeepCache"] == "3 of 7 full"
+    assert infotext(host, done)["DeepCache"] == "3 of 7 full"
     assert len(blocks) == 25 and len(moves) == 3 * 25 + 4 * 2
 
 
@@ -308,12 +292,12 @@ def test_never_two_caches_at_once(host, other, name):
         with Listening() as console:
             both = [theirs(SETTINGS), theirs(SETTINGS)]
         for done in both:
-            assert np.array_equal(pixels(done), pixels(alone))
-            assert not np.array_equal(pixels(done), pixels(cached))
-            assert "7 of 7 full (another extension caches this UNet already" in told(host, done)["DeepCache"]
+            assert same(done, alone)
+            assert not same(done, cached)
+            assert "7 of 7 full (another extension caches this UNet already" in infotext(host, done)["DeepCache"]
             assert str(done.comments).count("another extension caches this UNet") == 1 and name in str(done.comments)
         assert len(console.lines) <= 1  # once for both pictures
-        assert np.array_equal(pixels(make(host)), pixels(cached))
+        assert same(make(host), cached)
     finally:
         for trace in ("forward", "_deepcache_hooked", "_teacache_patched"):
             unet.__dict__.pop(trace, None)
@@ -328,8 +312,8 @@ def test_a_unet_that_is_replaced_as_a_whole(host):
         alone, done = make(host, None), make(host)
     finally:
         type(unet).forward = original
-    assert np.array_equal(pixels(done), pixels(alone)) and not np.array_equal(pixels(done), pixels(plain))
-    assert Reason.NO_EFFECT.value in told(host, done)["DeepCache"] and Reason.NO_EFFECT.value in str(done.comments)
+    assert same(done, alone) and not same(done, plain)
+    assert Reason.NO_EFFECT.value in infotext(host, done)["DeepCache"] and Reason.NO_EFFECT.value in str(done.comments)
 
 
 # The host's life -----------------------------------------------------------------------------------------------------
@@ -337,7 +321,7 @@ def test_a_unet_that_is_replaced_as_a_whole(host):
 
 def test_one_p_for_several_pictures(host):
     """Loopback and SD upscale run `process_images` again and again on one p."""
-    processing, alone = host.module("processing"), pixels(make(host))
+    processing, alone = host.module("processing"), make(host)
 
     def again(settings):
         p = processing.StableDiffusionProcessingTxt2Img(sd_model=host.module("shared").sd_model, **REQUEST)
@@ -346,8 +330,8 @@ def test_one_p_for_several_pictures(host):
         return [processing.process_images(p) for _ in range(3)]
 
     for done in again(SETTINGS):
-        assert np.array_equal(pixels(done), alone)
-        assert told(host, done)["DeepCache"] == "3 of 7 full"
+        assert same(done, alone)
+        assert infotext(host, done)["DeepCache"] == "3 of 7 full"
 
 
 def test_one_p_with_other_settings_each_time(host):
@@ -377,7 +361,7 @@ def test_skip(host):
     with neighbours.callback(host, "cfg_denoiser", skip):
         done = make(host, n_iter=2)
     assert len(seen) == 3 + 7
-    assert np.array_equal(np.asarray(done.images[-1]), pixels(alone))
+    assert np.array_equal(pixels(done)[-1], pixels(alone)[0])
 
 
 def test_requests_that_come_at_the_same_time():

@@ -22,6 +22,16 @@ def hosts() -> Iterator[Hosts]:
     made.close()
 
 
+@pytest.mark.sample(
+    "first_generation_after_start",
+    "heun",
+    "split_low_memory",
+    "refiner",
+    "hires_cfg_default",
+    "img2img",
+    "crash",
+    "interrupted",
+)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
     trace = load(FOLDER, scenario)

@@ -54,6 +54,18 @@ def hosts() -> Iterator[Hosts]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.sample(
+    "euler_a",
+    "ddim",
+    "dpmpp_sde",
+    "batch_cond_uncond_off",
+    "ngms",
+    "img2img",
+    "interrupted_n_iter_2",
+    "crash",
+    "refiner_inplace",
+    "sdxl",
+)
 @pytest.mark.parametrize(
     "scenario", sorted(set(SCENARIOS) - FOLLOWS_THE_WEIGHTS, key=lambda name: (name.startswith("sdxl"), name))
 )
@@ -72,6 +84,7 @@ def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
         assert not wrong, "\n".join(wrong[:20])
 
 
+@pytest.mark.slow
 def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -> None:
     trace = load(FOLDER, "dpm_adaptive")
     ours = play(hosts("tinyA"), trace["request"], [])
@@ -92,6 +105,7 @@ def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -
     ]
 
 
+@pytest.mark.sample("DPM++ 2M-8", "DPM++ 2M SDE Heun-8", "DPM2 a-15")
 @pytest.mark.parametrize(
     ("sampler", "evaluations"),
     [
@@ -113,6 +127,7 @@ def test_evaluations_of_samplers_without_a_recording(hosts: Hosts, sampler: str,
     assert outline(host.events).count("cfg_denoiser") == evaluations
 
 
+@pytest.mark.sample("DDIM", "UniPC", "DPM fast")
 @pytest.mark.parametrize("sampler", ["DDIM", "PLMS", "UniPC", "Restart", "LCM", "DPM fast", "DPM adaptive"])
 def test_img2img_with_every_kind_of_sampler(hosts: Hosts, sampler: str) -> None:
     picture = Image.new("RGB", (64, 64), (200, 80, 40))

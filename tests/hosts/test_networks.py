@@ -19,11 +19,7 @@ from deepcache_ext.unet.ldm import Ladder
 from tests import unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 class Network:

@@ -66,6 +66,7 @@ def told(one):
     return {name: value for name, value in one.as_json().items() if name != "kept_bytes"}
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     "changes",
     [
@@ -99,6 +100,7 @@ def test_what_is_kept_is_foreseen(host, settings, changes):
     assert foreseen == [outcome.report.kept_bytes for outcome in host_object(host).last_run.passes]
 
 
+@pytest.mark.sample("Euler", "DDIM", "Heun")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_plan_shown_is_the_plan_run(host, sampler):
     foreseen, ran = compared(host, sampler_name=sampler, **HIRES, hr_second_pass_steps=13)
@@ -108,6 +110,7 @@ def test_the_plan_shown_is_the_plan_run(host, sampler):
     assert "cached" in foreseen[0].kinds
 
 
+@pytest.mark.sample("Euler", "DDIM")
 @pytest.mark.parametrize("sampler", FEW)
 def test_the_plan_of_img2img(host, sampler):
     picture = Image.new("RGB", (64, 64), (90, 140, 200))
@@ -117,6 +120,7 @@ def test_the_plan_of_img2img(host, sampler):
     assert list(map(told, foreseen)) == list(map(told, ran))
 
 
+@pytest.mark.sample("Karras")
 @pytest.mark.parametrize("scheduler", ["Karras", "Exponential", "Uniform"])
 def test_the_plan_follows_the_schedule(host, scheduler):
     foreseen, ran = compared(host, sampler_name="DPM++ 2M", scheduler=scheduler, steps=30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +21,7 @@ from deepcache_ext.session.changes import WeightsWatch
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load
-from tests.replay.scenario import CAUSES, MAIN, Config, recordings, replay
+from tests.replay.scenario import CAUSES, MAIN, OTHERS, SOME, Config, recordings, replay
 
 TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "a1111-1.10.1"
 
@@ -81,15 +80,6 @@ CACHED: dict[str, tuple[int, int]] = {
 """Cached and planned calls at interval 3; a crash is followed by one more generation."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These U-Nets are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_recording_is_expected() -> None:
     assert sorted(CACHED) == [path.stem for path in recordings(TRACES)]
 
@@ -98,11 +88,34 @@ def test_every_shortfall_has_a_cause() -> None:
     assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
 
 
+@pytest.mark.sample(
+    "controlnet",
+    "controlnet_reference_only",
+    "crash",
+    "dpm_adaptive",
+    "dpmpp_sde",
+    "hires",
+    "img2img",
+    "interrupted",
+    "long_positive_prompt",
+    "ngms",
+    "prompt_edit",
+    "refiner_inplace",
+    "sdxl",
+    "tiled_diffusion",
+)
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
-    outcome = replay(load(TRACES / f"{scenario}.json"))
+    outcome = replay(load(TRACES / f"{scenario}.json"), SOME)
     assert not outcome.failures, "\n".join(outcome.failures[:20])
     assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay_with_other_settings(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"), OTHERS)
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
 
 
 def test_weights_that_change_after_the_evaluation_began() -> None:

@@ -18,7 +18,7 @@ from tests.replay import fakehost, forge_player
 from tests.replay.forge_player import ForgeHost
 from tests.replay.recording import load
 from tests.replay.reference import WEIGHTS
-from tests.replay.scenario import MAIN, recordings, replay
+from tests.replay.scenario import MAIN, OTHERS, SOME, recordings, replay
 
 TRACES = Path(__file__).parents[1] / "data" / "host-traces"
 HOSTS = ("forge-2025-06", "reforge-2026-03")
@@ -36,13 +36,31 @@ def test_all_recordings_are_here() -> None:
     assert len(SCENARIOS) == 55
 
 
+@pytest.mark.sample(
+    "forge-2025-06/crash",
+    "forge-2025-06/first_generation_after_start",
+    "forge-2025-06/hires",
+    "forge-2025-06/multidiffusion",
+    "forge-2025-06/refiner",
+    "reforge-2026-03/heun",
+    "reforge-2026-03/img2img",
+    "reforge-2026-03/ngms_request_field",
+    "reforge-2026-03/split_low_memory_and_prompt",
+)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_replay(scenario: str) -> None:
-    outcome = replay(load(TRACES / f"{scenario}.json"))
+    outcome = replay(load(TRACES / f"{scenario}.json"), SOME)
     assert not outcome.failures, "\n".join(outcome.failures[:20])
     host, name = scenario.split("/")
     assert outcome.main.planned > 0
     assert (outcome.main.cached < outcome.main.planned) == (name in SHORTFALLS[host])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_replay_with_other_settings(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"), OTHERS)
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
 
 
 # What the replays notice --------------------------------------------------------------------------------------

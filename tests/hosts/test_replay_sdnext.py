@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from deepcache_ext.settings.fields import FIELDS
 from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
-from tests.replay.scenario import CAUSES, MAIN, recordings, replay
+from tests.replay.scenario import CAUSES, MAIN, OTHERS, SOME, recordings, replay
 
 TRACES = Path(__file__).parents[1] / "data" / "host-traces" / "sdnext-2026-07-23"
 
@@ -54,14 +53,6 @@ CACHED: dict[str, tuple[int, int]] = {
 """Cached and planned calls at interval 3; a crash is followed by one more generation."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_recording_is_expected() -> None:
     assert sorted(CACHED) == [path.stem for path in recordings(TRACES)]
 
@@ -70,11 +61,19 @@ def test_every_shortfall_has_a_cause() -> None:
     assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
 
 
+@pytest.mark.sample("cfg_end", "crash", "heun", "hires", "interrupted", "offload_balanced", "sdxl")
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
-    outcome = replay(load(TRACES / f"{scenario}.json"))
+    outcome = replay(load(TRACES / f"{scenario}.json"), SOME)
     assert not outcome.failures, "\n".join(outcome.failures[:20])
     assert (outcome.main.cached, outcome.main.planned) == CACHED[scenario]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", sorted(CACHED))
+def test_replay_with_other_settings(scenario: str) -> None:
+    outcome = replay(load(TRACES / f"{scenario}.json"), OTHERS)
+    assert not outcome.failures, "\n".join(outcome.failures[:20])
 
 
 class Looker:

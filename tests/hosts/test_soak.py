@@ -37,6 +37,7 @@ def one(scenario: str, kind: str, call: int) -> faults.Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_a_sample_of_faults_is_survived(capsys: pytest.CaptureFixture[str]) -> None:
     tally = faults.run(faults.recordings(TRACES), SAMPLE, seed=0, say=silent)
     with capsys.disabled():
@@ -58,6 +59,7 @@ def test_each_kind_of_fault(kind: str) -> None:
     assert not tally.failures and tally.injected == {kind: 1}
 
 
+@pytest.mark.sample("0", "4", "8")
 @pytest.mark.parametrize("call", range(9))
 def test_every_function_of_ours_may_fail(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = []
@@ -84,6 +86,7 @@ def test_notices_an_error_that_reaches_the_host(monkeypatch: pytest.MonkeyPatch)
     assert "the error reached the host: ZeroDivisionError" in "\n".join(one("euler_a", "in our own code", 4).failures)
 
 
+@pytest.mark.slow
 def test_a_sample_of_pictures(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
     tally = generations.run(host, PICTURES, first=FIRST, say=silent)
     with capsys.disabled():
@@ -104,7 +107,7 @@ def test_scenes_are_the_same_every_time_and_cover_the_settings() -> None:
 
 
 def plain_scene() -> generations.Scene:
-    number = next(n for n in range(5000) if _plain(generations.Scene.draw(n)))
+    number = next(n for n in range(10_000) if _plain(generations.Scene.draw(n)))
     return generations.Scene.draw(number)
 
 
@@ -122,7 +125,10 @@ def _plain(scene: generations.Scene) -> bool:
         and not scene.interrupted_at
         and not scene.units
         and settings["end"] == 1.0
-        and "enable_hr" not in scene.request
+        and not {"enable_hr", "refiner_checkpoint"} & set(scene.request)
+        and scene.request["batch_size"] == scene.request["n_iter"] == 1
+        and scene.crashed_at is None
+        and not scene.between
     )
 
 

@@ -125,6 +125,7 @@ def test_it_is_the_gradio_that_is_meant(opened):
     assert opened.evaluate("window.gradio_config.version") == GRADIO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_only_what_the_strategy_obeys_is_there(opened, tab):
     open_tab(opened, tab)
@@ -160,6 +161,7 @@ def test_presets_set_the_controls_and_turn_to_custom(opened):
     expect(ours(opened, "txt2img", "cache_interval")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_preset_stands_whatever_the_host_has_kept_of_its_controls(opened, url):
     page = opened
     sent = page.request.get(f"{url}/config").json()["components"]
@@ -200,6 +202,7 @@ def test_the_plan_follows_our_controls_and_the_hosts(opened):
     expect(head).to_have_text("")
 
 
+@pytest.mark.slow
 def test_the_plan_of_img2img_counts_its_part_of_the_steps(opened):
     open_tab(opened, "img2img")
     enable(opened, "img2img")
@@ -230,6 +233,7 @@ def test_generate_tells_what_it_did(opened):
     expect(heads).to_have_text(["txt2img", "first pass", "hires pass"], timeout=120_000)
 
 
+@pytest.mark.slow
 def test_calibrate_makes_a_profile_and_goes_on_with_it(opened):
     for name, value in {"width": 64, "height": 64, "steps": 14}.items():
         type_number(opened, opened.locator(f"#txt2img_{name} input[type=number]"), value)
@@ -255,6 +259,7 @@ def test_calibrate_makes_a_profile_and_goes_on_with_it(opened):
     )
 
 
+@pytest.mark.slow
 def test_a_generation_without_it_does_not_mention_it(opened):
     generate(opened, steps=4)
     expect(prose(opened, "html_info_txt2img")).to_contain_text("Steps: 4", timeout=120_000)
@@ -262,6 +267,7 @@ def test_a_generation_without_it_does_not_mention_it(opened):
     expect(shown(opened, "txt2img", "last_run_table")).to_contain_text("DeepCache was off")
 
 
+@pytest.mark.slow
 def test_compare_from_the_script_dropdown(opened):
     """One picture without, one for each preset and one for a typed line, and the sheet of all before them."""
     opened.locator("#txt2img_script_container #script_list input, #script_list input").first.click()
@@ -275,6 +281,7 @@ def test_compare_from_the_script_dropdown(opened):
     expect(shown(opened, "txt2img", "header")).to_have_text("")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_said_before_and_after(opened):
     """Start after end, and what is typed for full evaluations, are what the controls allow and the settings do not."""
     enable(opened, "txt2img")
@@ -301,6 +308,7 @@ INFOTEXT = (
 )
 
 
+@pytest.mark.sample("txt2img")
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_paste_switches_on_and_off(opened, tab):
     open_tab(opened, tab)
@@ -316,6 +324,7 @@ def test_paste_switches_on_and_off(opened, tab):
     expect(ours(opened, tab, "preset")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_pasted_text_of_a_newer_version_or_with_wrong_values_is_noted(opened):
     paste(opened, INFOTEXT.replace("version: 2", "version: 99").replace("interval: 4", "interval: many"))
     notice = shown(opened, "txt2img", "notice")
@@ -325,6 +334,7 @@ def test_a_pasted_text_of_a_newer_version_or_with_wrong_values_is_noted(opened):
     expect(notice).to_have_text("")
 
 
+@pytest.mark.slow
 def test_keyboard(opened):
     """Enable, another preset and the inner accordions without a mouse."""
     ours(opened, "txt2img", "enabled-visible-checkbox").focus()
@@ -341,6 +351,7 @@ def test_keyboard(opened):
     expect(ours(opened, "txt2img", "start")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_two_pages_at_once(opened, url):
     """Each has its own plan; both learn of a run when they ask."""
     other = opened.context.new_page()
@@ -359,6 +370,7 @@ def test_two_pages_at_once(opened, url):
     other.close()
 
 
+@pytest.mark.slow
 def test_no_clipping_in_a_narrow_window(opened):
     opened.set_viewport_size({"width": 420, "height": 1400})
     enable(opened, "txt2img")

@@ -8,21 +8,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = (
-    ("3.43.2", "a1111", "test_page.py"),
-    ("3.43.2", "sdnext", "page_sdnext.py"),
-    ("4.40.0", "forge", "test_page.py"),
+EVERY, FAST, SLOW = "", "not slow", "slow"
+"""Which of the file's tests, as pytest's `-m` says it."""
+
+
+@pytest.mark.parametrize(
+    ("version", "host", "tests", "which"),
+    [
+        pytest.param("3.43.2", "sdnext", "page_sdnext.py", EVERY),
+        pytest.param("4.40.0", "forge", "test_page.py", FAST),
+        pytest.param("4.40.0", "forge", "test_page.py", SLOW, marks=pytest.mark.slow),
+        pytest.param("3.43.2", "a1111", "test_page.py", EVERY, marks=pytest.mark.slow),
+    ],
 )
-
-
-@pytest.mark.parametrize(("version", "host", "tests"), OTHERS)
-def test_the_page_there(version: str, host: str, tests: str, browser: object) -> None:
-    """`browser` only skips, or fails, where there is none."""
+def test_the_page_there(version: str, host: str, tests: str, which: str, chromium: str) -> None:
+    """`chromium` only skips, or fails, where there is none."""
     folder = Path(sys.prefix) / f"gradio-{version}"
     assert folder.is_dir(), "make setup installs it"
-    env = {**os.environ, "PYTHONPATH": str(folder), "DEEPCACHE_GRADIO": version, "DEEPCACHE_HOST": host}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env = {**ours, "PYTHONPATH": str(folder), "DEEPCACHE_GRADIO": version, "DEEPCACHE_HOST": host}
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/interface/{tests}"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, f"tests/interface/{tests}"],
         cwd=ROOT,
         env=env,
         capture_output=True,

@@ -5,7 +5,6 @@ import functools
 import gc
 import subprocess
 import sys
-import warnings
 import weakref
 
 import diffusers
@@ -18,31 +17,11 @@ from deepcache_ext import DeepCache, DeepCacheSDHelper, SettingsError
 from deepcache_ext.report.pass_report import Reason
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
-from tests.diffusers_pipelines import Naive, Output, build, run, shared
+from tests.diffusers_pipelines import Naive, Output, build, run, shared, with_scheduler
 
 SD = "StableDiffusion"
 
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.fixture
-def pipe():
-    """A StableDiffusion pipeline that must look untouched when the test is over; its scheduler comes back."""
-    pipe = shared(SD)
-    before, scheduler = unets.traces(pipe.unet), pipe.scheduler
-    yield pipe
-    pipe.scheduler = scheduler
-    assert unets.traces(pipe.unet) == before
-
-
-def with_scheduler(pipe, name):
-    pipe.scheduler = pipelines.scheduler(name)
-    return pipe
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # Passes and evaluations -------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """`DeepCache` on every pipeline and scheduler; the same pictures as the helper that the method's authors published."""
 
-import warnings
-
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper as PublishedHelper
@@ -9,7 +7,7 @@ from DeepCache import DeepCacheSDHelper as PublishedHelper
 from deepcache_ext import DeepCache, DeepCacheSDHelper
 from tests import diffusers_pipelines as pipelines
 from tests import diffusers_unets as unets
-from tests.diffusers_pipelines import Naive, build, run, shared
+from tests.diffusers_pipelines import Naive, build, run, shared, with_scheduler
 
 SD = "StableDiffusion"
 SCHEDULERS = (
@@ -27,29 +25,17 @@ SCHEDULERS = (
 )
 REPEAT_TIMESTEPS = {"HeunDiscreteScheduler", "PNDMScheduler"}
 
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
-@pytest.fixture
-def pipe():
-    """A StableDiffusion pipeline that must look untouched when the test is over; its scheduler comes back."""
-    pipe = shared(SD)
-    before, scheduler = unets.traces(pipe.unet), pipe.scheduler
-    yield pipe
-    pipe.scheduler = scheduler
-    assert unets.traces(pipe.unet) == before
-
-
-def with_scheduler(pipe, name):
-    pipe.scheduler = pipelines.scheduler(name)
-    return pipe
-
-
+@pytest.mark.sample(
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "StableDiffusionControlNet",
+    "StableVideoDiffusion",
+    "TextToVideoZero",
+    "DDPM",
+)
 @pytest.mark.parametrize("name", pipelines.BUILD)
 def test_every_pipeline(name):
     pipe = shared(name)
@@ -72,6 +58,7 @@ def test_every_pipeline(name):
     assert torch.equal(run(pipe, name), plain)
 
 
+@pytest.mark.sample("StableDiffusion", "StableDiffusionXL", "DDPM")
 @pytest.mark.parametrize("name", pipelines.BUILD)
 def test_every_pipeline_with_a_deeper_branch(name):
     pipe = shared(name)
@@ -89,6 +76,7 @@ def test_every_pipeline_with_a_deeper_branch(name):
         assert not torch.equal(cached, run(pipe, name))
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("only_unet", [False, True], ids=["pipeline", "unet"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(pipe, name, only_unet):
@@ -107,6 +95,7 @@ def test_schedulers(pipe, name, only_unet):
     assert not report.misses
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in REPEAT_TIMESTEPS])
 @pytest.mark.parametrize("branch", [0, 4])
 def test_same_pictures_as_the_published_helper(pipe, name, branch):
@@ -123,6 +112,7 @@ def test_same_pictures_as_the_published_helper(pipe, name, branch):
     assert torch.equal(*pictures)
 
 
+@pytest.mark.sample("StableDiffusionXL", "StableVideoDiffusion")
 @pytest.mark.parametrize("name", [name for name in pipelines.BUILD if name not in (SD,)])
 def test_same_pictures_as_the_published_helper_in_every_pipeline(name):
     """Not in TextToVideoZero, which rewinds, nor in LDMTextToImage, where it does not find the timestep."""

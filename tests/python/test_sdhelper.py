@@ -5,8 +5,7 @@ the UNet of diffusers with the same weights, over a whole loop of a sampler.
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,11 +51,7 @@ TWINS: dict[str, dict[str, Any]] = {
 TWINS["sd2"] = TWINS["sd1"] | {"attention_head_dim": (2, 4, 8, 8), "use_linear_projection": True}
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Both:
@@ -135,6 +130,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("interval", [2, 3, 5])
 @pytest.mark.parametrize("branch", [0, 1, 2])
 @pytest.mark.parametrize(

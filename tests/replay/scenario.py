@@ -38,6 +38,9 @@ CONFIGS = (
     Config("forecast, interval 2, branches 1 and 4", 2, 1, "forecast", deeper=4),
 )
 MAIN = CONFIGS[2]
+SOME = (CONFIGS[1], MAIN, CONFIGS[7])
+"""What `make test` plays: uncached, cached, and all at once."""
+OTHERS = tuple(config for config in CONFIGS if config not in SOME)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def test_all_full_is_the_plain_picture(studio, sampler):
             assert not torch.equal(studio.run(sampler, 4, 5.0, tried.Way(frozenset({0, 1}), branch)), plain)
 
 
+@pytest.mark.slow
 def test_what_calibrate_gains_is_measured_on_other_prompts(capsys):
     from research import calibration
 

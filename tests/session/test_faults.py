@@ -10,22 +10,9 @@ import torch
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.report.pass_report import Reason
 from tests import unets
-from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
+from tests.driver import call, drifting, evaluate, run, scaled, session, sigma
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unet():
-    """A UNet that must look untouched when the test is over."""
-    unet = unets.make(LAYOUT)
-    before = unets.traces(unet)
-    yield unet
-    assert unets.traces(unet) == before
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def fail_once(block, error):

@@ -20,20 +20,7 @@ from deepcache_ext.unet.calls import same_content
 from tests import unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, run, scaled, session, sigma
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unet():
-    """A UNet that must look untouched when the test is over."""
-    unet = unets.make(LAYOUT)
-    before = unets.traces(unet)
-    yield unet
-    assert unets.traces(unet) == before
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def expected_copy(unet, evaluations, interval, branch):
@@ -501,6 +488,7 @@ def test_a_branch_that_the_model_has_not(unet):
     assert cache.report.off == "cache_branch_id = 6 is not allowed: this UNet has the branches 0 to 5"
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (7, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_odd_sizes_and_other_types(size, dtype, monkeypatch):

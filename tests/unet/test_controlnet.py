@@ -23,10 +23,7 @@ from tests.driver import LAYOUT, TRUSTED, drifting, evaluate
 DEPTH = {LAYOUT: 6, "sdxl": 9}
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.fixture(params=[LAYOUT])
@@ -116,6 +113,7 @@ def test_live_is_whole_with_a_deeper_branch(unet, deeper):
     untouched(plugged)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("unet", [LAYOUT, "sdxl"], indirect=True)
 @pytest.mark.parametrize("which", ["shallowest", "middle", "last but one", "deepest"])
 def test_live_is_whole_at_every_branch(unet, which):
@@ -237,6 +235,7 @@ def several():
     }
 
 
+@pytest.mark.sample("three-levels-two networks", "three-levels-with a reference")
 @pytest.mark.parametrize("which", ["two networks", "one network in two units", "with an adapter", "with a reference"])
 def test_several_units(unet, which):
     units = several()[which]
@@ -260,6 +259,7 @@ def test_an_adapter_alone_and_a_reference_alone(unet):
         assert equal(live, cached(unet, Hook([unit]), live=False)[0])
 
 
+@pytest.mark.sample("three-levels-by its state-controlnet", "three-levels-by what runs-adapter")
 @pytest.mark.parametrize("kind", ["controlnet", "adapter", "reference"])
 @pytest.mark.parametrize("known", [True, False], ids=["by its state", "by what runs"])
 def test_a_unit_that_switches_off_or_on_forces_a_full_run(unet, kind, known):

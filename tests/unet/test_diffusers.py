@@ -20,11 +20,7 @@ from deepcache_ext.unet.shadows import Blocks
 from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import diffusers_unets as unets
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def branches():
@@ -52,6 +48,7 @@ def full_call(ladder, unet, branch, call):
         ladder.take_down()
 
 
+@pytest.mark.sample("sd1", "ddpm")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 def test_a_deeper_call_renews_the_shallower_feature(layout):
     unet = unets.shared_unet(layout)
@@ -81,6 +78,7 @@ def test_a_deeper_call_renews_the_shallower_feature(layout):
     assert unets.traces(unet) == before
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("layout", "branch"), branches())
 def test_bit_identical_to_the_rule_by_hand(layout, branch):
     """Promise: the same floating point operations as a hand-written forward of the live layers."""
@@ -117,6 +115,7 @@ def published(unet, branch, *calls):
             module.__dict__.pop("forward", None)
 
 
+@pytest.mark.sample("sd1", "one-layer", "sdxl")
 @pytest.mark.parametrize("layout", [layout for layout in unets.LAYOUTS if layout != "no-middle"])
 def test_every_branch_is_the_published_helpers(layout):
     """Its branches are block b // 3, layer b % 3 for any number of layers; without a middle block it does not run."""
@@ -155,6 +154,7 @@ def noise(shapes, seed):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
+@pytest.mark.sample("sd1", "sdxl")
 @pytest.mark.parametrize("layout", ["sd1", "sdxl", "motion", "3d"])
 def test_controlnet(layout):
     """Skipped blocks' residuals are left out; the middle's is in the kept feature and not added to it again."""
@@ -185,6 +185,7 @@ def test_controlnet(layout):
         assert ladder.call((), given).kind == ladder.call((), real[0]).kind != ladder.call((), now).kind
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", ["down_intrablock_additional_residuals", "down_block_additional_residuals"])
 @pytest.mark.parametrize("layout", ["sd1", "sdxl", "refiner"])
 def test_t2i_adapter(layout, name, recwarn):
@@ -221,6 +222,7 @@ def test_arguments_by_position():
     assert trimmed[8:] == ((1, 2), 0) and trimmed[:3] == args
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("given", ["control", "control alone", "adapter"])
 @pytest.mark.parametrize("strengths", [(1, 0), (0, 1), (0, 0), (1, 1)])
 def test_control_that_starts_or_ends_in_mid_run(given, strengths):
@@ -251,6 +253,7 @@ def test_control_that_starts_or_ends_in_mid_run(given, strengths):
 # Sizes, FreeU, hooks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("sd1")
 @pytest.mark.parametrize("layout", ["sd1", "svd", "motion"])
 def test_sizes_that_do_not_halve(layout):
     unet = unets.shared_unet(layout)

@@ -9,22 +9,9 @@ from torch import nn
 
 from deepcache_ext.report.pass_report import Reason
 from tests import unets
-from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session
+from tests.driver import call, drifting, evaluate, run, scaled, session
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unet():
-    """A UNet that must look untouched when the test is over."""
-    unet = unets.make(LAYOUT)
-    before = unets.traces(unet)
-    yield unet
-    assert unets.traces(unet) == before
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def test_a_replaced_forward_that_runs_no_block(unet):

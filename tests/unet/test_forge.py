@@ -151,12 +151,14 @@ def unchanged(before: dict[str, Any], call: dict[str, Any]) -> None:
 # Every protocol, every branch ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_plain_calls(protocol: str, branch: int) -> None:
     compare(protocol, branch, arguments)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("branch", "deeper"), [(0, 5), (2, 8), (0, 11), (7, 8)])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_deeper_branch(protocol: str, branch: int, deeper: int) -> None:
@@ -166,6 +168,7 @@ def test_a_deeper_branch(protocol: str, branch: int, deeper: int) -> None:
     assert cache.report.medium_calls == 2
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("short", [0, 1, 4])
 @pytest.mark.parametrize("branch", [0, 3, 11])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -173,6 +176,7 @@ def test_control_residuals(protocol: str, branch: int, short: int) -> None:
     compare(protocol, branch, lambda k: arguments(k, control=residuals(k, short=short)))
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("branch", [0, 3, 10, 11])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_patches_see_what_they_see_in_full(protocol: str, branch: int) -> None:
@@ -223,6 +227,7 @@ def test_patches_see_what_they_see_in_full(protocol: str, branch: int) -> None:
     compare(protocol, branch, given, seen=seen)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("branch", [0, 3, 10, 11])
 @pytest.mark.parametrize("protocol", ["forge", "classic"])
 def test_block_modifiers(protocol: str, branch: int) -> None:

@@ -13,11 +13,7 @@ from deepcache_ext.unet.shadows import Blocks
 from deepcache_ext.unet.support import UnknownLayout, own_forward
 from tests import unets
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def branches():
@@ -27,6 +23,7 @@ def branches():
             yield pytest.param(layout, branch, id=f"{layout}-{branch}")
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("layout", "branch"), branches())
 def test_bit_identical_to_the_rule_by_hand(layout, branch):
     """Promise: the same floating point operations as a hand-written forward of the live blocks."""
@@ -50,6 +47,7 @@ def test_bit_identical_to_the_rule_by_hand(layout, branch):
         assert unets.traces(unet) == before
 
 
+@pytest.mark.sample("False-sd1", "True-three-levels", "False-sdxl")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 @pytest.mark.parametrize("full_length", [False, True])
 def test_a_deeper_call_renews_the_shallower_feature(layout, full_length):
