@@ -45,11 +45,10 @@ class Config:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The script's values, in the order of its controls."""
-        if self.interval is None:
-            return (False, "Custom", 3, 0, "copy")
+        """The script's values, in the order of its controls; those after them are at their defaults."""
         if self.deeper is None:
-            return (True, "Custom", self.interval, self.branch, self.estimator)
+            enabled, interval = self.interval is not None, self.interval or 3
+            return (enabled, "Custom", interval, self.branch, self.estimator, 0.0, 1.0, "both", 0, -1, "uniform")
         return (
             {
                 "enabled": True,
