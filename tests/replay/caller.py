@@ -65,8 +65,8 @@ class Caller:
         self._kinds = {call["id"]: self._kind_of(call) for call in reversed(calls)}
         if calls:
             self._use_numbers(calls[0]["id"], calls[0]["weights"])
-        elif not self.models.all():
-            self._use_numbers(0, 0)
+        elif not self.host.has_model:
+            self._use_numbers(max(self.models.current, 0), 0)
 
     @staticmethod
     def _kind_of(call: Event) -> Kind:

@@ -68,7 +68,7 @@ class Player(Caller):
                     self._event(event, events[place + 1 :])
                 except (Provoked, Interrupted):
                     if self._goes_on(events[place + 1 :]):
-                        if self._inside:
+                        if self._inside and (generation.key, self._number) not in self.left_out:
                             self.judge.raised()
                         continue
                     self._end_pass()
@@ -154,7 +154,8 @@ class Player(Caller):
             return
         given: Any = SimpleNamespace(**event)
         if name == "model_loaded":
-            self._use_numbers(event["id"], event["weights"])
+            if event["id"] in self._kinds:  # else no call will tell of what kind it is
+                self._use_numbers(event["id"], event["weights"])
             given = self.host.shared.sd_model
         self._call_back(name, given)
         if name == "cfg_after_cfg":

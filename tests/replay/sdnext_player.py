@@ -168,15 +168,16 @@ class SDNextPlayer(Player):
             "encoder_hidden_states": noise(("context", context), *context),
             "added_cond_kwargs": added and {name: noise((name, shape), *shape) for name, shape in added.items()},
         }
-        if self._ready:
-            level = self._levels[self._first + self._index] if self._levels else 0.0
-            total = len(self._scheduled)
-            told = {"denoiser_class": "", "sigma": [level], "denoiser_total_steps": total, "levels": self._levels}
-            self.judge.evaluation_begins(told)
         key = (self._generation.key, self._number)
+        if self._ready and key not in self.left_out:
+            levels = self._levels[self._first + self._index :]
+            total, sigma = len(self._scheduled) - self._index, levels[:1] or [0.0]
+            told = {"denoiser_class": "", "sigma": sigma, "denoiser_total_steps": total, "levels": levels}
+            self.judge.evaluation_begins(told)
         output = self._output(key, event, given)
         if output is not None:
-            self._tell(key, given, ("rows", rows) if self._ready else None, (), output)
+            part = ("rows", rows, "return_dict" in event["kwargs"]) if self._ready else None
+            self._tell(key, given, part, (), output)
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
         return super()._run(event, given)[0]

@@ -120,7 +120,7 @@ def add_a_keyword(data: Data, draw: random.Random) -> str:
         inner = event.get("kwargs")
         if isinstance(inner, list):
             inner.append(key)
-        elif isinstance(event.get("kw"), dict):
+        elif event.get("kw") and isinstance(event["kw"], dict):  # a hook that gets no keyword today may get none
             event["kw"][key] = copy.deepcopy(draw.choice(STRANGE))
     return f"{events[0].get('ev')} with a keyword {key}"
 
@@ -133,7 +133,8 @@ def lose_events(data: Data, draw: random.Random) -> str:
 
 def repeat_an_event(data: Data, draw: random.Random) -> str:
     place = draw.randrange(len(data["events"]))
-    data["events"].insert(draw.choice((place, draw.randrange(len(data["events"])))), copy.deepcopy(data["events"][place]))
+    to = draw.choice((place, draw.randrange(len(data["events"]))))
+    data["events"].insert(to, copy.deepcopy(data["events"][place]))
     return f"event {place} once more"
 
 
@@ -150,8 +151,9 @@ def cut(data: Data, draw: random.Random) -> str:
 
 
 def add_an_event(data: Data, draw: random.Random) -> str:
-    kind, name = draw.choice((*KINDS, "hook", "callback", "unet")), draw.choice(("new_thing", "title", "app_started", 3))
-    data["events"].insert(draw.randrange(len(data["events"])), {"ev": kind, "name": name, "args": ["Tensor"], "kw": {}})
+    kind, name = draw.choice((*KINDS, "hook", "callback", "unet")), draw.choice(("new", "title", "app_started", 3))
+    event = {"ev": kind, "name": name, "args": ["Tensor"], "kw": {}}
+    data["events"].insert(draw.randrange(len(data["events"])), event)
     return f"an event {kind!r} {name!r}"
 
 
