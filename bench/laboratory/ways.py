@@ -14,7 +14,6 @@ from deepcache_ext.plan.strategies import estimator_for, plan_for
 from deepcache_ext.settings.settings import parse
 
 SPEED_UPS = (1.6, 2.0, 2.6)
-BRANCHES = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,23 @@ def every(ahead: Pass) -> Iterator[Way]:
     for interval in (2, 3):
         yield way(f"interval {interval}", 0, UniformPlan(interval, 0, ahead.steps), ESTIMATORS["copy"], ahead)
     for wanted in SPEED_UPS:
-        for branch in BRANCHES:
+        for branch, estimator in UNIFORM:
             full = full_for(ahead, wanted, branch)
-            if not full:
-                continue
-            plan = ListedPlan(even(ahead.steps, full), branch, ahead.steps)
-            yield way(f"uniform copy b{branch}", wanted, plan, ESTIMATORS["copy"], ahead)
-            if branch == 0:
-                yield way(f"uniform forecast b{branch}", wanted, plan, ESTIMATORS["forecast"], ahead)
-            for name in ("copy", "forecast"):
-                yield shipped(f"weighted {name} b{branch}", wanted, branch, 0, name, ahead)
-        yield shipped("weighted auto b0", wanted, 0, 0, "auto", ahead)
+            if full:
+                plan = ListedPlan(even(ahead.steps, full), branch, ahead.steps)
+                yield way(f"uniform {estimator} b{branch}", wanted, plan, ESTIMATORS[estimator], ahead)
+        for branch, estimator in WEIGHTED_FRESH if ahead.nature.fresh_noise else WEIGHTED:
+            if full_for(ahead, wanted, branch):
+                yield shipped(f"weighted {estimator} b{branch}", wanted, branch, 0, estimator, ahead)
         yield shipped("by depth", wanted, 0, 5, "auto", ahead)
         if not ahead.nature.fresh_noise:
             yield from fewer(ahead.steps, wanted)
+
+
+UNIFORM = ((0, "copy"), (0, "forecast"), (1, "copy"), (2, "copy"))
+WEIGHTED = ((0, "copy"), (0, "forecast"), (1, "copy"), (1, "forecast"))
+WEIGHTED_FRESH = ((0, "copy"), (0, "forecast"), (1, "copy"), (1, "forecast"), (2, "copy"))
+"""Branch and estimator."""
 
 
 def shipped(name: str, wanted: float, branch: int, deeper: int, estimator: str, ahead: Pass) -> Way:

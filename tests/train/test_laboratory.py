@@ -8,13 +8,13 @@ import torch
 
 from train.laboratory import learn, model, networks
 from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, Network, of_half
-from train.laboratory.pictures import SOURCES, Pictures
+from train.laboratory.pictures import SIDE, SOURCES, Pictures
 
 TINY = {"channel_mult": [1, 1, 1], "num_res_blocks": 1, "attention_resolutions": [2], "num_heads": 1}
 
 
 def pictures(count: int = 6, colours: int = 3) -> Pictures:
-    drawn = torch.randint(0, 256, (count, colours, 32, 32), generator=torch.Generator().manual_seed(1))
+    drawn = torch.randint(0, 256, (count, colours, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
     return Pictures(drawn.byte(), tuple(f"word{k}" for k in range(count)), "nobody's")
 
 
@@ -39,7 +39,7 @@ def test_both_halves_hold_every_kind():
 def test_three_and_four_levels_have_nine_and_twelve_output_blocks():
     depths = {"sd1": 12, "sdxl": 9}
     for one in NETWORKS[:3]:
-        made = model.Model(one, 12)
+        made = model.Model(one, 3)
         assert len(made.unet.output_blocks) == len(made.unet.input_blocks) == depths[one.layout]
 
 
@@ -52,7 +52,7 @@ def test_a_latent_is_the_picture():
     of = pictures()
     code, shown = of.code(), of.pixels.float() / 255
     latents = code.encode(shown * 2 - 1)
-    assert latents.shape == (6, of.channels, 16, 16)
+    assert latents.shape == (6, 3, SIDE, SIDE)
     assert abs(float(latents.mean())) < 0.01 and abs(float(latents.std()) - 1) < 0.01
     assert torch.allclose(code.decode(latents), shown, atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_a_training_repeats_itself_and_its_card_tells_what_it_is(tiny, layout):
     assert json.loads(network.card.read_text())["half"] == CHOOSING
     assert card["prediction"] == "eps" and card["steps"] == 3 and len(card["texts"]) == 6
     loaded, code, read = model.load(network)
-    assert read["channels"] == 12 and code.mean == pictures().code().mean
-    x, t = torch.randn(1, 12, 16, 16), torch.tensor([500.0])
+    assert read["channels"] == 3 and code.mean == pictures().code().mean
+    x, t = torch.randn(1, 3, SIDE, SIDE), torch.tensor([500.0])
     outputs = [loaded(x, t, loaded.text.numbers(text)) for text in ("word1", "word2")]
     assert torch.isfinite(outputs[0]).all() and not torch.equal(*outputs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from typing import Any
 
@@ -26,7 +28,8 @@ class Model(nn.Module):
     def __init__(self, network: Network, channels: int) -> None:
         super().__init__()
         self.text = TextEncoder(BUCKETS, CONTEXT)
-        self.unet = make_unet(network.checkpoint(channels))
+        with contextlib.redirect_stdout(io.StringIO()):  # sgm's layers are chatty
+            self.unet = make_unet(network.checkpoint(channels))
         self.pooled = network.layout == "sdxl"
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

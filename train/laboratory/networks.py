@@ -37,7 +37,7 @@ class Network:
     prediction: str
     layout: str
     config: dict[str, Any] = field(hash=False)
-    steps: int = 900
+    steps: int = 500
     batch: int = 16
     seed: int = 1
     width: int = 32
@@ -69,12 +69,12 @@ _XL = {"channel_mult": [1, 2, 2], "attention_resolutions": [4, 2], "transformer_
 
 NETWORKS = (
     Network("photos-eps-sd1", CHOOSING, "photos", "eps", "sd1", _SD1_FINEST, seed=1),
-    Network("forty-eps-sd1", CHOOSING, "forty", "eps", "sd1", _SD1, seed=2),
-    Network("clothes-eps-xl", CHOOSING, "clothes", "eps", "sdxl", _XL, seed=3),
+    Network("forty-eps-sd1", CHOOSING, "forty", "eps", "sd1", _SD1, seed=2, steps=800),
+    Network("clothes-eps-xl", CHOOSING, "clothes", "eps", "sdxl", _XL, seed=3, steps=600),
     Network("emoji-v-xl", CHOOSING, "emoji", "v", "sdxl", _XL, seed=4),
     Network("clothes-eps-sd1", JUDGING, "clothes", "eps", "sd1", _SD1, seed=5),
     Network("photos-v-sd1", JUDGING, "photos", "v", "sd1", _SD1, seed=6),
-    Network("forty-eps-xl", JUDGING, "forty", "eps", "sdxl", _XL, seed=7),
+    Network("forty-eps-xl", JUDGING, "forty", "eps", "sdxl", _XL, seed=7, steps=600),
     Network("emoji-eps-sd1", JUDGING, "emoji", "eps", "sd1", _SD1_FINEST, seed=8),
 )
 """In both halves: noise and v, 12 and 9 output blocks, attention at the finest level and none, few pictures learned by
