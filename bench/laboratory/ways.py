@@ -85,8 +85,8 @@ def every(ahead: Pass) -> Iterator[Way]:
 
 
 UNIFORM = ((0, "copy"), (0, "forecast"), (1, "copy"), (2, "copy"))
-WEIGHTED = ((0, "copy"), (0, "forecast"), (1, "copy"), (1, "forecast"))
-WEIGHTED_FRESH = ((0, "copy"), (0, "forecast"), (1, "copy"), (1, "forecast"), (2, "copy"))
+WEIGHTED = ((0, "copy"), (0, "forecast"))
+WEIGHTED_FRESH = ((0, "copy"), (0, "forecast"), (1, "copy"))
 """Branch and estimator."""
 
 
