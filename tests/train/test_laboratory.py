@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from train.laboratory import learn, model, networks
+from train.laboratory import cards, learn, model, networks
 from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, Network, of_half
 from train.laboratory.pictures import SIDE, SOURCES, Pictures
 
@@ -81,3 +81,11 @@ def test_a_training_repeats_itself_and_its_card_tells_what_it_is(tiny, layout):
 def test_before_its_training_a_network_says_how_to_train_it(tiny):
     with pytest.raises(FileNotFoundError, match=r"python -m train\.laboratory tiny"):
         model.load(tiny)
+
+
+def test_the_page_tells_of_both_halves_what_is_trained_and_what_is_not(tiny):
+    other = replace(tiny, name="other", half=JUDGING, prediction="v")
+    learn.train(tiny, pictures())
+    first, second = cards.page([tiny, other]).split("## The judging half")
+    assert "| tiny | eps | 12 | no | forty: 6, nobody's |" in first and "other" not in first
+    assert "| other | v | 12 | no | forty | – | 3 | not trained yet |" in second

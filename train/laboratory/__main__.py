@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from . import learn, pictures
+from . import cards, learn, pictures
 from .networks import NETWORKS, called, folder
 
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         card = learn.train(network, pictures.load(network.pictures, folder()), options.steps)
         print(f"{network.name}: loss {card['loss']}, {card['processor_minutes']} minutes of a core", flush=True)
+    cards.PAGE.write_text(cards.page(NETWORKS), encoding="utf-8")
     return 0
 
 
