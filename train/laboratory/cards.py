@@ -16,15 +16,16 @@ def page(networks: Sequence[Network]) -> str:
     lines = [
         "# The laboratory's networks",
         "",
-        "Written by `python -m train.laboratory`. Rules are chosen on the first half and judged on the second; the halves",
-        "were fixed before anything was measured. 16x16 pictures, a text each, one text in ten left out for guidance.",
+        "Written by `python -m train.laboratory`. Rules are chosen on the first half and judged on the second; the",
+        "halves were fixed before anything was measured. 16x16 pictures, a text each, one text in ten left out for",
+        "guidance.",
     ]
     for half in (CHOOSING, JUDGING):
         lines += [
             "",
             f"## The {half} half",
             "",
-            "| network | predicts | output blocks | attention at the finest level | pictures | parameters | steps | loss |",
+            "| network | predicts | output blocks | finest attention | pictures | parameters | steps | loss |",
             "|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(one) for one in networks if one.half == half]
