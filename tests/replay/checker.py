@@ -48,15 +48,13 @@ class Config:
         """The script's values, in the order of its controls."""
         if self.interval is None:
             return (False, "Custom", 3, 0, "copy")
-        if self.deeper is None:
-            return (True, "Custom", self.interval, self.branch, self.estimator)
         return (
             {
                 "enabled": True,
                 "cache_interval": self.interval,
                 "cache_branch_id": self.branch,
                 "estimator": self.estimator,
-                "deeper_branch_id": self.deeper,
+                "deeper_branch_id": -1 if self.deeper is None else self.deeper,
             },
         )
 
