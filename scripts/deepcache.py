@@ -57,6 +57,7 @@ class DeepCacheScript(scripts.Script):
 def obey_options():
     """At the start, and whenever one of ours is set on the settings page."""
     host.disabled = options.switched_off(shared)
+    host.trusted = options.trusted(shared)
     console.set_up(options.log_level(shared))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from modules import shared
@@ -18,8 +18,10 @@ from ..calibrate.store import Profiles
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import Reason
 from ..report.run_report import RunOutcome
+from ..session.session import Session
 from ..settings.fields import INFOTEXT_KEYS, SettingsError
 from ..settings.settings import Settings, overridden, overruled, parse
+from ..unet.ladder import AnyLadder
 from .calibrator import NotCalibrated, calibrate
 from .generations import Generation, Generations, kind_of
 
@@ -52,7 +54,8 @@ class Adapter:
 
     `disabled`: the kill switch; every hook then does nothing. It may be thrown at any time. `last_run`: what the
     latest generation that came to its end did, in whichever tab or through the API; None before the first.
-    `profiles`: where calibrated plans are kept.
+    `profiles`: where calibrated plans are kept. `trusted`: names of other people's code in the UNet that the user calls
+    harmless; it may be exchanged at any time.
     """
 
     inactive = ""
@@ -64,6 +67,7 @@ class Adapter:
     def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
         self.disabled = disabled
         self.profiles = profiles or Profiles()
+        self.trusted: Collection[str] = ()
         self.last_run: RunOutcome | None = None
         self._generations = Generations()
         self._said: set[str] = set()
@@ -196,12 +200,22 @@ class Adapter:
         generation.estimators.add(found.estimator.name)
         return found
 
+    def _session(self, found: PlannedPass, ladder: Callable[[Any], AnyLadder]) -> Session:
+        return Session(
+            found.plan,
+            found.estimator,
+            hires=found.hires,
+            ladder=ladder,
+            nature=found.ahead.nature,
+            trusted=tuple(self.trusted),
+        )
+
     def _end_pass(self, p: Any, generation: Generation) -> None:
         report = generation.end_pass()
         if report is None:
             return
         p.extra_generation_params.update(generation.infotext())
-        if report.off in (Reason.NO_EFFECT.value, Reason.ERROR.value):
+        if report.off:
             self._say(p, f"not active: {report.off}")
 
     def _tell_unseen(self, p: Any, generation: Generation) -> None:

@@ -57,7 +57,7 @@ class Generation:
         if session is None:
             return None
         report = session.close()
-        if report.evaluations:
+        if report.evaluations or report.off:
             self.reports.append(report)
             if self.planned is not None:
                 self.outcome.passes.append(PassOutcome(self.planned, report))

@@ -146,7 +146,7 @@ class SDNext(Adapter):
             found = self._planned(p, generation, ahead)
         if found.remark and total is not None:
             self._say(p, found.remark)
-        session = generation.session = Session(found.plan, found.estimator, hires=ahead.hires, ladder=DiffusersLadder)
+        session = generation.session = self._session(found, DiffusersLadder)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session

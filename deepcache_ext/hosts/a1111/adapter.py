@@ -16,17 +16,15 @@ from modules import shared
 from ...calibrate.store import Profiles
 from ...plan.importance import Nature
 from ...plan.preview import PassAhead
-from ...session.session import Session
 from ...unet.controlnet import ControlledLadder
 from ...unet.ladder import AnyLadder
-from ...unet.support import UnknownLayout
 from ..adapter import Adapter, guarded, is_hires, sampler_of
 from ..checkpoint import checkpoint_of, prediction_of
 from ..generations import Generation
 from . import preview
 from .controlnet import control_units
 from .networks import loaded_networks
-from .schedule import adds_noise, noise_level, noise_levels
+from .schedule import adds_noise, noise_level, noise_levels, replaces_noise
 
 
 class A1111(Adapter):
@@ -68,10 +66,10 @@ class A1111(Adapter):
             self._begin_pass(p, generation, params)
         session = generation.session
         if session is not None:
-            self._attach(p, session, params)
-            sigma = noise_level(params, p) if session.estimator.name == "forecast" else None
+            if session.plan.caches:
+                session.attach(self.unet_of(p, params))
             held = weakref.ref(params)
-            session.tick(lambda: getattr(held(), "x", None), sigma)
+            session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
 
     # The model ----------------------------------------------------------------------------------------------
 
@@ -100,20 +98,11 @@ class A1111(Adapter):
             total,
             None if sigmas is None else tuple(sigmas),
             len(blocks or ()),
-            Nature(adds_noise(p), prediction_of(model)),
+            Nature(adds_noise(p), prediction_of(model), replaces_noise(p)),
             *checkpoint_of(model),
             sampler_of(p),
         )
         found = self._planned(p, generation, ahead)
-        generation.session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
+        generation.session = self._session(found, self.ladder_of)
         if found.remark:
             self._say(p, found.remark)
-
-    def _attach(self, p: Any, session: Session, params: Any) -> None:
-        if not session.plan.caches or session.is_off:
-            return
-        try:
-            session.attach(self.unet_of(p, params))
-        except UnknownLayout as reason:
-            session.turn_off(str(reason))
-            self._say(p, f"not active: {reason}")
