@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -373,11 +374,14 @@ class Naive:
     """What a cached run must give, found by another way: the UNet's forward is replaced, counts its calls and works
     the live layers by hand. Each call is an evaluation; a timestep that rises begins a new pass; calls of another
     shape have features of their own, and the first of each is full. With a `deeper` branch every second full call runs
-    that instead.
+    that instead. `loops`: calls, counted from the first, at which the pipeline begins another loop.
     """
 
-    def __init__(self, unet: Any, interval: int, branch: int, deeper: int | None = None) -> None:
+    def __init__(
+        self, unet: Any, interval: int, branch: int, deeper: int | None = None, loops: Sequence[int] = ()
+    ) -> None:
         self.unet, self.interval, self.branch, self.deeper = unet, interval, branch, deeper
+        self.loops, self.calls = loops, 0
         self.features: dict[Any, dict[int, torch.Tensor]] = {}
         self.count, self.full, self.last = 0, 0, None
 
@@ -389,8 +393,9 @@ class Naive:
         del self.unet.forward
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any = None, **given: Any) -> Any:
-        if self.last is None or float(timestep) > self.last:
+        if self.last is None or float(timestep) > self.last or self.calls in self.loops:
             self.count, self.features = 0, {}
+        self.calls += 1
         self.last = float(timestep)
         names = {
             "down_block_additional_residuals": "control",

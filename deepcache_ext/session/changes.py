@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..unet.support import own_forward
+
 Parts = tuple[nn.Module | None, ...]
 
 
@@ -101,7 +103,9 @@ class WeightsWatch:
         found: list[Any] = []
         for child in (child for _, _, child in self._links if id(child) in inside):
             own = child.__dict__
-            found += type(child), own.get("forward"), own.get("_forward"), own.get("processor")
+            # Hosts put the hooks that move weights up anew: what counts is the forward inside them.
+            forward = own_forward(child) if "forward" in own else None
+            found += type(child), forward, own.get("_forward"), own.get("processor")
             found += own.get("_forward_hooks") or None, own.get("_forward_pre_hooks") or None
         return found
 

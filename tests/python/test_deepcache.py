@@ -554,7 +554,11 @@ def test_lora_layers_and_freeu():
             if type(module).__name__ == "Attention":
                 module.to_q, module.to_v = Low(module.to_q), Low(module.to_v)
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    with DeepCache(pipe, cache_interval=3, cache_branch_id=4, estimator="copy"):
+    settings = {"cache_interval": 3, "cache_branch_id": 4, "estimator": "copy"}
+    with DeepCache(pipe, **settings) as cache:
+        run(pipe, SD)
+    assert cache.report().passes[0].off == "`tests.python.test_deepcache` watches layers that a cached call would skip"
+    with DeepCache(pipe, **settings, trusted=["tests.python.test_deepcache"]):
         cached = run(pipe, SD)
     with Naive(pipe.unet, 3, 4):
         assert torch.equal(cached, run(pipe, SD))
