@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from . import fakehost
+from .judge import Key, Made
 from .models import Models
-from .player import Made
 from .recording import Event, Generation
 from .reference import Answer, Rule, answer, noise_level
 
@@ -54,14 +54,16 @@ class Config:
                 "cache_interval": self.interval,
                 "cache_branch_id": self.branch,
                 "estimator": self.estimator,
-                "deeper_branch_id": -1 if self.deeper is None else self.deeper,
+                "deeper_branch_id": self.deeper or 0,
             },
         )
 
 
 @dataclass
 class Result:
-    """One replay. `error`: the largest difference from the reference, as a part of the largest value."""
+    """One replay. `error`: the largest difference from the reference, as a part of the largest value. `unplayed`: names
+    of what could not be played as recorded.
+    """
 
     config: Config
     cached: int = 0
@@ -69,16 +71,20 @@ class Result:
     why: Counter[str] = field(default_factory=Counter)
     error: float = 0.0
     failures: list[str] = field(default_factory=list)
-    outputs: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    unplayed: list[str] = field(default_factory=list)
+    outputs: dict[Key, torch.Tensor] = field(default_factory=dict)
 
 
 class Truths:
-    """What the whole U-Net gives at each call, by the reference; the same with all settings."""
+    """What the whole U-Net gives at each call, by the reference; the same with all settings. `left_out`: calls that
+    cannot be made.
+    """
 
     def __init__(self, branches: frozenset[int], answer: Callable[..., Answer] = answer) -> None:
         self._branches = branches
         self.answer = answer
-        self._answers: dict[tuple[str, int], Answer] = {}
+        self._answers: dict[Key, Answer] = {}
+        self.left_out: set[Key] = set()
 
     def of(self, made: Made) -> Answer:
         if made.key not in self._answers:
@@ -99,6 +105,7 @@ class Checker:
         self.passes: list[tuple[bool, list[int]]] = []
         self._repeats: Counter[Hashable] = Counter()
         self._where = ""
+        self._told: str | None = None
 
     def fail(self, what: str) -> None:
         self.result.failures.append(f"{self._where}: {what}")
@@ -107,7 +114,7 @@ class Checker:
 
     def generation_begins(self, generation: Generation) -> None:
         self._where = generation.key
-        self.passes.clear()
+        self.forgets()
 
     def pass_begins(self, sampler: str, hires: bool) -> None:
         self.passes.append((hires, []))
@@ -119,7 +126,8 @@ class Checker:
         self._repeats.clear()
         if self.rule:
             in_timesteps = announced["denoiser_class"] == "CFGDenoiserTimesteps"
-            self.rule.begin_evaluation(noise_level(announced["sigma"][0], in_timesteps))
+            level, total = noise_level(announced["sigma"][0], in_timesteps), announced["denoiser_total_steps"]
+            self.rule.begin_evaluation(level, total, announced.get("levels", ()))
 
     def called(self, made: Made) -> None:
         self._where = f"{made.key[0]} call {made.key[1]}"
@@ -141,10 +149,14 @@ class Checker:
     def batch_ends(self, p: fakehost.Processing) -> None:
         """The infotext says what was seen here: a full evaluation is one with any full call."""
         told = p.extra_generation_params.get("DeepCache")
-        expected = summary(self.passes) if self.rule else None
-        if self.result.config.extension and told != expected:
-            self.fail(f"the infotext says {told!r} instead of {expected!r}")
+        self._told = (summary(self.passes) or self._told) if self.rule else None
+        if self.result.config.extension and told != self._told:
+            self.fail(f"the infotext says {told!r} instead of {self._told!r}")
         self.passes.clear()
+
+    def forgets(self) -> None:
+        self.passes.clear()
+        self._told = None
 
     def generation_ends(self, p: fakehost.Processing) -> None:
         # The recordings are short runs, which an explicit interval is warned of.
@@ -156,8 +168,10 @@ class Checker:
         self.check_clean("after the generation")
 
     def raised(self) -> None:
-        """A call raised, and the host goes on: its evaluation counts as a full one."""
+        """Its evaluation counts as a full one."""
         self.passes[-1][1][-1] = FULL
+        if self.rule:
+            self.rule.drop()
 
     def crashed(self) -> None:
         self.check_clean("after the exception")
@@ -212,7 +226,7 @@ class Checker:
             return
         error = float((got - expected).abs().max() / expected.abs().max())
         self.result.error = max(self.result.error, error)
-        if (exact and not torch.equal(got, expected)) or error > FORECAST_TOLERANCE:
+        if (exact and not torch.equal(got, expected)) or not error <= FORECAST_TOLERANCE:
             self.fail(f"differs from the reference by {error:.1e}")
 
     def mark_clean(self) -> None:

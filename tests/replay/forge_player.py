@@ -16,7 +16,7 @@ from . import fakehost
 from .models import Kind, Models
 from .placement import Layout, Piece, Placed, Row, _tiles
 from .player import Player
-from .recording import Event, Generation
+from .recording import CLASS_FORWARD, Event, Generation
 from .reference import Answer
 
 
@@ -61,29 +61,36 @@ class ForgePlayer(Player):
 
     def _start_model(self, generation: Generation) -> None:
         """A recording that begins before any model is there loads it when its events say so."""
-        names = [event.get("name") for event in generation.events]
-        if "model_loaded" in names and names.index("model_loaded") < names.index("process"):
+        super()._start_model(generation)
+        names = [event.get("name") for event in generation.events if event.get("name") in ("model_loaded", "process")]
+        if names[:1] == ["model_loaded"]:
             self.host.put_placeholder()
-            self._kind = Kind.of(generation.calls()[0])
-        else:
-            super()._start_model(generation)
 
     def _lay_out(self, event: Event, calls: list[Event]) -> Layout:
         return lay_out(event, calls)
 
-    def _denoiser(self) -> Any:
+    def _denoiser(self, event: Event) -> Any:
         """Its innermost model is the one that is about to run, whatever `p` says."""
-        denoiser = super()._denoiser()
+        denoiser = super()._denoiser(event)
         denoiser.inner_model = SimpleNamespace(inner_model=self.host.shared.sd_model)
         return denoiser
 
+    def _forward(self, call: Event | None) -> None:
+        if call and call.get("instance_forward") not in (None, CLASS_FORWARD):
+            self._cannot("unet.instance_forward")  # what stands in for one elsewhere knows no options
+            call = None
+        super()._forward(call)
+
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
-        recorded = event["transformer_options"]
+        if event.get("y"):
+            self._cannot("unet.y")  # the U-Nets here are SD 1.x
+        recorded, x = event["transformer_options"], given["x"]
         marks = recorded["cond_or_uncond"]
-        rows = [mark for mark in marks for _ in range(len(given["x"]) // len(marks))]
+        rows = [mark for mark in marks for _ in range(len(x) // len(marks))]
         made: dict[str, Any] = {
             "cond_or_uncond": list(marks),
             "sigmas": torch.tensor(recorded["sigmas"]),
+            "sample_sigmas": torch.tensor(recorded["sigmas"]),
             "uuids": [object()],
             "cond_mark": torch.tensor(rows),
             "cond_indices": [i for i, mark in enumerate(rows) if mark == 0],
@@ -93,31 +100,51 @@ class ForgePlayer(Player):
             "block_index": 0,
             "transformer_index": 11,
             "original_shape": [1, 4, 1, 1],
+            "activations_shape": [1, 4, 1, 1],
+            "n_heads": 2,
+            "dim_head": 16,
         }
+        for name in recorded["keys"]:
+            if name not in made:
+                self._cannot(f"unet.transformer_options.{name}")
         given["control"] = None
-        given["transformer_options"] = {name: made[name] for name in recorded["keys"]}
+        given["transformer_options"] = {name: made[name] for name in recorded["keys"] if name in made}
         return super()._run(event, given)
+
+    def _distinguishing(self, given: dict[str, Any]) -> object:
+        options = given["transformer_options"]
+        return super()._distinguishing(given), tuple(options.get("cond_or_uncond", ()))
 
 
 def lay_out(announced: Event, calls: Sequence[Event]) -> Layout:
     """From the `cfg_denoiser` event and the calls after it: each call has all images once for each of its prompts."""
     images, _, height, width = announced["x"]
     layout = Layout([Row(image, "image") for image in range(images)], (height, width))
+    tiled = iter(_tiled(layout, [call for call in calls if tuple(call["x"][2:]) != layout.size]))
     conds: Counter[str] = Counter()
-    tiles = [call for call in calls if tuple(call["x"][2:]) != layout.size]
-    if tiles:
-        asked = [Row(i, prompt) for prompt in _prompts(tiles[0], Counter()) for i in range(images)]
-        grid = _tiles(Layout(asked, layout.size), [(call["x"][0], tuple(call["x"][2:])) for call in tiles])
-        layout.calls = [
-            Placed(tuple(Piece(q.label.image, q.label, q.top, q.left) for q in placed.pieces), placed.size)
-            for placed in grid
-        ]
-        return layout
     for call in calls:
+        if tuple(call["x"][2:]) != layout.size:
+            layout.calls.append(next(tiled))
+            continue
         asked = [Row(i, prompt) for prompt in _prompts(call, conds) for i in range(images)]
-        assert len(asked) == call["x"][0], "a call of other rows than its prompts tell"
-        layout.calls.append(Placed(tuple(Piece(row.image, row) for row in asked), layout.size))
+        placed = Placed(tuple(Piece(row.image, row) for row in asked), layout.size)
+        layout.calls.append(placed if len(asked) == call["x"][0] else None)
     return layout
+
+
+def _tiled(layout: Layout, calls: Sequence[Event]) -> Sequence[Placed | None]:
+    """What calls of parts of the latent hold, each with all prompts of the first one."""
+    if not calls:
+        return []
+    asked = [Row(i, prompt) for prompt in _prompts(calls[0], Counter()) for i in range(layout.images)]
+    try:
+        grid = _tiles(Layout(asked, layout.size), [(call["x"][0], tuple(call["x"][2:])) for call in calls])
+    except ValueError:
+        return [None] * len(calls)
+    return [
+        Placed(tuple(Piece(q.label.image, q.label, q.top, q.left) for q in placed.pieces), placed.size)
+        for placed in grid
+    ]
 
 
 def _prompts(call: Event, conds: Counter[str]) -> list[str]:

@@ -76,6 +76,7 @@ class Kind:
     channels: int
     context: int
     vector: int
+    ids: int = 6
 
     @classmethod
     def of(cls, call: Event) -> Kind:
@@ -120,6 +121,7 @@ class Models:
             self._unets[unet] = self._make(kind, weights_number)
             self._first[unet] = kind, weights_number
         elif self._loaded[unet] != weights_number:
+            kind, _ = self._first[unet]  # it stays what it was made as
             self._unets[unet].load_state_dict(weights(self._make, kind, weights_number))
         self._loaded[unet] = weights_number
         self.current = unet
@@ -144,6 +146,7 @@ class Models:
 
 # ControlNet -----------------------------------------------------------------------------
 
+CONTROL_FORWARD = "UnetHook.hook.<locals>.forward_webui"
 MIDDLE = -1
 
 
@@ -167,7 +170,7 @@ class Control:
 
 def strength(t: float, generation_request: dict[str, Any], progress: float) -> Control:
     """ControlNet's settings of a request at one moment, as far as they act on the U-Net."""
-    scripts = generation_request.get("alwayson_scripts", {})
+    scripts = generation_request.get("alwayson_scripts") or {}
     units = scripts.get("controlnet", {}).get("args", [])
     unit = units[0] if units and isinstance(units[0], dict) else {}
     stopped = progress >= unit.get("guidance_end", 1.0) or progress < unit.get("guidance_start", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class Layout:
 
     rows: list[Row]
     size: tuple[int, int]
-    calls: list[Placed] = field(default_factory=list)
+    calls: list[Placed | None] = field(default_factory=list)
+    """None for a call of which nothing says what it holds."""
 
     @property
     def images(self) -> int:
@@ -62,7 +64,7 @@ def _rows(shape: object) -> int:
 
 
 def lay_out(announced: Event, calls: Sequence[Event], evaluation: int) -> Layout:
-    """From the `cfg_denoiser` event and the U-Net calls after it; raises ValueError for unknown patterns.
+    """From the `cfg_denoiser` event and the U-Net calls after it.
 
     The host repeats each image for each of its prompts, then appends the images once more for the
     negative prompt.
@@ -74,27 +76,36 @@ def lay_out(announced: Event, calls: Sequence[Event], evaluation: int) -> Layout
     rows += [Row(i, "uncond") for i in range(total - conds)]
     layout = Layout(rows, (height, width))
     sizes = [(event["x"][0], tuple(event["x"][2:])) for event in calls]
-    if not sizes:
-        return layout
-    if any(size != (height, width) for _, size in sizes):
-        layout.calls = _tiles(layout, sizes)
-    elif all(count == total for count, _ in sizes):
-        layout.calls = [_whole(layout, range(total)) for _ in sizes]
-    elif sum(count for count, _ in sizes) <= total:
-        start = 0
-        for count, _ in sizes:
-            layout.calls.append(_whole(layout, range(start, start + count)))
-            start += count
-    else:
-        layout.calls = _windows(layout, [count for count, _ in sizes], conds, evaluation)
+    try:
+        layout.calls = [*_places(layout, sizes, conds, evaluation)]
+    except ValueError:  # a call of all rows is one, whatever else there is
+        whole = _whole(layout, range(total))
+        layout.calls = [whole if size == (total, layout.size) else None for size in sizes]
     return layout
+
+
+Size = tuple[int, tuple[int, ...]]
+"""Of a call: its rows, its height and width."""
+
+
+def _places(layout: Layout, sizes: list[Size], conds: int, evaluation: int) -> list[Placed]:
+    """What the calls hold; raises ValueError for unknown patterns."""
+    total = len(layout.rows)
+    if any(size != layout.size for _, size in sizes):
+        return _tiles(layout, sizes)
+    if all(count == total for count, _ in sizes):
+        return [_whole(layout, range(total)) for _ in sizes]
+    if sum(count for count, _ in sizes) > total:
+        return _windows(layout, [count for count, _ in sizes], conds, evaluation)
+    starts = itertools.accumulate((count for count, _ in sizes), initial=0)
+    return [_whole(layout, range(start, start + count)) for start, (count, _) in zip(starts, sizes, strict=False)]
 
 
 def _whole(layout: Layout, rows: Sequence[int]) -> Placed:
     return Placed(tuple(Piece(row, layout.rows[row]) for row in rows), layout.size)
 
 
-def _tiles(layout: Layout, sizes: list[tuple[int, tuple[int, ...]]]) -> list[Placed]:
+def _tiles(layout: Layout, sizes: list[Size]) -> list[Placed]:
     """Tiled Diffusion: a grid that never moves; a batch holds all rows of its first tile, then the next's."""
     height, width = layout.size
     high, wide = sizes[0][1]

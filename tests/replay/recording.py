@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-Event = dict[str, Any]
+from . import reading
+from .forms import Event
 
-SCHEDULED = re.compile(r"\[[^\[\]:|]*:(?:[^\[\]:|]*:)?\s*([\d.]+)\s*\]")
+SCHEDULED = re.compile(r"\[[^\[\]:|]*:(?:[^\[\]:|]*:)?\s*(\d+\.?\d*|\.\d+)\s*\]")
 ALTERNATING = re.compile(r"\[([^\[\]:]*\|[^\[\]:]*)\]")
 CLASS_FORWARD = "(the class forward, bound)"
 
@@ -51,16 +51,39 @@ class Generation:
             version = version * count + max(step - 1, 0) % count
         return version
 
+    @property
+    def crashed(self) -> bool:
+        """Whether its last call raised."""
+        calls = self.calls()
+        return bool(calls) and "error" in calls[-1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the host came to its end, which SD.Next tells by a callback and the others by a hook; or to an
+        exception that it told nothing after.
+        """
+        told = [event for event in self.events if event["ev"] in ("hook", "callback", "unet")]
+        began = any(event["ev"] == "hook" for event in told)
+        ends = any(event.get("name") in ("postprocess", "after_process") for event in told)
+        return ends or not began or "error" in told[-1]
+
+
+HOOKS_OF_THE_END = {"post_sample": ["PostSampleArgs"], "postprocess_batch": [], "postprocess": ["Processed"]}
+"""With what they get besides the script's own values."""
+
 
 @dataclass(frozen=True)
 class Recording:
-    """One file. `truncated`: the end of the last generation was not recorded."""
+    """One file. `truncated`: the end of the last generation was not recorded. `unread`: names of what could not be
+    read, and is left out or stood in for.
+    """
 
     name: str
     host: str
     generations: list[Generation]
     truncated: bool
     path: Path
+    unread: tuple[str, ...] = ()
 
     @property
     def crashed(self) -> bool:
@@ -68,20 +91,32 @@ class Recording:
 
 
 def load(path: Path) -> Recording:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    parts: list[list[Event]] = [[]]
-    for event in data["events"]:
-        if event["ev"] == "generation":
-            if parts[-1]:
-                parts.append([])
-        else:
-            parts[-1].append(event)
-    requests = data["request"] if isinstance(data["request"], list) else [data["request"]] * len(parts)
+    file = reading.read(path.read_text(encoding="utf-8", errors="replace"))
     generations = [
         Generation(f"{path.stem}/{number}", request, events)
-        for number, (request, events) in enumerate(zip(requests, parts, strict=True))
+        for number, (request, events) in enumerate(file.generations)
     ]
-    return Recording(path.stem, data["host"], generations, bool(data.get("truncated")), path)
+    return Recording(path.stem, file.host, generations, file.truncated, path, file.unread)
+
+
+def finished(generation: Generation) -> Generation:
+    """A generation whose end was not recorded, with the hooks that the host calls at the end.
+
+    An evaluation of which no call was recorded is left out.
+    """
+    events = list(generation.events)
+    while events and events[-1]["ev"] == "callback":
+        name = events.pop()["name"]
+        if name == "cfg_after_cfg":
+            events.append(generation.events[len(events)])
+            break
+    last = next((event for event in reversed(generation.events) if event["ev"] == "hook"), None)
+    if last is None:
+        return replace(generation, events=events)
+    end = [
+        {**last, "name": name, "args": [*given, "bool", "int"], "kw": {}} for name, given in HOOKS_OF_THE_END.items()
+    ]
+    return replace(generation, events=[*events, *end])
 
 
 def noise(key: object, *shape: int) -> torch.Tensor:

@@ -128,6 +128,7 @@ STALE = "not seen since the plan's last full evaluation"
 CHANGED = "its prompt changed"
 WEIGHTS = "the weights changed"
 FORWARD = "the forward changed"
+RAISED = "an exception came before it"
 
 
 Making = tuple[Hashable, Hashable, Hashable]
@@ -137,7 +138,7 @@ Making = tuple[Hashable, Hashable, Hashable]
 @dataclass(frozen=True)
 class Kept:
     index: int
-    sigma: float
+    sigma: float | None
     features: list[torch.Tensor]
 
 
@@ -152,12 +153,21 @@ class Verdict:
     exact: bool = True
 
 
-def noise_level(announced: float, timesteps: bool) -> float:
-    """As k-diffusion counts it; timestep samplers announce a timestep."""
+def noise_level(announced: float, timesteps: bool) -> float | None:
+    """As k-diffusion counts it; timestep samplers announce a timestep. None for what is no level or not in the
+    schedule.
+    """
     if not timesteps:
-        return announced
+        return announced if announced > 0 else None
+    if not 0 <= announced <= len(ALPHAS_CUMPROD) - 1:
+        return None
     alpha = float(ALPHAS_CUMPROD[round(announced)])
     return math.sqrt((1 - alpha) / alpha)
+
+
+AUTO_GAP, AUTO_STEPS = 0.75, 3.4
+"""How far apart full evaluations may lie, in log sigma or, where levels are unknown, in evaluations, for `auto` to
+forecast (docs/strategies.md)."""
 
 
 class Rule:
@@ -171,14 +181,28 @@ class Rule:
         self.begin_pass("")
 
     def begin_pass(self, sampler: str) -> None:
-        self.index, self.sigma = -1, 0.0
+        self.index, self.sigma = -1, None
         self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
-        # `auto` is played at an interval that is too wide to forecast for any recording's number of steps.
-        self.looks_back = self.estimator == "forecast"
+        self.broken = False
 
-    def begin_evaluation(self, sigma: float) -> None:
+    def begin_evaluation(self, sigma: float | None, total: int, levels: Sequence[float] = ()) -> None:
+        """`total`: how many the host announces; `levels`: of all of them, where it tells them at the beginning."""
         self.index += 1
-        self.sigma = sigma
+        self.sigma, self.broken = sigma, False
+        if self.index == 0:
+            self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self._near(total, levels))
+
+    def _near(self, total: int, levels: Sequence[float]) -> bool:
+        known = bool(levels) and min(levels) > 0
+        renewals = -(-(len(levels) if known else total) // self.interval)
+        if known:
+            return math.log(max(levels) / min(levels)) / renewals <= AUTO_GAP
+        return total / AUTO_STEPS <= renewals
+
+    def drop(self) -> None:
+        """After an exception: nothing that was kept is used, and nothing is kept until the next evaluation."""
+        self.memory.clear()
+        self.broken = True
 
     @property
     def branch(self) -> int | None:
@@ -191,6 +215,8 @@ class Rule:
         branch = self.branch
         if branch is None:
             return Verdict(None, PLANNED)
+        if self.broken:
+            return Verdict(None, RAISED)
         if part not in self.memory:
             return Verdict(None, UNSEEN)
         made, by_branch = self.memory[part]
@@ -205,6 +231,8 @@ class Rule:
 
     def remember(self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]]) -> None:
         """After a full call, or one that renewed the shallower feature: what each walk had by branch."""
+        if self.broken:
+            return
         made, before = self.memory.get(part, (making, {}))
         kept = {**before} if made == making else {}
         for branch in self.branches:
@@ -217,12 +245,12 @@ class Rule:
         last = kept[-1]
         if not self.looks_back or len(kept) < 2:
             return Verdict(last.features)
-        before = kept[-2]
-        r = self._ratio(before.sigma, last.sigma, self.sigma)
+        before, now = kept[-2], Kept(self.index, self.sigma, [])
+        r = self._ratio(before, last, now)
         if r == 0:
             return Verdict(last.features)
         oldest = kept[-3] if len(kept) > 2 else None
-        past = self._ratio(oldest.sigma, before.sigma, last.sigma) if oldest else 0.0
+        past = self._ratio(oldest, before, last) if oldest else 0.0
         estimated = []
         for i, (h, h_before) in enumerate(zip(last.features, before.features, strict=True)):
             trust: Any = 1.0
@@ -230,13 +258,17 @@ class Rule:
                 trust = 0.5
                 if oldest and past > 0:
                     step = past * (h_before - oldest.features[i])
-                    found = ((h - h_before) * step).sum((2, 3), keepdim=True) / step.square().sum((2, 3), keepdim=True)
-                    trust = found.clamp(-1, 1)
+                    length = step.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
+                    trust = (((h - h_before) * step).sum((2, 3), keepdim=True) / length).clamp(-1, 1)
             estimated.append(h + r * trust * (h - h_before))
         return Verdict(estimated, exact=False)
 
     @staticmethod
-    def _ratio(before: float, last: float, now: float) -> float:
-        """In log sigma, in units of the way from `before` to `last`."""
-        span = math.log(last) - math.log(before)
-        return min(max((math.log(now) - math.log(last)) / span, -1.0), 2.0) if abs(span) >= 1e-6 else 0.0
+    def _ratio(before: Kept, last: Kept, now: Kept) -> float:
+        """In log sigma, or in evaluations where a sigma is unknown; in units of the way from `before` to `last`."""
+        sigmas = [one.sigma for one in (before, last, now)]
+        places = [float(one.index) for one in (before, last, now)]
+        if None not in sigmas:
+            places = [math.log(sigma) for sigma in sigmas if sigma is not None]
+        span = places[1] - places[0]
+        return min(max((places[2] - places[1]) / span, -1.0), 2.0) if abs(span) >= 1e-6 else 0.0

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from . import fakehost, forge_player, reference, sdnext_player
+from .caller import LetThrough
 from .checker import FEW, Checker, Config, Result, Truths
 from .models import Models, as_in_the_host
-from .player import Player, finished
-from .recording import Generation, Recording, load
+from .player import Player
+from .recording import Generation, Recording, finished, load
 
 CAUSES = {
     "cfg_end": "guidance ends in mid-run, and the batch with it",
@@ -78,6 +79,12 @@ class Outcome:
 
     name: str
     results: list[Result] = field(default_factory=list)
+    unread: tuple[str, ...] = ()
+
+    @property
+    def unplayed(self) -> list[str]:
+        """Names of what could not be played as recorded."""
+        return list(dict.fromkeys([*self.unread, *(name for result in self.results for name in result.unplayed)]))
 
     @property
     def failures(self) -> list[str]:
@@ -95,18 +102,18 @@ class Outcome:
         if main.cached < main.planned:
             counted = ", ".join(f"{count} {why}" for why, count in main.why.items())
             text += f"   ({CAUSES.get(self.name, 'by the reference')}: {counted})"
-        return text
+        return text + (f"   not played: {', '.join(self.unplayed)}" if self.unplayed else "")
 
 
 # Replays -----------------------------------------------------------------------------
 
 
 def sequence(recording: Recording) -> list[Generation]:
-    """The recording's generations made whole: an end that was cut off, one more after a crash."""
-    generations = list(recording.generations)
+    """The recording's generations made whole: an end that was not recorded, one more after a crash."""
+    generations = [one if one.ended else finished(one) for one in recording.generations]
     if recording.truncated:
-        generations[-1] = finished(generations[-1])
-    if recording.crashed and "error" in generations[-1].calls()[-1]:
+        generations[-1] = finished(recording.generations[-1])
+    if generations[-1].crashed:
         generations += _next_generation(recording)
     return generations
 
@@ -134,11 +141,17 @@ def play(
     """The generations one after another in one host."""
     checker = Checker(config, models, truths)
     # After a crash p may live on, held by a traceback, or be gone when the next generation begins: try both.
-    player = make_player(host, models, checker, config.args, keep_p=config.interval == 2)
+    keep_p = config.interval == 2
+    player = make_player(host, models, checker, config.args, keep_p=keep_p, left_out=truths.left_out)
     checker.mark_clean()
     for generation in generations:
         checker.generation_begins(generation)
-        player.play(generation)
+        try:
+            player.play(generation)
+        except LetThrough as error:
+            checker.fail(str(error))
+            break
+    checker.result.unplayed += player.unplayed
     checker.check_clean("in the end")
     for said in (line for line in host.log.said if FEW not in line):
         checker.fail(f"logged: {said}")
@@ -147,7 +160,8 @@ def play(
 
 def replay(recording: Recording, configs: tuple[Config, ...] = CONFIGS) -> Outcome:
     """All settings, each in a new host; first without the extension, to prove the reference's forwards."""
-    outcome = Outcome(recording.name)
+    unended = [f"the end of {one.key}" for one in recording.generations if not (one.ended or recording.truncated)]
+    outcome = Outcome(recording.name, unread=(*recording.unread, *unended))
     stage = STAGES.get(recording.host.split("-")[0])
     if stage is None:
         failed = Result(MAIN, failures=[f"there is no player for recordings of {recording.host}"])
@@ -179,7 +193,7 @@ def _compare_with_fresh(last: Generation, config: Config, truths: Truths, result
     with fakehost.host_with_extension(stage.host) as host:
         fresh = play([last], config, stage.models(), truths, host, stage.player)
     for key, output in fresh.outputs.items():
-        if not torch.equal(output, result.outputs[key]):
+        if key not in result.outputs or not torch.equal(output, result.outputs[key]):
             result.failures.append(f"{key[0]} call {key[1]}: not as in a fresh process")
 
 

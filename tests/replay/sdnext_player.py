@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -15,9 +16,12 @@ from tests import diffusers_unets
 
 from . import fakehost
 from .models import Kind, Models
-from .player import BlockWatch, Made, Player, Provoked, _stand_for
+from .player import ENDS, Player
 from .recording import Event, Generation, noise
 from .reference import Answer, noise_level
+
+OFFLOADED = "UNet2DConditionModel.forward"
+"""The instance's `forward` where accelerate has put its hook."""
 
 
 class UNet(diffusers.UNet2DConditionModel):
@@ -65,7 +69,7 @@ def make(kind: Kind, seed: int) -> nn.Module:
     options = diffusers_unets.SDXL if kind.vector else diffusers_unets.SD
     changes: dict[str, Any] = {"cross_attention_dim": kind.context, "in_channels": kind.channels}
     if kind.vector:
-        times = 6 * diffusers_unets.SDXL["addition_time_embed_dim"]
+        times = kind.ids * diffusers_unets.SDXL["addition_time_embed_dim"]
         changes["projection_class_embeddings_input_dim"] = kind.vector + times
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -75,159 +79,159 @@ def make(kind: Kind, seed: int) -> nn.Module:
     return unet.eval().requires_grad_(False)
 
 
-def kind_of(call: Event) -> Kind:
-    vector = call["y"]["text_embeds"][-1] if call["y"] else 0
-    return Kind(call["x"][1], call["context"][-1], vector)
-
-
-class LayerWatch(BlockWatch):
-    """Sees which layers run; the recorded exception came from the middle block."""
-
-    def __post_init__(self) -> None:
-        unet: Any = self.unet
-        named = [(str(i), layer) for i, layer in enumerate(unet.input_blocks)]
-        named += [("m", unet.mid_block), ("out", unet.conv_out)]
-        count = len(unet.output_blocks)
-        named += [(f"-{count - i}", layer) for i, layer in enumerate(unet.output_blocks)]
-        for name, layer in named:
-            self.handles.append(layer.register_forward_pre_hook(self._sees(name)))
-
-
 class SDNextPlayer(Player):
     """The host goes on after an exception or an interrupt; each pass has a pipeline and a list of timesteps."""
 
     host: SDNextHost
 
+    order = ("sample", "timestep", "encoder_hidden_states")
+    constants: ClassVar[dict[str, Any]] = {"timestep_cond": None, "cross_attention_kwargs": None, "return_dict": False}
+
     def play(self, generation: Generation) -> None:
-        self._started = False
         super().play(generation)
         if self.host.has_model:  # what the last pass left with its pipeline
             self.host.load_model(self.models.unet)
         self._scheduler = self._scheduled = self._latent = None
 
-    def _start_model(self, generation: Generation) -> None:
-        calls = generation.calls()
-        if calls:
-            self._kind = kind_of(calls[0])
-            self._use_numbers(calls[0]["id"], calls[0]["weights"])
+    @staticmethod
+    def _kind_of(call: Event) -> Kind:
+        added = call.get("y") or {"text_embeds": [0], "time_ids": [6]}
+        return Kind(call["x"][1], call["context"][-1], added["text_embeds"][-1], added["time_ids"][-1])
 
-    def _hook(self, event: Event, rest: list[Event]) -> None:
-        if self.p is None:
-            self.p = fakehost.processing(self.host, event["p"]["class"])
-        self.p.update(event["p"])
-        name = event["name"]
-        if name == "process_batch":
-            self._started = False
+    def _goes_on(self, rest: list[Event]) -> bool:
+        return True
+
+    @property
+    def _inside(self) -> bool:
+        return self._where is not None
+
+    @property
+    def _is_foreign(self) -> bool:
+        return False  # accelerate's runs the class's own
+
+    def _prepare(self, name: str, rest: list[Event]) -> None:
         if name == "process_images":  # the host puts its offloading up after `process_batch`
             first = next((later for later in rest if later["ev"] == "unet"), {})
-            if "instance_forward" in first:
+            if first.get("instance_forward") is not None:
                 remove_hook_from_module(self.models.unet, recurse=True)
                 add_hook_to_module(self.models.unet, ModelHook())
-        before = [SimpleNamespace(kind=given) for given in event["args"][:-2]]
-        keywords = {key: _stand_for(value) for key, value in event["kw"].items()}
-        self.host.hook(name, self.p, before, self.args, keywords)
+                if first["instance_forward"] != OFFLOADED:
+                    self._cannot("unet.instance_forward")
+
+    def _after_hook(self, name: str) -> None:
         if name == "postprocess_batch":
             self.judge.batch_ends(self.p)
+        if name in ENDS:
+            self._end_pass()
+
+    def _end_pass(self) -> None:
+        super()._end_pass()
+        self._where: object = None
 
     def _callback(self, event: Event, rest: list[Event]) -> None:
         name = event["name"]
         if name in ("before_process", "after_process"):
-            if self.p is None:
-                self.p = fakehost.processing(self.host, event["args"][0])
-            self.host.call_back(name, self.p)
+            self._meet({"class": event["args"][0]})
+            self._call_back(name, self.p)
         elif name == "model_loaded":
-            self.host.call_back(name, self.host.shared.sd_model)
-        if name == "after_process" and "_hf_hook" in self.models.unet.__dict__:
-            remove_hook_from_module(self.models.unet, recurse=True)
+            super()._callback(event, rest)
+        if name == "after_process":
+            self._end_pass()
+            if "_hf_hook" in self.models.unet.__dict__:
+                remove_hook_from_module(self.models.unet, recurse=True)
 
     # Calls -----------------------------------------------------------------------------
 
     def _call(self, event: Event, rest: list[Event]) -> None:
-        self.p.update(event["p"])
-        here = bool(event["p"]["is_hr_pass"])
-        if not self._started or here != self._hires_seen:
-            self._started, self._hires_seen = True, here
-            self._pipeline(event, rest)
+        self._meet(event["p"])
         self._number += 1
-        self._index += 1
-        t = self._scheduled[self._index]
-        self._scheduler.step_index = self._index + self._first
-        rows, channels, *size = event["x"]
-        self._drift(self.p.batch_size, channels, (size[0], size[1]))
-        assert self._latent is not None
-        given: dict[str, Any] = {
-            "sample": torch.cat([self._latent] * (rows // len(self._latent))),
-            "timestep": t,
-            "encoder_hidden_states": noise(("context", event["context"]), *event["context"]),
-            "added_cond_kwargs": {name: noise((name, shape), *shape) for name, shape in event["y"].items()}
-            if event["y"]
-            else None,
-        }
-        self.judge.evaluation_begins({"denoiser_class": "CFGDenoiserTimesteps", "sigma": event["t"]})
-        watch = self._watching()
-        watch.ran.clear()
-        watch.fail = "error" in event
-        try:
-            output = self._run(event, given)
-        except Provoked:
-            assert "error" in event
-            self.judge.raised()
+        if not self._is_ours(event):
+            self._cannot("unet.id")
             return
-        assert "error" not in event, "the exception was swallowed"
-        self.judge.called(
-            Made(
-                key=(self._generation.key, self._number),
-                part=("rows", rows),
-                conditioning=tuple(event["context"]),
-                weights=self.models.version,
-                forward="own",
-                arguments=given,
-                control=None,
-                unet=self.models.unet,
-                output=output,
-                ran=list(watch.ran),
-            )
-        )
+        self._use_numbers(event["id"], event["weights"])
+        rows, channels, *size = event["x"]
+        if self._ready:
+            where = _where(event, self.p)
+            if where != self._where:
+                self._where = where
+                self._pipeline(event, rest)
+            self._index += 1
+            self._scheduler.step_index = self._index + self._first
+            latent = self._drift(getattr(self.p, "batch_size", None) or 1, channels, (size[0], size[1]))
+            sample, t = latent[[row % len(latent) for row in range(rows)]], self._scheduled[self._index]
+        else:
+            sample, t = noise(("outside", self._number), *event["x"]), torch.tensor(event["t"][0])
+        context, added = event["context"], event.get("y")
+        given: dict[str, Any] = {
+            "sample": sample,
+            "timestep": t,
+            "encoder_hidden_states": noise(("context", context), *context),
+            "added_cond_kwargs": added and {name: noise((name, shape), *shape) for name, shape in added.items()},
+        }
+        key = (self._generation.key, self._number)
+        if self._ready and key not in self.left_out:
+            levels = self._levels[self._first + self._index :]
+            total, sigma = len(self._scheduled) - self._index, levels[:1] or [0.0]
+            told = {"denoiser_class": "", "sigma": sigma, "denoiser_total_steps": total, "levels": levels}
+            self.judge.evaluation_begins(told)
+        output = self._output(key, event, given)
+        if output is not None:
+            part = ("rows", rows, "return_dict" in event["kwargs"]) if self._ready else None
+            self._tell(key, given, part, (), output)
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
-        left_out: dict[str, Any] = dict.fromkeys(event["kwargs"])
-        named = {name: given.get(name) for name in left_out} | {"return_dict": False}
-        return self.models.unet(given["sample"], given["timestep"], **named)[0]
+        return super()._run(event, given)[0]
 
     def _pipeline(self, event: Event, rest: list[Event]) -> None:
         """Another pipeline object on the same UNet; its list of timesteps holds the recorded ones at its end."""
-        times = [event["t"][0]]
-        for later in rest:
-            if later["ev"] == "hook" or (later["ev"] == "unet" and later["pipe"] != event["pipe"]):
-                break
-            if later["ev"] == "unet":
-                times.append(later["t"][0])
-        length = event["scheduler_timesteps"]
-        whole = event["pipe"] in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-        self._first = 0 if whole else length - length // 2
-        ahead = [999.0] * self._first
-        missing = length - self._first - len(times)  # an interrupt or an exception came before them
-        times = [*ahead, *times, *(times[-1] * (1 - (k + 1) / (missing + 1)) for k in range(missing))]
-        assert len(times) == length, "more calls than timesteps"
+        times = [event["t"][0], *(later["t"][0] for later in self._same_pass(event, rest))]
+        missing = max(0, event["num_timesteps"] - len(times))  # an interrupt or an exception came before them
+        times += [times[-1] * (1 - (k + 1) / (missing + 1)) for k in range(missing)]
+        self._first = max(0, event["scheduler_timesteps"] - len(times))
+        if self._first + len(times) > event["scheduler_timesteps"]:
+            self._cannot("unet.scheduler_timesteps")
+        times = [*([999.0] * self._first), *times]
         timesteps = torch.tensor(times)
-        sigmas = torch.tensor([*(noise_level(time, True) for time in times), 0.0], dtype=torch.float64)
-        config = SimpleNamespace()
-        self._scheduler = type(event["scheduler"], (SimpleNamespace,), {})(
-            timesteps=timesteps, sigmas=sigmas, step_index=None, config=config
-        )
+        self._levels = levels_of(event["scheduler"], times)
+        given: dict[str, Any] = {"timesteps": timesteps, "step_index": None, "config": SimpleNamespace()}
+        if self._levels:
+            given["sigmas"] = torch.tensor([*self._levels, 0.0], dtype=torch.float64)
+        else:
+            self._cannot("unet.t")
+        self._scheduler = type(event["scheduler"], (SimpleNamespace,), {})(**given)
         self._scheduled = list(timesteps[self._first :])
         model = SimpleNamespace(unet=self.models.unet, scheduler=self._scheduler)
         self.host.shared.sd_model = type(event["pipe"], (SimpleNamespace,), {})(**vars(model))
         self._pass += 1
         self._index, self._latent = -1, None
-        self.judge.pass_begins(event["scheduler"], self._hires_seen)
+        self.judge.pass_begins(event["scheduler"], bool(self.p.is_hr_pass))
 
-    def _watching(self) -> BlockWatch:
-        if self._watch is None or self._watch.unet is not self.models.unet:
-            if self._watch is not None:
-                self._watch.remove()
-            self._watch = LayerWatch(self.models.unet)
-        return self._watch
+    def _is_ours(self, call: Event) -> bool:
+        """Whether it is the model's own; not a refiner's or a detailer's, of which the pipeline here knows nothing."""
+        return call["id"] == self.models.current and not call["p"].get("is_refiner_pass")
+
+    def _same_pass(self, event: Event, rest: list[Event]) -> list[Event]:
+        """The calls that follow in the same pass."""
+        until = itertools.takewhile(lambda one: one["ev"] != "hook" and one.get("name") != "model_loaded", rest)
+        calls = [later for later in until if later["ev"] == "unet" and self._is_ours(later)]
+        here = _where(event, self.p)
+        return list(itertools.takewhile(lambda call: _where(call, self.p) == here, calls))
+
+
+def _where(call: Event, p: fakehost.Processing) -> object:
+    """The pass of a call: its pipeline and whether it is the hires one; `p` tells what the call does not."""
+    return call["pipe"], bool(call["p"].get("is_hr_pass", p.is_hr_pass))
+
+
+def levels_of(scheduler: str, times: Sequence[float]) -> list[float]:
+    """The noise level of each timestep, as k-diffusion counts it; empty where one is beyond the schedule.
+
+    SD.Next's Runge-Kutta schedulers make their timesteps of 1000 times the level.
+    """
+    if scheduler.startswith("RungeKutta"):
+        return [time / 1000 for time in times]
+    levels = [noise_level(time, True) for time in times]
+    return [level for level in levels if level is not None] if None not in levels else []
 
 
 def answer(

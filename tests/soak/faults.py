@@ -25,10 +25,12 @@ from deepcache_ext.session import session, slots
 from deepcache_ext.unet import controlnet, ldm
 from tests.replay import fakehost
 from tests.replay.checker import FEW, Config, traces
+from tests.replay.judge import Made
 from tests.replay.models import Models, as_in_the_host
-from tests.replay.player import Interrupted, Made, Player, Provoked, finished
-from tests.replay.recording import Event, Generation, load
+from tests.replay.player import Player
+from tests.replay.recording import Event, Generation, finished, load
 from tests.replay.scenario import WITHOUT, frozen, new_tensors
+from tests.replay.watch import Interrupted, Provoked
 
 OURS: tuple[tuple[type, str], ...] = (
     (slots.Slots, "start_evaluation"),
@@ -154,8 +156,9 @@ class FaultyPlayer(Player):
         with kind(self.models.unet, fault.call):
             return super()._run(event, given)
 
-    def _crashed(self, rest: list[Event]) -> None:
+    def _goes_on(self, rest: list[Event]) -> bool:
         """Here the recording goes on, but the generation is over."""
+        return False
 
     def _begin_evaluation(self, event: Event, rest: list[Event]) -> None:
         fault = self.fault
