@@ -14,7 +14,7 @@ pytest := $(py) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup screenshots demo test bench evidence replay soak lint house clean distclean
+.PHONY: help setup screenshots demo test bench evidence lab replay soak train lint house clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
@@ -25,6 +25,7 @@ help:
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
 	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
+	@echo "make lab     trains the laboratory's networks (kept in DEEPCACHE_LAB, default ~/.cache/deepcache-lab; npm; an hour)"
 	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
 	@echo "make lint    ruff, the import contracts and mypy"
 	@echo "make house   rooms, sizes, import contracts, how long the tests took (ARGS=--write: into CONTRIBUTING.md)"
@@ -63,6 +64,9 @@ soak: setup
 
 train: setup
 	$(py) -m train $(ARGS)
+
+lab: setup
+	$(py) -m train.laboratory $(ARGS)
 
 screenshots: setup
 	$(py) -m demo.screenshots $(ARGS)

@@ -2,13 +2,13 @@
 
 from modules import script_callbacks, scripts, shared
 
-from deepcache_ext.hosts.a1111.preview import branches
-from deepcache_ext.hosts.detect import adapter, allow_in_control_tab, foresee, pastes_updates_only
+from deepcache_ext.hosts.detect import adapter, allow_in_control_tab, say_whose_title_is_ours
 from deepcache_ext.interface import axes, calibrate, console, events, infotext, options, routes
 from deepcache_ext.interface.accordion import TITLE, build, connect_calibrate
 
+console.set_up(options.log_level(shared))
 host = adapter()
-joined = events.Page(foresee, lambda: host.last_run, host.profiles)
+joined = events.Page(host.foresee, lambda: host.last_run, host.profiles)
 requests = calibrate.Requests()
 allow_in_control_tab(scripts, TITLE)
 
@@ -21,11 +21,11 @@ class DeepCacheScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = build(self.elem_id, host.disabled)
+        accordion = build(self.elem_id, host.disabled, host.inactive)
         tab = "img2img" if is_img2img else "txt2img"
         joined.add(tab, accordion)
         connect_calibrate(accordion, tab, requests.press)
-        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, pastes_updates_only())
+        self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, host.pastes_updates_only)
         self.paste_field_names = infotext.paste_names(self.infotext_fields)
         return [*accordion.components.values(), accordion.request]
 
@@ -57,16 +57,18 @@ class DeepCacheScript(scripts.Script):
 def obey_options():
     """At the start, and whenever one of ours is set on the settings page."""
     host.disabled = options.switched_off(shared)
+    host.trusted = options.trusted(shared)
     console.set_up(options.log_level(shared))
 
 
 def on_app_started(_blocks, app):
-    routes.mount(app, foresee, lambda: host.last_run, routes.auth_of(shared.cmd_opts), host.profiles)
+    say_whose_title_is_ours(scripts, TITLE, DeepCacheScript)
+    routes.mount(app, host.foresee, lambda: host.last_run, routes.auth_of(shared.cmd_opts), host.profiles)
 
 
 obey_options()
 script_callbacks.on_ui_settings(lambda: options.add_options(shared, obey_options))
-script_callbacks.on_before_ui(lambda: axes.add_axes(scripts.scripts_data, branches))
+script_callbacks.on_before_ui(lambda: axes.add_axes(scripts.scripts_data, host.branches))
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_after_component(joined.component_made)
 if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not

@@ -1,44 +1,81 @@
-"""Which adapter serves the WebUI that has loaded this script."""
+"""Which WebUI has loaded this script, by the names of its modules, and its adapter.
+
+The first kind that has one of its marks is the host. Read in the code of A1111 1.10.1, Forge 2025-06, reForge 2026-03,
+Forge Classic 2025-02, Forge Neo 2.22, ersatzForge 2026-08 and SD.Next 2026-07: none of them has a mark of a kind that
+stands before its own in the list, and SD.Next has none of A1111's.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Mapping
+import logging
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from modules import paths
+from typing import TYPE_CHECKING, Any
 
 from ..calibrate.store import Profiles
-from ..plan.preview import PassAhead
-from .a1111 import preview
-from .a1111.adapter import A1111
-from .forge import Forge
+from .inert import Inert
 
-try:
-    from .sdnext import SDNext
-except ImportError:  # `modules.sd_models_compile` is SD.Next's alone
-    SDNext = None  # type: ignore[assignment,misc]
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+log = logging.getLogger("deepcache")
 
 
-def adapter(disabled: bool = False) -> A1111:
-    """The host's adapter; `disabled`: the kill switch. Profiles lie beside the host's checkpoints."""
-    profiles = Profiles(Path(paths.models_path) / "DeepCache" if hasattr(paths, "models_path") else None)
-    if SDNext is not None:
-        return SDNext(disabled, profiles)
-    return (Forge if _has("modules_forge") else A1111)(disabled, profiles)
-
-
-def foresee(values: Mapping[str, Any]) -> list[PassAhead]:
-    """The passes that a page's controls or a request ask for; none where the host does not tell before a run."""
-    return [] if SDNext is not None else preview.foresee(values)
-
-
-def pastes_updates_only() -> bool:
-    """Whether what a function reads out of a pasted infotext must be Gradio's update: SD.Next looks for a plain
-    value's name among those that the user wants left alone, and fails over a function, the whole paste with it.
+@dataclass(frozen=True)
+class Kind:
+    """Hosts that one adapter serves. `marks`: modules of theirs alone, any of which tells them; `adapter`: its module,
+    below this package, and its class. `pastes_updates_only`: as the adapter has it.
     """
-    return SDNext is not None
+
+    name: str
+    marks: tuple[str, ...]
+    adapter: tuple[str, str]
+    pastes_updates_only: bool = False
+
+
+KINDS = (
+    Kind(
+        "SD.Next",
+        (
+            "modules.processing_diffusers",
+            "modules.sd_samplers_diffusers",
+            "modules.sd_models_compile",
+            "modules.scripts_manager",
+        ),
+        (".sdnext", "SDNext"),
+        pastes_updates_only=True,
+    ),
+    Kind("Forge", ("modules_forge",), (".forge", "Forge")),
+    Kind(
+        "A1111",
+        ("modules.sd_samplers_kdiffusion", "modules.sd_hijack_unet", "modules.launch_utils"),
+        (".a1111.adapter", "A1111"),
+    ),
+)
+
+FORGES = {"ersatz": "ersatzForge", "^classic": "Forge Classic", "^neo": "Forge Neo", r"^1\.": "reForge"}
+"""By what `modules_forge.forge_version.version` says; Forge's own begins with 2."""
+
+
+def adapter() -> Adapter | Inert:
+    """The host's adapter, or `Inert`, never another host's; the log says which host it is. Profiles lie beside the
+    host's checkpoints.
+    """
+    profiles = Profiles(_models())
+    kind = next((kind for kind in KINDS if any(map(_has, kind.marks))), None)
+    if kind is None:
+        marks = ", ".join(mark for kind in KINDS for mark in kind.marks)
+        return _inert(f"this WebUI is none that is known (it has none of {marks})", profiles)
+    module, name = kind.adapter
+    try:
+        made: Adapter = getattr(importlib.import_module(module, __package__), name)(profiles=profiles)
+    except ImportError as error:
+        return _inert(f"this {kind.name} lacks what is needed of it: {error}", profiles, kind.pastes_updates_only)
+    log.info("this is %s", _name(kind))
+    return made
 
 
 def allow_in_control_tab(scripts: Any, title: str) -> None:
@@ -48,8 +85,47 @@ def allow_in_control_tab(scripts: Any, title: str) -> None:
         listed.append(title)
 
 
-def _has(package: str) -> bool:
+def say_whose_title_is_ours(scripts: Any, title: str, ours: type) -> None:
+    """The API finds a script by its title: another extension's of the same title takes our place, or we its.
+
+    To be asked when all scripts are loaded. `scripts`: the host's module of that name; `ours`: our script's class.
+    """
+    for data in getattr(scripts, "scripts_data", ()):
+        found = getattr(data, "script_class", None)
+        try:
+            # Asked of the class: to make another extension's script is the host's to do.
+            same = found is not ours and str(found.title(None)).lower() == title.lower()  # type: ignore[union-attr]
+        except Exception:  # a title that needs more, or a class that is no script
+            continue
+        if same:
+            log.warning("another extension has the title %s too: %s; only one is found by it", title, data.path)
+
+
+def _inert(why: str, profiles: Profiles, pastes_updates_only: bool = False) -> Inert:
+    log.warning("not active: %s", why)
+    return Inert(why, profiles, pastes_updates_only)
+
+
+def _name(kind: Kind) -> str:
     try:
-        return importlib.util.find_spec(package) is not None
+        version = str(importlib.import_module("modules_forge.forge_version").version) if kind.name == "Forge" else ""
+    except (ImportError, AttributeError):
+        version = ""
+    found = (name for pattern, name in FORGES.items() if re.search(pattern, version))
+    return f"{next(found, kind.name)} ({version})" if version else kind.name
+
+
+def _models() -> Path | None:
+    try:
+        return Path(importlib.import_module("modules.paths").models_path) / "DeepCache"
+    except (ImportError, AttributeError):
+        return None
+
+
+def _has(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
     except ValueError:  # loaded, without a spec
         return True
+    except ImportError:  # nor is there what it would be in
+        return False

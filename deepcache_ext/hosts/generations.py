@@ -21,19 +21,34 @@ class Generation:
     """One run of the host's `process_images`.
 
     `p`: the host's processing object, weakly held; `job`: what tells one job of the host's queue from the next.
-    `ready`: a pass may begin at the next evaluation. `reports`: the passes of the batch at hand. `planned`: the pass
-    at hand; `outcome`: all passes so far.
+    `outcome`: all passes so far; `reports`: those of the batch at hand; `planned`: the pass at hand. `ready`: a pass
+    may begin at the next evaluation. `seen`: an evaluation of this generation was. `wanted`: whether a pass that the
+    host has announced is to be cached; None while it has announced none.
     """
 
     p: weakref.ref[Any]
     job: Any
     settings: Settings
+    outcome: RunOutcome
     session: Session | None = None
     ready: bool = False
+    seen: bool = False
+    wanted: bool | None = None
     reports: list[PassReport] = field(default_factory=list)
     estimators: set[str] = field(default_factory=set)
     planned: PlannedPass | None = None
-    outcome: RunOutcome | None = None
+
+    def announce(self, *hires: bool) -> bool:
+        """The host says that passes come, hires ones or others: whether one of them is to be cached."""
+        covered = any(map(self.settings.covers, hires))
+        self.wanted = covered or bool(self.wanted)
+        return covered
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether something was to be cached and nothing was heard of it: it should have been seen by now."""
+        told = self.outcome.inactive or self.outcome.error
+        return self.settings.enabled and not self.seen and not told and self.wanted is not False
 
     def end_pass(self) -> PassReport | None:
         """Close the session, if there is one, and file its report."""
@@ -42,9 +57,9 @@ class Generation:
         if session is None:
             return None
         report = session.close()
-        if report.evaluations:
+        if report.evaluations or report.off:
             self.reports.append(report)
-            if self.outcome is not None and self.planned is not None:
+            if self.planned is not None:
                 self.outcome.passes.append(PassOutcome(self.planned, report))
             for line in report.lines():
                 log.info("%s", line)
@@ -66,7 +81,7 @@ class Generations:
     def __init__(self) -> None:
         self._stack: list[Generation] = []
 
-    def begin(self, p: Any, job: Any, settings: Settings) -> Generation:
+    def begin(self, p: Any, job: Any, settings: Settings, outcome: RunOutcome) -> Generation:
         """A new run of `process_images`. What a crash left behind (another job, or the same p) is ended; a
         generation of the same job with another p is the parent of this one and is parked.
         """
@@ -75,7 +90,7 @@ class Generations:
                 self.end(old)
         if self._stack and self._stack[-1].session is not None:
             self._stack[-1].session.unhook()
-        generation = Generation(weakref.ref(p), job, settings)
+        generation = Generation(weakref.ref(p), job, settings, outcome)
         # A crash runs no hook: then the processing object's own end frees what the session kept.
         generation.p = weakref.ref(p, lambda _: self.end(generation))
         self._stack.append(generation)
@@ -109,3 +124,12 @@ class Generations:
     def end_all(self) -> None:
         while self._stack:
             self.end(self._stack[-1])
+
+
+def kind_of(p: Any) -> str:
+    """Of a host's processing object, "img2img" where it begins with pictures. In SD.Next every one has a list for them,
+    which is empty, or None in its place.
+    """
+    pictures = getattr(p, "init_images", None)
+    none = pictures is None or (hasattr(pictures, "__len__") and len(pictures) == 0)
+    return "txt2img" if none else "img2img"

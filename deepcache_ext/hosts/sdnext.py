@@ -4,11 +4,14 @@ Facts of the host: no callback announces an evaluation, so the UNet's own calls 
 covers the base pass, the hires pass (`p.is_hr_pass`) and the refiner's (`p.is_refiner_pass`, another pipeline with its
 own UNet); the pipeline object changes from pass to pass, its UNet does not. An interrupt or an exception skips
 `postprocess`, but neither `postprocess_batch` nor the callback `on_after_process`. Pictures carry no comments.
+Reprocess (`p.state`) goes on with the p of the run before, which no hook shows. Its own cache (compile backend
+deep-cache) stays set for good, with the pipeline that it works on.
 """
 
 from __future__ import annotations
 
-import logging
+import functools
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,33 +22,30 @@ from torch import nn
 
 from ..calibrate.store import Profiles
 from ..plan.preview import PassAhead, planned
-from ..python.unet_clock import Beat, Clock, nature_of
-from ..report.pass_report import Reason
+from ..python.driver import Driver, Here
+from ..python.unet_clock import Clock, nature_of
 from ..session.session import Session
 from ..unet.diffusers import DiffusersLadder
-from ..unet.hooks import register_after
-from ..unet.ladder import AnyLadder, Arguments
 from ..unet.support import UnknownLayout
-from .a1111.adapter import A1111, guarded, sampler_of
+from .adapter import Adapter, guarded, is_hires, sampler_of
 from .checkpoint import checkpoint_of
-from .generations import Generation
-
-log = logging.getLogger("deepcache")
 
 OWN_CACHE = "SD.Next's own DeepCache is active (model compile backend deep-cache); both at once would cache twice"
 
 
-class SDNext(A1111):
+class SDNext(Adapter):
     """The adapter; `on_after_process` goes to `after_process`. `generation.ready` holds from `process_batch` to
-    `postprocess_batch`: UNet calls outside of that are not ours.
+    `postprocess_batch`: UNet calls outside of that are not ours, nor are other threads'.
+    """
+
+    pastes_updates_only = True
+    """It looks for a plain value's name among those that the user wants left alone, and fails over a function, the
+    whole paste with it.
     """
 
     def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
         super().__init__(disabled, profiles)
-        self._clock = Clock()
-        self._pass: tuple[int, bool, bool] | None = None
-        self._watched: dict[int, tuple[nn.Module, list[Any]]] = {}
-        self._calls = self._calls_before = 0
+        self._drivers: dict[int, Driver] = {}
         self._thread = 0
 
     # Script hooks -------------------------------------------------------------------------------------------
@@ -54,22 +54,20 @@ class SDNext(A1111):
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
         """A batch begins: its passes show in the UNet's calls."""
         generation = self._generations.of(p) or self._begin(p, args)
+        for driver in self._drivers.values():
+            driver.end_passes()
         self._end_pass(p, generation)
-        self._clock.forget()
-        self._pass, self._thread = None, threading.get_ident()
+        self._thread = threading.get_ident()
+        generation.announce(False, True)
         if not generation.settings.enabled:
             return
-        if getattr(sd_models_compile, "deepcache_worker", None) is not None:
-            self._say(p, f"not active: {OWN_CACHE}")
-            return
-        unets = [getattr(pipe, "unet", None) for pipe in pipelines(p)]
-        for unet in unets:
-            why = _why_not(unet)
+        for unet in [getattr(pipe, "unet", None) for pipe in pipelines(running(p))]:
+            why = why_not(unet)
             if why:
-                self._say(p, f"not active: {why}")
-            else:
-                self._watch(unet)
-        generation.ready = True
+                self._set_aside(p, generation, why)
+            elif id(unet) not in self._drivers:
+                self._drivers[id(unet)] = self._driver_of(unet)
+        generation.ready = bool(self._drivers)
 
     @guarded
     def after_batch(self, p: Any) -> None:
@@ -82,124 +80,63 @@ class SDNext(A1111):
         self._release()
 
     def stop(self) -> None:
-        super().stop()
+        for generation in self._generations.all():
+            generation.ready = False
         self._release()
+        super().stop()
 
-    # The model ----------------------------------------------------------------------------------------------
+    # The UNet's calls ---------------------------------------------------------------------------------------
 
-    def ladder_of(self, unet: Any) -> AnyLadder:
-        return DiffusersLadder(unet)
-
-    def _watch(self, unet: Any) -> None:
-        if id(unet) not in self._watched:
-            self._watched[id(unet)] = (
-                unet,
-                [
-                    unet.register_forward_pre_hook(self._before, with_kwargs=True),
-                    register_after(unet, self._after),
-                ],
-            )
+    def _driver_of(self, unet: Any) -> Driver:
+        return Driver(
+            unet,
+            here=self._here,
+            begin=functools.partial(self._begin_pass, unet),
+            end=self._file,
+            say=self._refuse,
+            failed=self._give_up,
+        )
 
     def _release(self) -> None:
         """Take our hooks off, unless an outer generation still samples."""
         if any(generation.ready for generation in self._generations.all()):
             return
-        for _, handles in self._watched.values():
-            for handle in handles:
-                handle.remove()
-        self._watched.clear()
-        self._clock.forget()
+        for driver in self._drivers.values():
+            driver.release()
+        self._drivers.clear()
 
-    def __deepcopy__(self, _memo: Any) -> SDNext:
-        # A copy of a hooked UNet carries our hooks: they must stay this object's, which leaves other UNets alone.
-        return self
-
-    # The UNet's calls ---------------------------------------------------------------------------------------
-
-    def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        generation = self._ours(unet)
-        if generation is None:
-            return None
-        try:
-            self._look(generation, unet, args, kwargs)
-        except Exception:
-            if not self._failed:
-                log.exception("error inside DeepCache; the picture is made without it")
-            self._give_up()
-        return generation.session.before(unet, args, kwargs) if generation.session is not None else None
-
-    def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        generation = self._ours(unet)
-        if generation is None or generation.session is None:
-            return None
-        session = generation.session
-        instead = session.after(unet, args, kwargs, output)
-        if self._clock.remaining == 1 and self._calls == self._calls_before and not session.is_in_call:
-            self._file(generation)  # nothing is to come: what was kept need not lie about while the VAE works
-        return instead
-
-    def _ours(self, unet: nn.Module) -> Generation | None:
-        """The generation that this call belongs to; None for copies, other threads and what runs between batches, and
-        once the kill switch is thrown, but for the end of a call that has begun.
-        """
+    def _here(self) -> Here | None:
+        """None for what runs between batches, for other threads, and once the kill switch is thrown."""
         generation = self._generations.active
-        session = generation.session if generation is not None else None
-        if self.disabled and (session is None or not session.is_in_call):
+        p = generation.p() if generation is not None and generation.ready else None
+        if p is None or self.disabled or self._thread != threading.get_ident():
             return None
-        if id(unet) not in self._watched or self._thread != threading.get_ident():
+        now = running(p)
+        pipe = pipelines(now)[-1 if is_refiner(now) else 0]
+        return Here(getattr(pipe, "scheduler", None), (generation, is_hires(now), is_refiner(now)))
+
+    def _begin_pass(self, unet: nn.Module, here: Here, clock: Clock) -> Session | None:
+        generation = self._generations.active
+        p = generation.p() if generation is not None else None
+        if generation is None or p is None:
             return None
-        return generation if generation is not None and generation.ready else None
-
-    def _look(self, generation: Generation, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where the call stands: in a new pass, in a new evaluation, or in the same one."""
-        p, session = generation.p(), generation.session
-        if p is None or (session is not None and session.is_in_call):
-            return
-        pipe = pipelines(p)[-1 if _is_refiner(p) else 0]
-        scheduler = getattr(pipe, "scheduler", None)
-        x = args[0] if args else kwargs["sample"]
-        beat = self._clock.look(x, args[1] if len(args) > 1 else kwargs["timestep"], scheduler)
-        here = id(unet), _is_hires(p), _is_refiner(p)
-        if here != self._pass:
-            self._pass, beat = here, Beat.PASS
-        if beat is Beat.CALL:
-            self._calls += 1
-            return
-        self._calls_before, self._calls = (0 if beat is Beat.PASS else self._calls), 1
-        if beat is Beat.PASS:
-            self._file(generation)
-            if generation.settings.covers(_is_hires(p)):
-                generation.session = self._new_session(p, generation, unet, scheduler)
-        session = generation.session
-        if session is None:
-            return
-        if session.plan.caches:
-            try:
-                session.attach(unet, hooked=False)
-            except UnknownLayout as reason:
-                session.turn_off(str(reason))
-                self._say(p, f"not active: {reason}")
-        sigma = None
-        if session.estimator.name == "forecast":
-            sigma = self._clock.noise_level(scheduler)
-        session.tick(lambda: x, sigma)
-
-    def _new_session(self, p: Any, generation: Generation, unet: nn.Module, scheduler: Any) -> Session:
+        generation.seen = True
         if getattr(p, "deepcache_told", ""):  # each job of the host's has wiped it away
             shared.state.textinfo = p.deepcache_told
-        hires, total = _is_hires(p), self._clock.remaining
-        settings = generation.settings
-        sigmas = self._clock.noise_levels(scheduler)
+        now, total, settings = running(p), clock.remaining, generation.settings
+        if not settings.covers(is_hires(now)):
+            return None
+        sigmas = clock.noise_levels(here.scheduler)
         ahead = PassAhead(
-            hires,
+            is_hires(now),
             total or 0,
             None if sigmas is None else tuple(sigmas),
-            _depth(unet),
-            nature_of(scheduler),
+            DiffusersLadder(unet).depth,
+            nature_of(here.scheduler),
             *checkpoint_of(shared.sd_model),
             sampler_of(p),
         )
-        if _is_refiner(p) and settings.is_of_one_pass:
+        if is_refiner(now) and settings.is_of_one_pass:
             generation.planned = found = planned(settings.for_pass(hires=True), ahead)
             generation.estimators.add(found.estimator.name)
         elif total is None:  # no list of timesteps: only a plan that needs no end can be followed
@@ -209,29 +146,23 @@ class SDNext(A1111):
             found = self._planned(p, generation, ahead)
         if found.remark and total is not None:
             self._say(p, found.remark)
-        session = Session(found.plan, found.estimator, hires=hires, ladder=self.ladder_of)
+        session = generation.session = self._session(found, DiffusersLadder)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of evaluations, which cannot be known here")
         return session
 
-    def _file(self, generation: Generation) -> None:
-        """End the pass; another one of the same batch may follow."""
-        p = generation.p()
-        if p is not None:
-            self._end_pass(p, generation)
-            generation.ready = True
+    def _file(self, session: Session) -> None:
+        """A pass has ended; another one of the same batch may follow."""
+        for generation in self._generations.all():
+            p = generation.p()
+            if generation.session is session and p is not None:
+                ready = generation.ready
+                self._end_pass(p, generation)
+                generation.ready = ready
 
-    def _give_up(self) -> None:
-        super()._give_up()
+    def _refuse(self, message: str) -> None:
         active = self._generations.active
-        p = active.p() if active is not None else None
-        if p is not None:
-            p.extra_generation_params["DeepCache"] = f"not active: {Reason.ERROR.value}"
-
-    def _say(self, p: Any, message: str) -> None:
-        super()._say(p, message)
-        if message.startswith("not active"):  # there are no comments under a picture here
-            p.extra_generation_params["DeepCache"] = message
+        self._say(active.p() if active is not None else None, message)
 
 
 def pipelines(p: Any) -> list[Any]:
@@ -242,7 +173,19 @@ def pipelines(p: Any) -> list[Any]:
     return [pipe for pipe in wanted if pipe is not None]
 
 
-def _why_not(unet: Any) -> str:
+def running(p: Any) -> Any:
+    """The p whose passes run: at Reprocess's refining the last run's, which the host then goes on with."""
+    if getattr(p, "state", "") != "reprocess_refine":
+        return p
+    last = getattr(sys.modules.get("modules.processing_diffusers"), "last_p", None)
+    return last if getattr(last, "state", "") == p.state else p  # the host gives it that state when it takes it up
+
+
+def why_not(unet: Any) -> str:
+    """Why a UNet cannot be cached, in words, or ""."""
+    worker = getattr(sd_models_compile, "deepcache_worker", None)
+    if worker is not None and getattr(getattr(worker, "pipe", None), "unet", unet) is unet:
+        return OWN_CACHE
     try:
         DiffusersLadder(unet)
     except UnknownLayout as reason:
@@ -250,13 +193,6 @@ def _why_not(unet: Any) -> str:
     return ""
 
 
-def _depth(unet: nn.Module) -> int:
-    return DiffusersLadder(unet).depth
-
-
-def _is_hires(p: Any) -> bool:
-    return bool(getattr(p, "is_hr_pass", False))
-
-
-def _is_refiner(p: Any) -> bool:
+def is_refiner(p: Any) -> bool:
+    """Whether the pass at hand is the refiner's."""
     return bool(getattr(p, "is_refiner_pass", False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -48,20 +49,21 @@ class Accordion:
     components: dict[str, Any] = field(default_factory=dict)
 
 
-def build(elem_id: Callable[[str], str], disabled: bool = False) -> Accordion:
-    """Draw the accordion into the Blocks that is open."""
+def build(elem_id: Callable[[str], str], disabled: bool = False, inactive: str = "") -> Accordion:
+    """Draw the accordion into the Blocks that is open. `inactive`: why nothing is cached on this host, in words."""
+    note = f"Not active: {inactive}." if inactive else OFF_NOTE if disabled else NOTE
     enabled_id = elem_id("enabled")
     if InputAccordion is not None:
         with InputAccordion(False, label=TITLE, elem_id=enabled_id) as enabled:
             # In the accordion's head where the host has a place for it.
             with enabled.extra() if hasattr(enabled, "extra") else contextlib.nullcontext():
                 accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
-            made = _controls(elem_id, accordion, disabled)
+            made = _controls(elem_id, accordion, note)
     else:
         with gr.Accordion(TITLE, open=False, elem_id=f"{enabled_id}_accordion"):
             enabled = gr.Checkbox(False, label="Enable DeepCache", elem_id=enabled_id)
             accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
-            made = _controls(elem_id, accordion, disabled)
+            made = _controls(elem_id, accordion, note)
     made["enabled"] = enabled
     accordion.components = {one.name: made[one.name] for one in FIELDS}
     _connect(accordion.components)
@@ -77,7 +79,7 @@ def _html(elem_id: str, css_class: str) -> Any:
     return gr.HTML("", elem_id=elem_id, elem_classes=[css_class])
 
 
-def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: bool) -> dict[str, Any]:
+def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     at_first = OBEYED[FIELD["strategy"].default]
 
@@ -92,7 +94,7 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, disabled: boo
     def radio(name: str) -> None:
         made[name] = gr.Radio(list(FIELD[name].choices), value=FIELD[name].default, **common(name))
 
-    gr.HTML(f"<p class='deepcache-note'>{OFF_NOTE if disabled else NOTE}</p>")
+    gr.HTML(f"<p class='deepcache-note'>{escape(note)}</p>")
     accordion.notice = _html(elem_id("notice"), "deepcache-notice")
     radio("preset")
     slider("speed_up", step=0.1)

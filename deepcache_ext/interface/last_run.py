@@ -19,13 +19,14 @@ def table(run: RunOutcome | None) -> str:
     if not run.settings.enabled:
         return _line(f"{run.kind}: DeepCache was off.")
     columns, notes = [], [run.calibrated] if run.calibrated else []
+    notes += [f"not active: {run.inactive}"] if run.inactive else []
     for hires in (False, True):
         those = [one for one in run.passes if one.report.hires is hires]
         if those:
             columns.append(_column(those, hires))
             notes += _notes(those, hires)
     if not columns:
-        return _line(f"{run.kind}: no pass was to be cached.")
+        return _line(f"{run.kind}: {f'not active: {run.inactive}' if run.inactive else 'no pass was to be cached'}.")
     rows = [
         one for one in zip((run.kind, *ROWS), *columns, strict=True) if one[0] != "mixed" or any(map(_some, one[1:]))
     ]

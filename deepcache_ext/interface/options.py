@@ -12,6 +12,7 @@ from .console import LEVELS
 SECTION = ("deepcache", "DeepCache")
 DISABLE = "deepcache_disable"
 LOG_LEVEL = "deepcache_log_level"
+TRUSTED = "deepcache_trusted"
 AS_STARTED = "as started"
 """Of the log level: what `--deepcache-log-level` says."""
 
@@ -39,8 +40,22 @@ def add_options(shared: Any, changed: Callable[[], None]) -> None:
                 onchange=changed,
             ).info("INFO is a line for each pass with times and reasons; the same as --deepcache-log-level"),
         ),
+        (
+            TRUSTED,
+            shared.OptionInfo(
+                "",
+                "Other extensions whose code in the UNet may be skipped",
+                section=SECTION,
+                onchange=changed,
+            ).info("names as DeepCache gives them where it keeps out, with commas; only where you know it is harmless"),
+        ),
     ):
         shared.opts.add_option(key, info)
+
+
+def trusted(shared: Any) -> tuple[str, ...]:
+    """Names of other people's code in the UNet that the user calls harmless."""
+    return tuple(name.strip(" `") for name in str(_value(shared, TRUSTED) or "").split(",") if name.strip(" `"))
 
 
 def switched_off(shared: Any) -> bool:

@@ -62,10 +62,10 @@ def plan_for(
     total = len(sigmas) if sigmas else total
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
         shares = [cost.share(one, depth) for one in uniform.branches]
-        listed = _evenly(total, settings.speed_up, shares)
-        if listed is None:  # every second one on the deeper branch is faster than wanted already
-            listed, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
-        return _in_turns(listed or (), branch, total, window, deeper), EVENLY
+        evenly = _evenly(total, settings.speed_up, shares)
+        if evenly is None:  # every second one on the deeper branch is faster than wanted already
+            evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
+        return _in_turns(evenly or (), branch, total, window, deeper), EVENLY
     full = cost.full_for(total, settings.speed_up, cost.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     if deeper > branch:

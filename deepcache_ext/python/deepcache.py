@@ -164,8 +164,8 @@ class DeepCache:
         self.disable()
 
     def new_run(self) -> None:
-        """Say that the next call of the UNet belongs to another picture. A pipeline's run, and a loop over a list of
-        timesteps, shows by itself; for loops that call the UNet with timesteps of their own making.
+        """Say that the next call of the UNet in this thread belongs to another picture. A pipeline's run, and a loop
+        over a list of timesteps, shows by itself; for loops that call the UNet with timesteps of their own making.
 
             for seed in range(4):
                 cache.new_run()
@@ -173,7 +173,7 @@ class DeepCache:
                     noise = unet(latent, t, prompt).sample
         """
         if self._driver is not None:
-            self._driver.end_passes()
+            self._driver.end_pass()
 
     def report(self) -> Report:
         """What happened since this object was made, in the last `PASSES_REPORTED` passes.

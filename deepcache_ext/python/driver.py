@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,11 +110,18 @@ class Driver:
 
     def end_passes(self) -> None:
         """End what is under way: the next call begins a new pass. Waits for other threads' calls."""
+        self._end_runs(list(self._runs))
+
+    def end_pass(self) -> None:
+        """As `end_passes`, of this thread alone."""
+        self._end_runs([threading.get_ident()])
+
+    def _end_runs(self, threads: Sequence[int]) -> None:
         self._turn.take(by_call=False)
         try:
-            runs, self._runs, self._called = self._runs, {}, None
-            for run in runs.values():
-                self._end_pass(run)
+            self._called = None
+            for thread in threads:
+                self._clear_up_after(thread)
         finally:
             self._turn.give()
 
@@ -194,8 +201,8 @@ class Driver:
 
     def _begin_pass(self, run: Run, here: Here, timestep: Any) -> None:
         self._end_pass(run)
-        threads = sys._current_frames()
-        for thread in [thread for thread in self._runs if thread not in threads]:
+        alive = set(sys._current_frames())  # not the frames: they would hold what is in them
+        for thread in [thread for thread in self._runs if thread not in alive]:
             self._end_pass(self._runs.pop(thread))
         run.key, run.is_over, run.calls, run.evaluations = here.key, False, 0, 0
         run.loop = Loop(timestep, lambda: self._loop_is_over(run)) if self._trusts_loops else None
@@ -233,7 +240,7 @@ class Driver:
             self._turn.give()
 
     def _clear_up_after(self, thread: int | None) -> None:
-        """The thread's call was broken off: what it left on the UNet goes, with all that its pass kept."""
+        """The thread's call was broken off, or is to count no more: what its pass left on the UNet, or kept, goes."""
         run = self._runs.pop(thread, None) if thread is not None else None
         if run is not None:
             self._end_pass(run)

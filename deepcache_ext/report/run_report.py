@@ -64,7 +64,8 @@ class RunOutcome:
     """One run of the host's `process_images`: all passes of all its batches, as far as they are over.
 
     `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "". `calibrated`: what became of
-    calibrating, where it began with that, in words.
+    calibrating, where it began with that, in words. `inactive`: why nothing was cached though it was wanted, or no more
+    from some point on, in words, or "".
     """
 
     kind: str
@@ -72,6 +73,7 @@ class RunOutcome:
     error: str = ""
     passes: list[PassOutcome] = field(default_factory=list)
     calibrated: str = ""
+    inactive: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +82,7 @@ class RunOutcome:
             "enabled": self.settings.enabled,
             "settings": self.settings.infotext() if self.settings.enabled else {},
             "error": self.error,
+            "inactive": self.inactive,
             "calibrated": self.calibrated,
             "passes": [one.as_json() for one in self.passes],
         }

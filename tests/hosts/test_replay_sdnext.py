@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deepcache_ext.settings.fields import FIELDS
+from deepcache_ext.unet.hooks import is_hooked
 from tests.replay import fakehost, sdnext_player
 from tests.replay.recording import load
 from tests.replay.scenario import CAUSES, MAIN, OTHERS, SOME, recordings, replay
@@ -189,18 +190,17 @@ def test_the_kill_switch_in_mid_call_leaves_nothing_on_the_unet(at: int) -> None
     """Thrown on the settings page, from a full or a cached call on; and reloading then takes off what is there."""
     seen: list[Any] = []
 
-    def prepare(_host: Any, models: Any) -> None:
+    def prepare(host: Any, models: Any) -> None:
         unet, calls = models.unet, []
+        adapter = host.callbacks["model_loaded"][0].__self__
 
         def throw(*_: Any) -> None:
             calls.append(1)
             if len(calls) == at:
-                ours = [getattr(hook, "__self__", None) for hook in unet._forward_pre_hooks.values()]
-                (adapter,) = [one for one in ours if hasattr(one, "disabled")]
+                assert is_hooked(unet)
                 adapter.disabled = True
-                seen.append(adapter)
 
-        seen.append(unet)
+        seen.extend((unet, adapter))
         unet.conv_in.register_forward_pre_hook(throw)
 
     looker = looked("txt2img", prepare)
@@ -208,6 +208,6 @@ def test_the_kill_switch_in_mid_call_leaves_nothing_on_the_unet(at: int) -> None
     assert full_calls(looker) == 8 - (at - 1)
     assert not unet._forward_pre_hooks and not unet._forward_hooks
     assert not {"down_blocks", "mid_block", "up_blocks"} & set(vars(unet))
-    adapter._watch(unet)
+    adapter._drivers[id(unet)] = adapter._driver_of(unet)
     adapter.on_script_unloaded()
-    assert not unet._forward_pre_hooks and not unet._forward_hooks and not adapter._watched
+    assert not unet._forward_pre_hooks and not unet._forward_hooks and not adapter._drivers

@@ -22,6 +22,8 @@ from .reference import ALPHAS_CUMPROD
 ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
 OURS = (
+    "deepcache_ext.hosts.adapter",
+    "deepcache_ext.hosts.calibrator",
     "deepcache_ext.hosts.a1111",
     "deepcache_ext.hosts.forge",
     "deepcache_ext.hosts.sdnext",
@@ -78,8 +80,8 @@ class LogKept(logging.Handler):
 class Host:
     """The host's globals, the callbacks that were registered with it, and the extension's script."""
 
-    packages: tuple[str, ...] = ()
-    """By what else than `modules` the extension can tell this host."""
+    packages: tuple[str, ...] = ("modules.sd_hijack_unet",)
+    """By what the extension can tell this host."""
 
     unknown_callbacks: tuple[str, ...] = ("on_after_process",)
     """What another host has, and this one has not."""

@@ -44,6 +44,7 @@ class UNet(diffusers.UNet2DConditionModel):
 class SDNextHost(fakehost.Host):
     """Its model is a pipeline; `modules.scripts` holds the Control tab's list, `sd_models_compile` its own cache."""
 
+    packages = ()  # `sd_models_compile` tells it
     unknown_callbacks = ()
 
     def __init__(self) -> None:

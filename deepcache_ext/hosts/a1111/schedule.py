@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from modules import shared
 
-from ...plan.noise import adds_noise_by_name, sigma_at
+from ...plan.noise import adds_noise_by_name, replaces_noise_by_name, sigma_at
 
 try:
     from modules.sd_samplers_common import setup_img2img_steps
@@ -48,11 +48,23 @@ def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
     sigmas = [level(value) for value in schedule]
     if first is None or not sigmas or any(sigma is None for sigma in sigmas):
         return None
-    logs = np.log([sigma for sigma in sigmas if sigma is not None])
+    logs = np.log([sigma * _churn(p.sampler, sigma, total) for sigma in sigmas if sigma is not None])
     start = int(np.argmin(np.abs(logs - math.log(first))))
     if abs(math.log(first) - logs[start]) > MATCH:
         return None
     return spread(logs, start, total)
+
+
+def _churn(sampler: Any, sigma: float, steps: int) -> float:
+    """By how much k-diffusion raises a level before it asks, where the host sets `s_churn` (Karras et al. 2022,
+    algorithm 2).
+    """
+    churn = getattr(sampler, "s_churn", 0) or 0
+    function = getattr(sampler, "func", None)
+    if not churn or not callable(function) or "s_churn" not in inspect.signature(function).parameters:
+        return 1.0
+    low, high = getattr(sampler, "s_tmin", 0) or 0, getattr(sampler, "s_tmax", 0) or math.inf
+    return 1.0 + min(churn / steps, math.sqrt(2) - 1) if low <= sigma <= high else 1.0
 
 
 def spread(logs: np.ndarray, start: int, total: int) -> list[float] | None:
@@ -81,9 +93,18 @@ def adds_noise(p: Any) -> bool:
     if "eta" in parameters:
         eta = getattr(sampler, "eta", None)
         return bool((parameters["eta"].default if eta is None else eta) > 0)
-    # The sampler's own name: in a hires pass with another sampler, p still has the first one's.
-    name = getattr(getattr(sampler, "config", None), "name", "") or getattr(p, "sampler_name", "")
-    return adds_noise_by_name(str(name))
+    return adds_noise_by_name(_name_of(p))
+
+
+def replaces_noise(p: Any) -> bool:
+    """Whether the sampler of the pass at hand replaces all noise at every step, as LCM does."""
+    return replaces_noise_by_name(_name_of(p))
+
+
+def _name_of(p: Any) -> str:
+    """The sampler's own name: in a hires pass with another sampler, p still has the first one's."""
+    config = getattr(getattr(p, "sampler", None), "config", None)
+    return str(getattr(config, "name", "") or getattr(p, "sampler_name", ""))
 
 
 def _schedule(params: Any, p: Any) -> Sequence[float]:

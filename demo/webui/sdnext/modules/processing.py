@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from modules import images, rng, script_callbacks, scripts, sd_models, shared
-from modules.processing_diffusers import Interrupted, run_pass
+from modules.processing_diffusers import Interrupted, remember, restore_state, run_pass
 from modules.processing_parts import Processed, Wishes, create_infotext, fix_seed, get_fixed_seed  # noqa: F401
 from modules.sd_model import as_kind
 from modules.shared import opts, state
@@ -20,8 +20,12 @@ opt_f = 8
 
 @dataclass(repr=False)
 class StableDiffusionProcessing(Wishes):
-    """What SD.Next's generations know besides. `ops`: what was done so far."""
+    """What SD.Next's generations know besides. `ops`: what was done so far. `state`: what Reprocess asks for, or "";
+    every one has a list of pictures to begin with, whether there are any or not.
+    """
 
+    state: str = ""
+    init_images: list | None = None
     cfg_end: float = 1.0
     refiner_steps: int = 0
     hr_denoising_strength: float | None = None
@@ -33,6 +37,7 @@ class StableDiffusionProcessing(Wishes):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.is_refiner_pass = False
+        self.init_images = self.init_images or []
         self.ops: list[str] = []
         self.pass_width, self.pass_height = self.width, self.height
 
@@ -50,10 +55,15 @@ class StableDiffusionProcessing(Wishes):
 
     def latents(self) -> torch.Tensor:
         """One batch, in all its passes."""
-        shape = (opt_C, self.height // opt_f, self.width // opt_f)
-        samples = self.first_pass(rng.ImageRNG(shape, self.seeds).next())
-        if not self.enable_hr:
-            return samples
+        now, samples = restore_state(self)
+        if samples is None:
+            shape = (opt_C, self.height // opt_f, self.width // opt_f)
+            samples = self.first_pass(rng.ImageRNG(shape, self.seeds).next())
+            remember(self, samples)
+        return now.hires(samples) if now.enable_hr else samples
+
+    def hires(self, samples: torch.Tensor) -> torch.Tensor:
+        """The second pass over a batch's latents, at a larger size."""
         self.ops.append("upscale")
         width, height = (int(side * self.hr_scale) // opt_f for side in (self.width, self.height))
         wanted = shared.latent_upscale_modes.get(self.hr_upscaler or "Latent", {"mode": "nearest-exact"})
@@ -88,7 +98,6 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     """From a picture."""
 
-    init_images: list | None = None
     mask: Any = None
 
     def __post_init__(self) -> None:

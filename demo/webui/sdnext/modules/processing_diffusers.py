@@ -14,6 +14,26 @@ class Interrupted(Exception):
     """Raised inside the pipeline's loop: nothing of the pass is kept but the last latent."""
 
 
+last_p: Any = None
+"""Of the latest run that was no Reprocess."""
+_last_latents: torch.Tensor | None = None
+
+
+def remember(p: Any, latents: torch.Tensor) -> None:
+    """What a first pass made, for Reprocess."""
+    global last_p, _last_latents
+    if not p.state:
+        last_p, _last_latents = p, latents
+
+
+def restore_state(p: Any) -> tuple[Any, torch.Tensor | None]:
+    """With whose p this run goes on, and from which latents; None where it makes its own. No hook tells of it."""
+    if p.state != "reprocess_refine" or type(last_p) is not type(p) or _last_latents is None:
+        return p, None
+    last_p.state, last_p.enable_hr, last_p.init_images = p.state, True, None
+    return last_p, _last_latents
+
+
 def run_pass(
     p: Any, steps: int, noise: torch.Tensor, image: torch.Tensor | None = None, strength: float = 1.0
 ) -> torch.Tensor:

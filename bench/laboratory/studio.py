@@ -1,0 +1,97 @@
+"""One network's pictures, uncached and with a plan, from the extension's own session."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.evidence.metrics import psnr
+from deepcache_ext.plan.estimators import Estimator
+from deepcache_ext.plan.importance import Nature
+from deepcache_ext.plan.plan import Plan
+from deepcache_ext.session.session import Session
+from train.laboratory import model
+from train.laboratory.networks import Network
+from train.learn import fused_attention
+
+from .samplers import SAMPLERS
+
+FIRST_SEED = 1000
+
+
+class NotAsPlanned(RuntimeError):
+    """The session ran something else than its plan."""
+
+
+class Studio:
+    """A network of the laboratory and `count` of its texts, each with a seed of its own; one batch."""
+
+    def __init__(self, network: Network, count: int = 8) -> None:
+        self.network = network
+        self.model, self.code, card = model.load(network)
+        self.depth = int(card["output_blocks"])
+        self.count = count
+        texts = [card["texts"][k % len(card["texts"])] for k in range(count)]
+        numbers = torch.cat([self.model.text.numbers(text)[:1] for text in texts + [""] * count])
+        self._given = self.model.given(numbers)
+        self._seeds = [FIRST_SEED + k for k in range(count)]
+        shape = (card["channels"], card["size"], card["size"])
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in self._seeds]
+        self._noise = torch.stack(drawn)
+        self._references: dict[tuple[str, int, float], torch.Tensor] = {}
+
+    def nature(self, sampler: str) -> Nature:
+        return Nature(SAMPLERS[sampler].fresh_noise, self.network.prediction)
+
+    @torch.no_grad()
+    @fused_attention()
+    def run(
+        self, sampler: str, steps: int, guidance: float, plan: Plan | None = None, estimator: Estimator | None = None
+    ) -> torch.Tensor:
+        """Pictures [count, colours, h, w] in 0..1; without a plan uncached. Raises NotAsPlanned."""
+        unet, session = self.model.unet, None
+        if plan is not None:
+            assert estimator is not None
+            session = Session(plan, estimator)
+            session.attach(unet)
+
+        def denoiser(x: torch.Tensor, t: torch.Tensor, sigma: float) -> torch.Tensor:
+            both = torch.cat([x, x])
+            if session is not None:
+                session.tick(lambda: both, sigma)
+            said = unet(both, t.expand(len(both)), **self._given)
+            asked, empty = said.chunk(2)
+            guided = empty + guidance * (asked - empty)
+            if self.network.prediction == "eps":
+                return guided
+            return (guided + sigma * x) / (sigma**2 + 1) ** 0.5
+
+        try:
+            latents = SAMPLERS[sampler].run(denoiser, self._noise, steps, self._seeds)
+        finally:
+            report = session.close() if session is not None else None
+        if report is not None and plan is not None:
+            planned = sum(plan.branch_at(k) is None for k in range(report.evaluations))
+            if report.off or report.full_evaluations != planned:
+                raise NotAsPlanned(f"{report.full_evaluations} evaluations were full, not {planned}; {report.lines()}")
+        return self.code.decode(latents)
+
+    def reference(self, sampler: str, steps: int, guidance: float) -> torch.Tensor:
+        """Uncached pictures, made once."""
+        key = (sampler, steps, guidance)
+        if key not in self._references:
+            self._references[key] = self.run(*key)
+        return self._references[key]
+
+    def forget(self) -> None:
+        """Free the uncached pictures."""
+        self._references.clear()
+
+    def likeness(
+        self, sampler: str, steps: int, guidance: float, plan: Plan | None, estimator: Estimator | None, fewer: int = 0
+    ) -> list[float]:
+        """PSNR in dB of each picture to the uncached one; of the plan's, or of uncached ones of `fewer` steps."""
+        if fewer:
+            made = self.reference(sampler, fewer, guidance)
+        else:
+            made = self.run(sampler, steps, guidance, plan, estimator)
+        return [round(float(value), 2) for value in psnr(made, self.reference(sampler, steps, guidance))]

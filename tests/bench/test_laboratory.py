@@ -1,0 +1,169 @@
+"""Plans on the laboratory's networks: what runs is the extension's session, what is counted is what was run."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bench import unets
+from bench.laboratory import __main__ as program
+from bench.laboratory import proposed, results, table, ways
+from bench.laboratory.samplers import SAMPLERS, SCHEDULE
+from bench.laboratory.studio import NotAsPlanned, Studio
+from deepcache_ext.plan.estimators import Copy, Kept, Moment
+from deepcache_ext.plan.importance import Nature
+from deepcache_ext.plan.plan import ListedPlan, UniformPlan
+from deepcache_ext.session.session import Session
+from tests.train.test_laboratory import TINY, pictures
+from train.laboratory import learn
+from train.laboratory.networks import CHOOSING, Network
+from train.learn import fused_attention
+
+LISTED = ListedPlan((0, 2, 3), 0, 5)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPCACHE_LAB", str(tmp_path_factory.mktemp("lab")))
+        network = Network("tiny", CHOOSING, "forty", "eps", "sd1", TINY, steps=30, batch=4)
+        learn.train(network, pictures())
+        yield Studio(network, 2)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_noise_levels_that_plans_see_are_those_that_are_run(studio, sampler, monkeypatch):
+    seen, tick = [], Session.tick
+
+    def watched(self, latent, sigma=None):
+        seen.append(sigma)
+        tick(self, latent, sigma)
+
+    monkeypatch.setattr(Session, "tick", watched)
+    studio.run(sampler, 5, 3.0, LISTED, Copy())
+    assert seen == pytest.approx(SAMPLERS[sampler].sigmas(5)) and len(seen) == 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_all_full_is_the_uncached_picture_and_anything_less_is_not(studio, sampler):
+    plain = studio.run(sampler, 5, 3.0)
+    assert torch.equal(studio.run(sampler, 5, 3.0), plain)
+    assert torch.equal(studio.run(sampler, 5, 3.0, ListedPlan(tuple(range(5)), 0, 5), Copy()), plain)
+    assert not torch.equal(studio.run(sampler, 5, 3.0, LISTED, Copy()), plain)
+
+
+def test_a_plan_is_what_the_blocks_by_hand_make_of_it(studio):
+    """Euler's method and DeepCache written out."""
+    guidance, unet, kept = 3.0, studio.model.unet, None
+    levels = [*SAMPLERS["Euler"].sigmas(5), 0.0]
+    x = studio._noise * levels[0]
+    with torch.no_grad(), fused_attention():
+        for k, (now, then) in enumerate(itertools.pairwise(levels)):
+            t = SCHEDULE.sigma_to_t(torch.tensor([now])).expand(4)
+            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio._given}
+            if k in (0, 2, 3):
+                out, kept = unets.full(unet, given, (0,))
+            else:
+                out = unets.live(unet, given, 0, kept[0])
+            asked, empty = out.chunk(2)
+            x = x + (empty + guidance * (asked - empty)) * (then - now)
+    found = studio.run("Euler", 5, guidance, LISTED, Copy())
+    assert torch.allclose(found, studio.code.decode(x), atol=1e-5)
+    assert not torch.allclose(found, studio.run("Euler", 5, guidance), atol=1e-5)
+
+
+def test_what_the_session_did_not_run_is_not_measured(studio, monkeypatch):
+    monkeypatch.setattr(Session, "before", lambda *_: None)
+    with pytest.raises(NotAsPlanned):
+        studio.run("Euler", 5, 3.0, UniformPlan(2, 0, 5), Copy())
+
+
+@pytest.mark.parametrize("depth", [9, 12])
+@pytest.mark.parametrize("sampler", ["Euler", "Euler a"])
+def test_every_way_is_as_fast_as_was_wanted(sampler, depth):
+    ahead = ways.of(SAMPLERS[sampler].sigmas(20), depth, Nature(SAMPLERS[sampler].fresh_noise))
+    found = list(ways.every(ahead))
+    assert len({one.key for one in found}) >= 20
+    for one in found:
+        if one.wanted and not one.fewer:
+            assert 0.99 * one.wanted <= one.speed_up <= ways.FASTEST * one.wanted * 1.05, one.key
+    assert any(one.fewer for one in found) == (sampler == "Euler")
+    plain, weighted = (
+        next(one for one in found if one.key == key) for key in (f"{table.PLAIN} @2", "weighted copy b0 @2")
+    )
+    assert plain.speed_up == weighted.speed_up and plain.plan != weighted.plan
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M Karras"])
+@pytest.mark.parametrize("full", [1, 3, 5])
+def test_the_proposed_list_is_the_best_of_all(sampler, full):
+    sigmas = SAMPLERS[sampler].sigmas(9)
+    weight = proposed.weights(sigmas, proposed.MIDDLE)
+
+    def errors(chosen):
+        sources = [max(k for k in chosen if k <= j) for j in range(9)]
+        return sum(
+            weight[j] * abs(math.log(sigmas[j] / sigmas[k])) ** proposed.ORDER
+            for j, k in zip(range(9), sources, strict=True)
+        )
+
+    every = [(0, *others) for others in itertools.combinations(range(1, 9), full - 1)]
+    found = proposed.listed(sigmas, full, proposed.MIDDLE)
+    assert found in every and errors(found) == pytest.approx(min(map(errors, every)))
+
+
+@pytest.mark.parametrize(("depth", "sampler", "branch"), [(12, "Euler", 0), (12, "Euler a", 1), (9, "Euler", 1)])
+def test_the_proposed_branch(depth, sampler, branch):
+    fresh = SAMPLERS[sampler].fresh_noise
+    found = list(proposed.every(ways.of(SAMPLERS[sampler].sigmas(20), depth, Nature(fresh))))
+    assert {one.plan.branch for one in found} == {branch}
+    assert {one.name.split()[1] for one in found} == ({"copy"} if fresh else {"copy", "cautious", "forecast"})
+
+
+def test_a_cautious_forecast_goes_on_straight_and_copies_what_turns():
+    """Features that go on as they went are forecast; of those that turn at a right angle a copy stands."""
+    estimator, first = proposed.Cautious(), torch.zeros(1, 2, 2, 2)
+    straight, turned = torch.tensor([1.0, 0, 0, 0]).view(2, 2), torch.tensor([0.0, 1, 0, 0]).view(2, 2)
+    second = torch.stack([straight, straight])[None]
+    third = second + torch.stack([straight, turned])[None]
+    kept = [Kept((f,), Moment(k, math.exp(-k))) for k, f in enumerate((first, second, third))]
+    assert torch.equal(estimator.estimate(kept[:2], Moment(2, math.exp(-2)))[0], second)
+    estimator.learn(kept)
+    (found,) = estimator.estimate(kept, Moment(3, math.exp(-3)))
+    assert torch.allclose(found[0, 0], 3 * straight, atol=1e-5)
+    assert torch.allclose(found[0, 1], third[0, 1])
+
+
+def test_fewer_steps_lie_on_the_line_between_two_numbers():
+    assert ways.fewer_at({10: 30.0, 9: 28.0}, 19, 2.0) == pytest.approx(29.0)
+    assert ways.fewer_at({10: 30.0}, 20, 2.0) == 30.0
+    assert ways.fewer_at({10: 30.0}, 19, 2.0) is None
+
+
+def test_even_spreads_full_evaluations_between_two_intervals():
+    assert ways.even(20, 10) == tuple(range(0, 20, 2))
+    assert ways.even(10, 4) == (0, 2, 5, 7)
+
+
+def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results.Results.__init__, "__defaults__", (tmp_path,))
+    cells = [(3.0, 20, "Euler")]
+    program.measure(studio, cells)
+    first, made = (tmp_path / "tiny.json").read_text(), []
+    monkeypatch.setattr(studio, "likeness", lambda *_: made.append(1))
+    program.measure(studio, cells)
+    assert not made and (tmp_path / "tiny.json").read_text() == first
+    one, other = results.Results("tiny", tmp_path), results.Results("tiny", tmp_path)
+    cell = other.cells["Euler, 20 steps, guidance 3"]
+    for key in cell:
+        if key.startswith("weighted copy b0"):
+            cell[key]["psnr"] = [value - 2 for value in cell[key]["psnr"]]
+    plain, weighted = (one.mean("Euler", 20, 3.0, f"{name} @2")[1] for name in (table.PLAIN, "weighted copy b0"))
+    line = next(row for row in table.whole([one, other], cells).splitlines() if "2x | weighted copy b0" in row)
+    above = weighted - plain
+    assert f"| {weighted - 1:.1f} ({weighted - 2:.1f}) | {above - 1:.1f} ({above - 2:.1f}) |" in line
+    assert next(row for row in table.whole([one], cells).splitlines() if f"2x | {table.PLAIN}" in row).count(
+        "0.0 (0.0)"
+    )
