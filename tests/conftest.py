@@ -88,7 +88,7 @@ def _has_module_fixture(item: Any) -> bool:
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     """Note how long `make test` took; not if it was a part of it, or if anything failed."""
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    if whole and config.option.markexpr == FAST and exitstatus == 0:
+    if whole and config.option.markexpr == FAST and exitstatus == 0 and not config.option.collectonly:
         processes = len(config.option.tx) or 1
         passed = len(terminalreporter.stats.get("passed", ()))
         seconds = time.monotonic() - config.stash[BEGAN]

@@ -22,16 +22,7 @@ def hosts() -> Iterator[Hosts]:
     made.close()
 
 
-@pytest.mark.sample(
-    "first_generation_after_start",
-    "heun",
-    "split_low_memory",
-    "refiner",
-    "hires_cfg_default",
-    "img2img",
-    "crash",
-    "interrupted",
-)
+@pytest.mark.sample("first_generation_after_start", "heun", "split_low_memory", "refiner", "hires_cfg_default", "crash")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
     trace = load(FOLDER, scenario)

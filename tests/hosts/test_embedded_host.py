@@ -55,16 +55,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.mark.sample(
-    "euler_a",
-    "ddim",
-    "dpmpp_sde",
-    "batch_cond_uncond_off",
-    "ngms",
-    "img2img",
-    "interrupted_n_iter_2",
-    "crash",
-    "refiner_inplace",
-    "sdxl",
+    "euler_a", "ddim", "dpmpp_sde", "batch_cond_uncond_off", "img2img", "crash", "refiner_inplace", "sdxl"
 )
 @pytest.mark.parametrize(
     "scenario", sorted(set(SCENARIOS) - FOLLOWS_THE_WEIGHTS, key=lambda name: (name.startswith("sdxl"), name))

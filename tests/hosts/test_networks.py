@@ -133,6 +133,7 @@ def same_name(extension):
     return change
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("happens", [swap, multiplier, moving, same_name])
 @pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
 def test_a_change_in_mid_run_forces_a_full_run(extension, happens, estimator):

@@ -130,7 +130,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@pytest.mark.sample
+@pytest.mark.sample("DDIM-sdxl-1-3", "DPMSolverMultistep-sd1-0-2")
 @pytest.mark.parametrize("interval", [2, 3, 5])
 @pytest.mark.parametrize("branch", [0, 1, 2])
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def generation(host: fakehost.Host, args: list[Any]) -> tuple[fakehost.Processin
 
 
 @given(args=ARGUMENTS)
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 6 // 5)
 @example(args=[True, "Custom", math.nan])
 @example(args=[True, "Custom", 10**400])
 @example(args=[True, "Custom", -(10**5000)])

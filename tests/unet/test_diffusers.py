@@ -48,7 +48,7 @@ def full_call(ladder, unet, branch, call):
         ladder.take_down()
 
 
-@pytest.mark.sample("sd1", "ddpm")
+@pytest.mark.sample("one-layer", "ddpm")
 @pytest.mark.parametrize("layout", unets.LAYOUTS)
 def test_a_deeper_call_renews_the_shallower_feature(layout):
     unet = unets.shared_unet(layout)
