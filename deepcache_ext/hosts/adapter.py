@@ -207,7 +207,7 @@ class Adapter:
             hires=found.hires,
             ladder=ladder,
             nature=found.ahead.nature,
-            trusted=tuple(self.trusted),
+            trusted=self.trusted,
         )
 
     def _end_pass(self, p: Any, generation: Generation) -> None:

@@ -65,7 +65,7 @@ def plan_for(
         evenly = _evenly(total, settings.speed_up, shares)
         if evenly is None:  # every second one on the deeper branch is faster than wanted already
             evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
-        return _in_turns(evenly or (), branch, total, window, deeper), EVENLY
+        return _in_turns(evenly or (), branch, total, window, deeper), EVENLY if depth else ""
     full = cost.full_for(total, settings.speed_up, cost.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     if deeper > branch:

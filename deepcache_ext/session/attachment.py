@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from operator import is_
 from typing import Any
 
 from torch import nn
 
-from ..unet.hooks import register_after
+from ..unet.hooks import register_after, register_before
 from ..unet.ladder import AnyLadder
 from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
@@ -39,7 +38,7 @@ class Attachment:
         self._version: Hashable = None
         self._skipped = self.ladder.skipped(min(self._branches))
         self._inside = frozenset(id(module) for block in self._skipped for module in block.modules())
-        self._forwards = self._weights.forwards(self._inside)
+        self._seen: dict[Hashable, int] = {}
         self._parts = parts(self.unet)
         self._foreign: Foreign | None = None
 
@@ -67,7 +66,7 @@ class Attachment:
 
     def hook(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
         self._handles = [
-            self.unet.register_forward_pre_hook(before, with_kwargs=True),
+            register_before(self.unet, before),
             register_after(self.unet, after),
         ]
 
@@ -109,19 +108,19 @@ class Attachment:
     def remember_weights(self) -> None:
         self._version = self._weights.version(values=False)
 
-    def forwards_changed(self) -> bool:
-        """Whether forwards, classes or hooks came or went in the UNet, as far as a sample tells, since this was last
-        asked. Raises `UnknownLayout`.
+    def forwards(self) -> int:
+        """A number for what runs in the skipped part now, as far as a sample tells: the same where the same forwards,
+        classes and hooks are there. Raises `UnknownLayout` for a new one that is not known.
         """
-        own, before = own_forward(self.unet), self._forwards
+        own = own_forward(self.unet)
         if own is not self._own:
             self._check_forwards()
             self._own = own
-        self._forwards = self._weights.forwards(self._inside)
-        if len(before) == len(self._forwards) and all(map(is_, before, self._forwards)):
-            return False
-        self._foreign = None
-        return True
+        now = self._weights.forwards(self._inside)
+        if now not in self._seen:
+            self._foreign = None
+            self._seen[now] = len(self._seen)
+        return self._seen[now]
 
     def foreign(self) -> Foreign:
         """Who lives in the blocks that cached calls skip. Raises `UnknownLayout` where that is not known."""

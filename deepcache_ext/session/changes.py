@@ -5,6 +5,7 @@ the same object, a LoRA merged or injected, forwards put on single layers.
 from __future__ import annotations
 
 from collections.abc import Container, Hashable
+from functools import partial
 from operator import attrgetter, is_
 from typing import Any
 
@@ -96,18 +97,13 @@ class WeightsWatch:
             self._read = self._values()
         return self._count(), self._renewals, tuple(map(_adapters, self._adapted)), self._read
 
-    def forwards(self, inside: Container[int]) -> list[Any]:
-        """What runs in those of the sampled modules whose ids are `inside`: their classes, own forwards, processors and
-        hooks.
+    def forwards(self, inside: Container[int]) -> Hashable:
+        """What runs in those of the sampled modules whose ids are `inside`: their classes, and the code of their own
+        forwards, processors and hooks.
         """
-        found: list[Any] = []
-        for child in (child for _, _, child in self._links if id(child) in inside):
-            own = child.__dict__
-            # Hosts put the hooks that move weights up anew: what counts is the forward inside them.
-            forward = own_forward(child) if "forward" in own else None
-            found += type(child), forward, own.get("_forward"), own.get("processor")
-            found += own.get("_forward_hooks") or None, own.get("_forward_pre_hooks") or None
-        return found
+        children = [child for _, _, child in self._links if id(child) in inside]
+        own = [(place, _own_code(child)) for place, child in enumerate(children)]
+        return tuple(map(type, children)), tuple(one for one in own if one[1])
 
     def _values(self) -> bytes:
         uncounted = [weight for weight in self._weights if weight.is_inference() and not weight.is_meta]
@@ -134,6 +130,24 @@ class WeightsWatch:
             return sum(map(COUNTER, self._weights))
         except RuntimeError:  # an inference tensor
             return sum(weight._version for weight in self._weights if not weight.is_inference())
+
+
+def _own_code(module: nn.Module) -> tuple[Any, ...]:
+    """Empty where nobody put anything on this module."""
+    own = module.__dict__
+    # Hosts put the hooks that move weights up anew: what counts is the forward inside them.
+    found = [own_forward(module) if "forward" in own else None, own.get("_forward"), own.get("processor")]
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        found += own.get(hooks, {}).values()
+    return tuple(map(_code, found)) if any(one is not None for one in found) else ()
+
+
+def _code(function: Any) -> Any:
+    """The code of a function, whoever closes over it and whatever it closes over; of other things their class."""
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", type(function))
 
 
 def _spread(group: list[Any]) -> list[Any]:

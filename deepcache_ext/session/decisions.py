@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -72,8 +73,10 @@ class Decisions:
         at.ladder.take_down()
         if is_traced():
             return self._plain(now, Reason.TRACED)
-        self._look_for_changes(at, now, last)
+        forwards = self._look_for_changes(at, now, last)
         call = at.ladder.call(args, kwargs)
+        # A guider's further call may differ in nothing but what it has put on the layers.
+        call = replace(call, kind=(call.kind, forwards))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
         if torch.is_grad_enabled() and any(
             t.requires_grad for t in chain((call.x, *call.conditioning), at.unet.parameters())
@@ -97,8 +100,8 @@ class Decisions:
             self._miss(now.together)
         return self._observed(at, now, call, key, forward)
 
-    def _look_for_changes(self, at: Attachment, now: Evaluation, last: Evaluation | None) -> None:
-        """What came between this call and the one before it. Raises `UnknownLayout`."""
+    def _look_for_changes(self, at: Attachment, now: Evaluation, last: Evaluation | None) -> int:
+        """What came between this call and the one before it; `Attachment.forwards`. Raises `UnknownLayout`."""
         is_first, now.is_begun = not now.is_begun, True
         if is_first:
             latent = now.latent()
@@ -110,13 +113,13 @@ class Decisions:
             self.drop(Reason.BLOCKS)
         elif at.weights_changed(values=is_first):
             self.drop(Reason.WEIGHTS)
-        if at.forwards_changed():
-            self.drop(Reason.FORWARD)
+        forwards = at.forwards()
         if at.foreign().counting:
             if now.calls > now.ran[Kind.FULL]:
                 raise UnknownLayout(Reason.LAYERS.value)
             if last is not None and last.calls > 1:
                 now.together = now.together or Reason.LAYERS
+        return forwards
 
     def _plain(self, now: Evaluation, reason: Reason) -> PlainCall:
         """A call that runs without us, in full, by its nature: so the others of its evaluation do too."""

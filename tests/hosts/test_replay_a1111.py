@@ -16,7 +16,7 @@ import torch
 from deepcache_ext.hosts import generations
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.plan import UniformPlan
-from deepcache_ext.session import session, slots
+from deepcache_ext.session import attachment, decisions, session, slots
 from deepcache_ext.session.changes import WeightsWatch
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
@@ -165,7 +165,7 @@ def test_notices_another_prompts_feature(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WeightsWatch, "version", lambda self: 0)
+    monkeypatch.setattr(WeightsWatch, "version", lambda self, values=True: 0)
     monkeypatch.setattr(session.Session, "drop", lambda self, reason: None)
     assert f"must be full: {reference.WEIGHTS}" in failures("refiner_inplace")
 
@@ -191,7 +191,7 @@ def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_notices_a_ladder_that_moves_controlnets_residuals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "own_forward", lambda unet: None)
+    monkeypatch.setattr(decisions, "own_forward", lambda unet: None)
     assert "call 1" in failures("controlnet")
 
 
@@ -201,7 +201,7 @@ def test_notices_hooks_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_notices_hooks_that_stay_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.Session, "unhook", session.Session.pause)
+    monkeypatch.setattr(attachment.Attachment, "unhook", lambda self, raising=False: None)
     assert "left on the U-Net after the exception" in failures("crash")
 
 

@@ -84,7 +84,7 @@ def test_notices_the_slot_of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WeightsWatch, "version", lambda self: 0)
+    monkeypatch.setattr(WeightsWatch, "version", lambda self, values=True: 0)
     monkeypatch.setattr(session.Session, "drop", lambda self, reason: None)
     assert f"must be full: {WEIGHTS}" in failures("forge-2025-06/refiner")
 
