@@ -221,7 +221,7 @@ def test_generate_tells_what_it_did(opened):
     heads = shown(opened, "txt2img", "last_run_table").locator("thead th")
     expect(heads).to_have_text(["txt2img", "first pass"])
     figures = shown(opened, "txt2img", "last_run_table").locator("tbody td:nth-child(2)")
-    expect(figures).to_have_text(["14", "5", "5", "4", "1.61x", re.compile(r"^\d+\.\d\dx$")])
+    expect(figures).to_have_text(["14", "8", "0", "6", "1.65x", re.compile(r"^\d+\.\d\dx$")])
     lines = figures.first.evaluate("e => [getComputedStyle(e).borderLeftWidth, getComputedStyle(e).borderBottomWidth]")
     assert lines == ["0px", "1px"]
     assert shown(opened, "txt2img", "header").inner_text() == "1.7x, 8 of 14 full"
