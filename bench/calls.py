@@ -91,6 +91,7 @@ class Pass:
 
     def only_cached(self) -> None:
         """From the next evaluation on, run the live blocks only."""
+        self.session.pause()
         self.plan.stop = self.session.report.evaluations
 
     def estimate_by(self, name: str) -> None:
