@@ -213,7 +213,9 @@ class Session:
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
-        if unet is not self._unet or self._ladder is None:
+        if self._unet is None or self._ladder is None:  # attached to no UNet: nothing was to be cached here
+            return None
+        if unet is not self._unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
         if not self._is_ours():
