@@ -161,20 +161,20 @@ class Driver:
                 session.report.full_calls += 1  # its plan caches nothing, or it is off
             return None
         finally:
-            if self._turn.depth == 1 and session is not None:
+            if self._turn.depth == 1:
                 self._call_is_over(session)
             self._turn.give()
 
-    def _call_is_over(self, session: Session) -> None:
+    def _call_is_over(self, session: Session | None) -> None:
         run = self._runs.get(threading.get_ident())
-        if run is None or run.session is not session:
-            return
-        if run.clock.remaining == 1 and run.calls == run.calls_before:
-            # Nothing is to come: what was kept need not lie about while the VAE works.
-            try:
+        if run is not None and run.session is session and run.clock.remaining == 1 and run.calls == run.calls_before:
+            run.is_over = True
+        # Where nothing is to come, what was kept need not lie about while the VAE works.
+        try:
+            for run in [run for run in self._runs.values() if run.is_over]:
                 self._end_pass(run)
-            except Exception:
-                self._give_up()
+        except Exception:
+            self._give_up()
 
     # Passes and evaluations ---------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Driver:
         """Asked by Python when an object goes, in the middle of whatever runs then."""
         run.is_over = True
         taken = self._turn.take_if_free()
-        if taken is None:  # another thread's call is under way; this run's next call, or the end of all, will do it
+        if taken is None:  # a call is under way, of another thread: its end will do it
             return
         try:
             self._clear_up_after(taken[1])
