@@ -110,17 +110,18 @@ class Driver:
 
     def end_passes(self) -> None:
         """End what is under way: the next call begins a new pass. Waits for other threads' calls."""
-        self._end_runs(list(self._runs))
+        self._end_runs(lambda: list(self._runs))
 
     def end_pass(self) -> None:
         """As `end_passes`, of this thread alone."""
-        self._end_runs([threading.get_ident()])
+        self._end_runs(lambda: [threading.get_ident()])
 
-    def _end_runs(self, threads: Sequence[int]) -> None:
+    def _end_runs(self, which: Callable[[], Sequence[int]]) -> None:
+        """Of these threads, asked for when no call is under way."""
         self._turn.take(by_call=False)
         try:
             self._called = None
-            for thread in threads:
+            for thread in which():
                 self._clear_up_after(thread)
         finally:
             self._turn.give()
@@ -162,6 +163,7 @@ class Driver:
             return None
         finally:
             if self._turn.depth == 1:
+                self._called = None
                 self._call_is_over(session)
             self._turn.give()
 
