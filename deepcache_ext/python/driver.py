@@ -110,17 +110,18 @@ class Driver:
 
     def end_passes(self) -> None:
         """End what is under way: the next call begins a new pass. Waits for other threads' calls."""
-        self._end_runs(list(self._runs))
+        self._end_runs(lambda: list(self._runs))
 
     def end_pass(self) -> None:
         """As `end_passes`, of this thread alone."""
-        self._end_runs([threading.get_ident()])
+        self._end_runs(lambda: [threading.get_ident()])
 
-    def _end_runs(self, threads: Sequence[int]) -> None:
+    def _end_runs(self, which: Callable[[], Sequence[int]]) -> None:
+        """Of these threads, asked for when no call is under way."""
         self._turn.take(by_call=False)
         try:
             self._called = None
-            for thread in threads:
+            for thread in which():
                 self._clear_up_after(thread)
         finally:
             self._turn.give()
@@ -161,20 +162,21 @@ class Driver:
                 session.report.full_calls += 1  # its plan caches nothing, or it is off
             return None
         finally:
-            if self._turn.depth == 1 and session is not None:
+            if self._turn.depth == 1:
+                self._called = None
                 self._call_is_over(session)
             self._turn.give()
 
-    def _call_is_over(self, session: Session) -> None:
+    def _call_is_over(self, session: Session | None) -> None:
         run = self._runs.get(threading.get_ident())
-        if run is None or run.session is not session:
-            return
-        if run.clock.remaining == 1 and run.calls == run.calls_before:
-            # Nothing is to come: what was kept need not lie about while the VAE works.
-            try:
+        if run is not None and run.session is session and run.clock.remaining == 1 and run.calls == run.calls_before:
+            run.is_over = True
+        # Where nothing is to come, what was kept need not lie about while the VAE works.
+        try:
+            for run in [run for run in self._runs.values() if run.is_over]:
                 self._end_pass(run)
-            except Exception:
-                self._give_up()
+        except Exception:
+            self._give_up()
 
     # Passes and evaluations ---------------------------------------------------------------------------------
 
@@ -229,7 +231,7 @@ class Driver:
         """Asked by Python when an object goes, in the middle of whatever runs then."""
         run.is_over = True
         taken = self._turn.take_if_free()
-        if taken is None:  # another thread's call is under way; this run's next call, or the end of all, will do it
+        if taken is None:  # a call is under way, of another thread: its end will do it
             return
         try:
             self._clear_up_after(taken[1])

@@ -466,6 +466,17 @@ def test_tracing_and_replicas_pass_through(unet):
     assert report.misses[Reason.REPLICA] == 1 and report.misses[Reason.TRACED] == 1
 
 
+def test_without_a_unet_no_call_is_missed(unet):
+    """Where the plan caches nothing nobody attaches it, and who has turned it off detaches it."""
+    cache, arguments = session(3), call()
+    cache.tick(lambda: arguments["x"])
+    assert cache.before(unet, (), arguments) is None
+    cache.attach(unet)
+    cache.turn_off("told so")
+    assert cache.before(unet, (), arguments) is None
+    assert cache.close().misses == {}
+
+
 def test_a_copy_of_the_unet_made_in_mid_pass_is_left_alone(unet):
     latent, cache = drifting(2), session(3)
     cache.attach(unet)
