@@ -220,7 +220,7 @@ class Checker:
             )
             self._compare(made.output, expected.output, exact=verdict.exact)
             if rule.branch == config.deeper:
-                rule.remember(part, making, expected.features)
+                rule.remember(part, making, expected.features, verdict.exact)
         elif not cached:
             self._compare(made.output, truth.output, exact=True)
             if verdict.why != WALKS:

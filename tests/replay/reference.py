@@ -138,9 +138,12 @@ Making = tuple[Hashable, Hashable, Hashable]
 
 @dataclass(frozen=True)
 class Kept:
+    """`exact`: of a full call, or of one on features that were exact themselves."""
+
     index: int
     sigma: float | None
     features: list[torch.Tensor]
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,9 @@ class Rule:
             return Verdict(None, WALKS)
         return self._estimate(by_branch[branch])
 
-    def remember(self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]]) -> None:
+    def remember(
+        self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]], exact: bool = True
+    ) -> None:
         """After a full call, or one that renewed the shallower feature: what each walk had by branch."""
         if self.broken:
             return
@@ -245,18 +250,18 @@ class Rule:
         kept = {**before} if same else {}
         for branch in self.branches:
             if branch in features[0]:
-                now = Kept(self.index, self.sigma, [of_walk[branch] for of_walk in features])
+                now = Kept(self.index, self.sigma, [of_walk[branch] for of_walk in features], exact)
                 kept[branch] = [*kept.get(branch, []), now][-3:]
         self.memory[part] = (making, kept)
 
     def _estimate(self, kept: list[Kept]) -> Verdict:
         last = kept[-1]
         if not self.looks_back or len(kept) < 2:
-            return Verdict(last.features)
+            return Verdict(last.features, exact=last.exact)
         before, now = kept[-2], Kept(self.index, self.sigma, [])
         r = self._ratio(before, last, now)
         if r == 0:
-            return Verdict(last.features)
+            return Verdict(last.features, exact=last.exact)
         oldest = kept[-3] if len(kept) > 2 else None
         past = self._ratio(oldest, before, last) if oldest else 0.0
         estimated = []
