@@ -120,7 +120,7 @@ def of_an_older_host() -> Data:
 def caught() -> Data:
     """A1111 with an extension that catches the exception of a call and goes on."""
     data = recorded(f"{A1111}/ddim")
-    calls(data)[2]["error"] = "OutOfMemoryError"
+    calls(data)[1]["error"] = "OutOfMemoryError"
     return data
 
 
@@ -182,7 +182,7 @@ UNSEEN: dict[Callable[[], Data], tuple[tuple[int, int], list[str]]] = {
     runge_kutta: ((8, 8), []),
     detailed: ((2, 2), []),
     of_an_older_host: ((2, 2), []),
-    caught: ((3, 3), []),
+    caught: ((2, 3), []),
     walks_that_end: ((3, 4), []),
     controlled: (
         (2, 2),
@@ -275,9 +275,11 @@ def test_what_was_read_is_as_described() -> None:
     assert named > 100
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [8, 9, 13, 16, 17, 23, 28])
 def test_a_variant(seed: int, tmp_path: Path) -> None:
-    """Whatever was changed, the extension does right by it: there is no mismatch, and nothing breaks."""
+    """Whatever was changed, the extension does right by it: there is no mismatch, and nothing breaks. Of the first
+    seeds these are changes that could not be played before.
+    """
     path = SHORT[seed % len(SHORT)]
     written, changed = variant(json.loads(path.read_text(encoding="utf-8")), 1000 + seed)
     outcome = played(written, tmp_path)
