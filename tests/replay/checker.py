@@ -14,7 +14,7 @@ from . import fakehost
 from .judge import Key, Made
 from .models import Models
 from .recording import Event, Generation
-from .reference import Answer, Rule, answer, noise_level
+from .reference import WALKS, Answer, Rule, Verdict, answer, noise_level
 
 FEW = "evaluations: caching may change the picture much"
 
@@ -132,19 +132,19 @@ class Checker:
     def called(self, made: Made) -> None:
         self._where = f"{made.key[0]} call {made.key[1]}"
         self.result.outputs[made.key] = made.output
-        truth = self.truths.of(made)
-        cached = self._was_cached(made, len(truth.features))
+        truth, rule = self.truths.of(made), self.rule
+        verdict = self._verdict(made, len(truth.features), rule) if rule and made.part is not None else None
+        cached = self._was_cached(made, len(truth.features), verdict)
         if made.part is not None:
-            rule = self.rule
             deeper = rule is not None and rule.branch is not None and rule.branch != rule.branches[0]
             ran = FULL if not cached else DEEPER if deeper else CACHED
             self.passes[-1][1][-1] = max(self.passes[-1][1][-1], ran)
-        if self.rule is None or made.part is None:
+        if rule is None or verdict is None:
             if cached:
                 self.fail("cached where nothing may be")
             self._compare(made.output, truth.output, exact=True)
             return
-        self._judge(made, truth, cached, self.rule)
+        self._judge(made, truth, cached, verdict, rule)
 
     def batch_ends(self, p: fakehost.Processing) -> None:
         """The infotext says what was seen here: a full evaluation is one with any full call."""
@@ -178,23 +178,27 @@ class Checker:
 
     # Checks -----------------------------------------------------------------------------
 
-    def _was_cached(self, made: Made, walks: int) -> bool:
+    def _verdict(self, made: Made, walks: int, rule: Rule) -> Verdict:
+        part = (made.part, self._repeats[made.part])
+        self._repeats[made.part] += 1
+        return rule.verdict(part, (made.conditioning, made.weights, made.forward), walks)
+
+    def _was_cached(self, made: Made, walks: int, verdict: Verdict | None) -> bool:
         unet: Any = made.unet
         count = len(unet.output_blocks)
         branch = self.rule.branch if self.rule and self.rule.branch is not None else self.result.config.branch
         inputs, outputs = [str(i) for i in range(count)], [str(i) for i in range(-count, 0)]
-        if made.ran == [*inputs, "m", *outputs] * walks:
+        whole, live = [*inputs, "m", *outputs] * walks, [*inputs[: branch + 1], *outputs[-branch - 1 :]] * walks
+        if made.ran == ([*live, *whole] if verdict is not None and verdict.why == WALKS else whole):
             return False
-        if made.ran != [*inputs[: branch + 1], *outputs[-branch - 1 :]] * walks:
+        if made.ran != live:
             self.fail(f"ran neither all blocks nor just the live ones: {' '.join(made.ran)}")
         return True
 
-    def _judge(self, made: Made, truth: Answer, cached: bool, rule: Rule) -> None:
+    def _judge(self, made: Made, truth: Answer, cached: bool, verdict: Verdict, rule: Rule) -> None:
         config = self.result.config
-        part = (made.part, self._repeats[made.part])
-        self._repeats[made.part] += 1
+        part = (made.part, self._repeats[made.part] - 1)
         making = (made.conditioning, made.weights, made.forward)
-        verdict = rule.verdict(part, making)
         if rule.branch is not None:
             self.result.planned += 1
             self.result.cached += cached
@@ -215,10 +219,11 @@ class Checker:
             )
             self._compare(made.output, expected.output, exact=verdict.exact)
             if rule.branch == config.deeper:
-                rule.remember(part, making, expected.features)
+                rule.remember(part, making, expected.features, verdict.exact)
         elif not cached:
             self._compare(made.output, truth.output, exact=True)
-            rule.remember(part, making, truth.features)
+            if verdict.why != WALKS:
+                rule.remember(part, making, truth.features)
 
     def _compare(self, got: torch.Tensor, expected: torch.Tensor, exact: bool) -> None:
         if got.shape != expected.shape or not torch.isfinite(got).all():

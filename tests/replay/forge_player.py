@@ -69,9 +69,9 @@ class ForgePlayer(Player):
     def _lay_out(self, event: Event, calls: list[Event]) -> Layout:
         return lay_out(event, calls)
 
-    def _denoiser(self, event: Event) -> Any:
+    def _denoiser(self, event: Event, p: fakehost.Processing) -> Any:
         """Its innermost model is the one that is about to run, whatever `p` says."""
-        denoiser = super()._denoiser(event)
+        denoiser = super()._denoiser(event, p)
         denoiser.inner_model = SimpleNamespace(inner_model=self.host.shared.sd_model)
         return denoiser
 

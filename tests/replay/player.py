@@ -6,6 +6,7 @@ Each pass has one latent that drifts slowly; the U-Net gets the part of it that 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -188,7 +189,7 @@ class Player(Caller):
         latent = self._drift(layout.images, event["x"][1], layout.size)
         x = latent[[row.image for row in layout.rows]] / self._scale
         self._progress = event["denoiser_step"] / max(1, event["denoiser_total_steps"])
-        self._params = fakehost.CFGDenoiserParams(x, event, self._denoiser(event))
+        self._params = fakehost.CFGDenoiserParams(x, event, self._denoiser(event, self.p))
         self.judge.evaluation_begins(event)
         self._call_back("cfg_denoiser", self._params)
 
@@ -203,16 +204,14 @@ class Player(Caller):
         """An evaluation of a `p` of which no hook told, as of an extension's generation in between."""
         self._params = self._layout = None
         p = fakehost.processing(self.host, "StableDiffusionProcessing")
-        p.sampler = fakehost.sampler(p, self._generation.sampler(False), event["denoiser_class"])
-        denoiser = p.sampler.model_wrap_cfg
-        denoiser.step, denoiser.total_steps = event["denoiser_step"], event["denoiser_total_steps"]
-        self._call_back("cfg_denoiser", fakehost.CFGDenoiserParams(noise("foreign", *event["x"]), event, denoiser))
+        x = noise("foreign", *event["x"])
+        self._call_back("cfg_denoiser", fakehost.CFGDenoiserParams(x, event, self._denoiser(event, p)))
 
     def _lay_out(self, event: Event, calls: list[Event]) -> Layout:
         return lay_out(event, calls, self._index)
 
-    def _denoiser(self, event: Event) -> Any:
-        made, p = self.p.sampler, self.p
+    def _denoiser(self, event: Event, p: fakehost.Processing) -> Any:
+        made = p.sampler
         if made is None or type(made.model_wrap_cfg).__name__ != event["denoiser_class"]:
             name = self._generation.sampler(p.is_hr_pass)
             made = p.sampler = fakehost.sampler(p, name, event["denoiser_class"])
@@ -239,7 +238,9 @@ class Player(Caller):
         versions = [self._version(label) for label in labels]
         given = self._given(event, placed, list(zip(labels, versions, strict=True)))
         self._control = strength(event["t"][0], self._generation.request, self._progress if inside else 0.0)
-        self._walk_inside(rest)
+        self._control.inner = _walks_inside(rest)
+        if self._control.inner and not self._is_foreign:
+            self._cannot("unet_inner_forward")
         key = (self._generation.key, self._number)
         output = self._output(key, event, given)
         if output is not None:
@@ -255,7 +256,9 @@ class Player(Caller):
 
     def _given(self, event: Event, placed: Placed | None, asked: list[tuple[str, int]]) -> dict[str, Any]:
         """The call's arguments. `asked`: the prompt of each row, and which version of it."""
-        given: dict[str, Any] = {"x": self._x(event, placed), "timesteps": torch.tensor(event["t"])}
+        outside = ("outside", self._number)
+        x = _part(self._params.x * self._scale, placed, event["x"][1]) if placed else noise(outside, *event["x"])
+        given: dict[str, Any] = {"x": x, "timesteps": torch.tensor(event["t"])}
         for name in ("context", "y"):
             shape = event.get(name)
             if shape and shape[0] != len(asked):
@@ -263,35 +266,6 @@ class Player(Caller):
             rows = [noise((name, label, version, shape[1:]), *shape[1:]) for label, version in asked] if shape else []
             given[name] = torch.stack(rows) if rows else None
         return given
-
-    def _x(self, event: Event, placed: Placed | None) -> torch.Tensor:
-        if placed is None:
-            return noise(("outside", self._number), *event["x"])
-        high, wide = placed.size
-        x = self._params.x * self._scale
-        rows = [x[q.row, :, q.top : q.top + high, q.left : q.left + wide] for q in placed.pieces]
-        whole = torch.stack(rows)
-        missing = event["x"][1] - whole.shape[1]
-        if missing > 0:  # an inpainting model's mask and masked image
-            more = noise("image conditioning", missing, high, wide)
-            whole = torch.cat([whole, more.expand(len(rows), -1, -1, -1)], 1)
-        return whole
-
-    def _walk_inside(self, rest: list[Event]) -> None:
-        """What the class's forward gets where another one runs it inside the call."""
-        for later in rest:
-            if later["ev"] != "unet_inner_forward":
-                return
-            if not self._is_foreign:
-                self._cannot("unet_inner_forward")
-            still, moving = noise("reference", *later["x"]), noise(("reference", later["t"]), *later["x"])
-            self._control.inner.append(
-                {
-                    "x": still + 0.1 * moving,
-                    "timesteps": torch.tensor(later["t"]),
-                    "context": noise(("reference context", later["context"]), *later["context"]),
-                }
-            )
 
     def _version(self, prompt: str) -> int:
         if self._params is None:
@@ -309,6 +283,28 @@ def _calls_of(rest: list[Event]) -> list[Event]:
         elif later.get("name") in (*BEGINNINGS, *ENDS, "cfg_denoiser", "cfg_after_cfg"):
             break
     return calls
+
+
+def _part(x: torch.Tensor, placed: Placed, channels: int) -> torch.Tensor:
+    """A call's rows and crops of x, with so many channels."""
+    high, wide = placed.size
+    rows = [x[q.row, :, q.top : q.top + high, q.left : q.left + wide] for q in placed.pieces]
+    whole = torch.stack(rows)
+    missing = channels - whole.shape[1]
+    if missing > 0:  # an inpainting model's mask and masked image
+        more = noise("image conditioning", missing, high, wide)
+        whole = torch.cat([whole, more.expand(len(rows), -1, -1, -1)], 1)
+    return whole
+
+
+def _walks_inside(rest: list[Event]) -> list[dict[str, torch.Tensor]]:
+    """What the class's forward gets where another one runs it inside the call."""
+    inner = []
+    for later in itertools.takewhile(lambda event: event["ev"] == "unet_inner_forward", rest):
+        still, moving = noise("reference", *later["x"]), noise(("reference", later["t"]), *later["x"])
+        context = noise(("reference context", later["context"]), *later["context"])
+        inner.append({"x": still + 0.1 * moving, "timesteps": torch.tensor(later["t"]), "context": context})
+    return inner
 
 
 def _stand_for(value: Any) -> Any:

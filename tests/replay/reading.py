@@ -68,7 +68,10 @@ class Reader:
         if "p" in event:
             event["p"] = self._p(event["p"])
         if isinstance(event.get("y"), dict):
-            event["y"] = self._read(event["y"], ADDED, "unet.y")
+            given = event["y"]
+            event["y"] = self._read(given, ADDED, "unet.y") if set(given) & set(ADDED.fields) else None
+            if event["y"] is None:
+                self.unread.update(dict.fromkeys(f"unet.y.{key}" for key in given))
         if "transformer_options" in event:
             given = {**event["transformer_options"], "x": event["x"]}
             options = self._read(given, OPTIONS, "unet.transformer_options") or {}

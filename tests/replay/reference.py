@@ -129,6 +129,7 @@ CHANGED = "its prompt changed"
 WEIGHTS = "the weights changed"
 FORWARD = "the forward changed"
 RAISED = "an exception came before it"
+WALKS = "it goes over the ladder another number of times"
 
 
 Making = tuple[Hashable, Hashable, Hashable]
@@ -137,9 +138,12 @@ Making = tuple[Hashable, Hashable, Hashable]
 
 @dataclass(frozen=True)
 class Kept:
+    """`exact`: of a full call, or of one on features that were exact themselves."""
+
     index: int
     sigma: float | None
     features: list[torch.Tensor]
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,10 @@ class Rule:
             return self.branches[0]
         return self.branches[-1] if self.index % (len(self.branches) * self.interval) else None
 
-    def verdict(self, part: Hashable, making: Making) -> Verdict:
+    def verdict(self, part: Hashable, making: Making, walks: int) -> Verdict:
+        """On a call that goes over the ladder so many times. Where that is another number than before it shows too
+        late: the call is made again, whole, and all that was kept is forgotten.
+        """
         branch = self.branch
         if branch is None:
             return Verdict(None, PLANNED)
@@ -227,28 +234,34 @@ class Rule:
         among = len(self.branches) if branch == self.branches[-1] else 1
         if by_branch[branch][-1].index < self.index - self.index % (among * self.interval):
             return Verdict(None, STALE)
+        if len(by_branch[branch][-1].features) != walks:
+            self.memory.clear()
+            return Verdict(None, WALKS)
         return self._estimate(by_branch[branch])
 
-    def remember(self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]]) -> None:
+    def remember(
+        self, part: Hashable, making: Making, features: list[dict[int, torch.Tensor]], exact: bool = True
+    ) -> None:
         """After a full call, or one that renewed the shallower feature: what each walk had by branch."""
         if self.broken:
             return
         made, before = self.memory.get(part, (making, {}))
-        kept = {**before} if made == making else {}
+        same = made == making and all(len(those[-1].features) == len(features) for those in before.values())
+        kept = {**before} if same else {}
         for branch in self.branches:
             if branch in features[0]:
-                now = Kept(self.index, self.sigma, [of_walk[branch] for of_walk in features])
+                now = Kept(self.index, self.sigma, [of_walk[branch] for of_walk in features], exact)
                 kept[branch] = [*kept.get(branch, []), now][-3:]
         self.memory[part] = (making, kept)
 
     def _estimate(self, kept: list[Kept]) -> Verdict:
         last = kept[-1]
         if not self.looks_back or len(kept) < 2:
-            return Verdict(last.features)
+            return Verdict(last.features, exact=last.exact)
         before, now = kept[-2], Kept(self.index, self.sigma, [])
         r = self._ratio(before, last, now)
         if r == 0:
-            return Verdict(last.features)
+            return Verdict(last.features, exact=last.exact)
         oldest = kept[-3] if len(kept) > 2 else None
         past = self._ratio(oldest, before, last) if oldest else 0.0
         estimated = []
