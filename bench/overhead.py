@@ -28,7 +28,7 @@ from deepcache_ext.plan.estimators import Forecast
 from deepcache_ext.session.session import Session
 
 from . import unets
-from .calls import BY_HAND, HOOKED, PLAIN, FullUntil, Pass
+from .calls import BY_HAND, HOOKED, OWN, PLAIN, FullUntil, Pass
 from .timing import Clock, Rival, collector_off, rounds
 
 SIDE = 8
@@ -52,7 +52,7 @@ class TimedSession(Session):
     """Notes how long each tick and hook takes."""
 
     def __init__(self, plan: FullUntil) -> None:
-        super().__init__(plan, Forecast())
+        super().__init__(plan, Forecast(), trusted=OWN)
         self.spent: dict[str, list[float]] = {"tick": [], "hook before": [], "hook after": []}
 
     def tick(self, *args: Any, **kwargs: Any) -> None:

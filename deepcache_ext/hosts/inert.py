@@ -5,7 +5,7 @@ says so wherever caching is asked for. Imports nothing of any host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..calibrate.store import Profiles
@@ -24,6 +24,7 @@ class Inert:
     def __init__(self, inactive: str, profiles: Profiles, pastes_updates_only: bool = False) -> None:
         self.inactive, self.profiles, self.pastes_updates_only = inactive, profiles, pastes_updates_only
         self.disabled = False
+        self.trusted: Collection[str] = ()
         self.last_run: RunOutcome | None = None
 
     def before_process(self, p: Any, args: Sequence[Any]) -> None:

@@ -32,7 +32,7 @@ class Decisions:
     def __init__(
         self, plan: Plan, estimator: Estimator, nature: Nature, trusted: Collection[str], report: PassReport
     ) -> None:
-        self._plan, self._estimator, self._trusted, self._report = plan, estimator, trusted, report
+        self._plan, self.estimator, self._trusted, self._report = plan, estimator, trusted, report
         self._slots = Slots(estimator.keeps)
         self._motion = Motion(nature.fresh_noise, nature.all_fresh)
         self._no_slot = Reason.FIRST_SEEN
@@ -106,7 +106,7 @@ class Decisions:
         if is_first:
             latent = now.latent()
             self._slots.start_evaluation(latent)
-            matters = self._estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
+            matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
             if latent is not None and not self._motion.follows(latent, now.moment, matters):
                 self.drop(Reason.MOVED)
         if at.blocks_changed():
@@ -131,14 +131,14 @@ class Decisions:
     def _cached(
         self, at: Attachment, now: Evaluation, call: Call, slot: Slot, branch: int, full_length: bool, given: Arguments
     ) -> CachedCall:
-        features = self._estimator.estimate(slot.kept[branch], now.moment)
+        features = self.estimator.estimate(slot.kept[branch], now.moment)
         instead = at.ladder.arguments(branch, *given)
         renewed = [other for other in self._plan.branches if other < branch]
         walks = at.ladder.up_cached(branch, features, slot.walks, full_length, renewed)
         return CachedCall(call, slot, walks, given, instead)
 
     def _observed(self, at: Attachment, now: Evaluation, call: Call, key: Key, forward: object) -> OpenCall:
-        if not self._plan.worth_keeping(now.moment.index, self._estimator.keeps):
+        if not self._plan.worth_keeping(now.moment.index, self.estimator.keeps):
             return PlainCall(call)
         continues = self._slots.continues(key, call, forward)
         walks = at.ladder.up_full(self._plan.branches, full_length=forward is not None)
@@ -163,5 +163,5 @@ class Decisions:
             raise walks.failed
         for branch, features in walks.features.items():
             slot.add(branch, features, now.moment)
-            self._estimator.learn(slot.kept[branch])
+            self.estimator.learn(slot.kept[branch])
         self._report.kept_bytes = max(self._report.kept_bytes, self._slots.nbytes)

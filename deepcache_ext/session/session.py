@@ -49,7 +49,7 @@ class Session:
         """`ladder` makes the ladder of a UNet, or raises `UnknownLayout`. `nature`: of the pass's sampler. `trusted`:
         names of other people's code that the user calls harmless (`unet.neighbours`).
         """
-        self.plan, self.estimator = plan, estimator
+        self.plan = plan
         self.report = PassReport(hires=hires)
         self._ladder_of, self._trusted = ladder, trusted
         self._decisions = Decisions(plan, estimator, nature, trusted, self.report)
@@ -120,6 +120,15 @@ class Session:
         self.report.is_blind = self.report.is_blind or getattr(why, "others_skip", False)
         self.drop(Reason.LAYOUT)
         self.detach()
+
+    @property
+    def estimator(self) -> Estimator:
+        """What stands for the skipped part; another one that looks back no further may take its place."""
+        return self._decisions.estimator
+
+    @estimator.setter
+    def estimator(self, estimator: Estimator) -> None:
+        self._decisions.estimator = estimator
 
     @property
     def is_off(self) -> bool:

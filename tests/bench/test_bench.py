@@ -42,7 +42,7 @@ def test_full_forward_by_hand_is_the_unets_own(layout: str) -> None:
 @torch.no_grad()
 def test_cached_call_equals_the_live_blocks_by_hand(layout: str) -> None:
     unet, given = unets.make(layout), unets.inputs(layout, 2, 16)
-    other = given | {"x": given["x"].flip(-1)}
+    other = given | {"x": given["x"] * 0.9}
     for branch in (0, 2):
         one = calls.Pass(unet, given, branch)
         one.session.estimator = Copy()

@@ -107,9 +107,9 @@ def test_running_webui(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     found = figures(file)
     assert [arm["said"] for arm in found.values()] == [
         "",
-        "5 of 14 full + 5 medium",
-        "4 of 14 full + 3 medium",
-        "3 of 14 full + 2 medium",
+        "8 of 14 full",
+        "6 of 14 full",
+        "4 of 14 full",
     ]
     assert found["uncached"]["psnr"] is None
     assert all(0 < found[name]["psnr"] < 80 for name in list(found)[1:])

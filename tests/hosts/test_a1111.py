@@ -185,7 +185,7 @@ def test_without_foreseen_levels_the_plan_is_uniform(host, monkeypatch):
 
     monkeypatch.setattr(schedule, "_schedule", lambda params, p: [3.0, 2.0, 1.0])
     done = make(host, WEIGHTED, steps=14)
-    assert infotext(host, done)["DeepCache"] == "5 of 14 full"
+    assert infotext(host, done)["DeepCache"] == "7 of 14 full"
 
 
 def test_an_infotext_makes_the_picture_again(host):
@@ -353,7 +353,7 @@ def test_an_error_of_ours_never_stops_a_generation(host, monkeypatch):
     handler = logging.StreamHandler(stream)
     logging.getLogger("deepcache").addHandler(handler)
     try:
-        for name in ("_begin", "_begin_pass", "_attach", "_end_pass"):
+        for name in ("_begin", "_begin_pass", "_session", "_end_pass"):
             with monkeypatch.context() as patch:
                 patch.setattr(type(host_object(host)), name, lambda *_: 1 / 0)
                 done = make(host, FOURTH)

@@ -124,7 +124,7 @@ def test_a_host_without_a_profile_says_so(host: Host) -> None:
 def test_a_press_counts_once(host: Host) -> None:
     ours = script(host)
     word = ours.requests.press(2, 4)
-    controls = [True, "Custom", 3, 0, "auto", 0.0, 1.0, "both", 0, -1, "calibrated", 1.6, 0.0, "", 0.3, 1.4, -1, word]
+    controls = [True, "Custom", 3, 0, "auto", 0.0, 1.0, "both", 0, -1, "calibrated", 1.6, 0.0, "", 0.3, 1.4, 0, word]
     request = {**WISHES, "alwayson_scripts": {"DeepCache": {"args": controls}}}
     host.txt2img(**request)
     (path,) = files(host)

@@ -164,7 +164,7 @@ def test_calls_are_counted_anew_in_each_pass(host, monkeypatch):
     def by_hand(p, steps, noise, image=None, strength=1.0):
         scheduler = samplers.create_sampler(p.sampler_name, shared.sd_model)
         scheduler.set_timesteps(steps)
-        x = noise if image is None else image
+        x = noise * scheduler.init_noise_sigma if image is None else image
         for t in scheduler.timesteps if image is None else scheduler.timesteps[-1:]:
             for text in context[: 1 if image is None else 2]:
                 noise = unet(x, t, text[None]).sample
@@ -224,7 +224,7 @@ def test_a_unet_that_turns_out_to_be_unknown_has_no_misses(host):
     del unet.forward
     (one,) = adapter(host).last_run.passes
     assert one.report.full_calls == 9 - one.report.cached_calls and "replaced" in one.report.off
-    assert {reason.name: count for reason, count in one.report.misses.items()} == {"FORWARD": 1}
+    assert not one.report.misses
     assert "replaced" in told(host, done)
 
 

@@ -60,14 +60,14 @@ def test_pictures_side_by_side_and_tables(url, tmp_path):
     # Each picture has its own infotext; the sheet that of the first.
     texts = info["infotexts"]
     assert len(texts) == 5 and "DeepCache" not in texts[0] + texts[1]
-    assert "DeepCache: 5 of 14 full + 5 medium" in texts[2] and "DeepCache interval: 2" in texts[4]
+    assert "DeepCache: 8 of 14 full" in texts[2] and "DeepCache interval: 2" in texts[4]
     page, table = (next(tmp_path.glob(f"deepcache_compare-*.{kind}")) for kind in ("html", "csv"))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [row["settings"] for row in rows] == ["without DeepCache", "Quality", "Fast", typed]
     assert [row["evaluations"] for row in rows] == [
         "",
-        "5 of 14 full + 5 medium",
-        "3 of 14 full + 2 medium",
+        "8 of 14 full",
+        "4 of 14 full",
         "7 of 14 full",
     ]
     assert all(float(row["seconds"]) > 0 and row["speed-up"].endswith("x") for row in rows)

@@ -177,8 +177,8 @@ def test_the_plan_follows_our_controls_and_the_hosts(opened):
     head = shown(opened, "txt2img", "header")
     expect(head).to_have_text("")
     enable(opened, "txt2img")
-    expect(head).to_have_text("1.6x, 7 of 20 full + 7 medium")
-    expect(cells(opened, "txt2img", ".full")).to_have_count(7)
+    expect(head).to_have_text("1.7x, 11 of 20 full")
+    expect(cells(opened, "txt2img", ".full")).to_have_count(11)
     choose(opened, "txt2img", "strategy", "uniform")
     type_number(opened, number(opened, "txt2img", "cache_interval"), 5)
     expect(cells(opened, "txt2img", ".full")).to_have_count(4)
@@ -217,14 +217,14 @@ def test_generate_tells_what_it_did(opened):
     open_inner(opened, "txt2img", "last_run")
     generate(opened, steps=14)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=120_000)
-    expect(prose(opened, "html_info_txt2img")).to_contain_text("DeepCache: 5 of 14 full + 5 medium", timeout=30_000)
+    expect(prose(opened, "html_info_txt2img")).to_contain_text("DeepCache: 8 of 14 full", timeout=30_000)
     heads = shown(opened, "txt2img", "last_run_table").locator("thead th")
     expect(heads).to_have_text(["txt2img", "first pass"])
     figures = shown(opened, "txt2img", "last_run_table").locator("tbody td:nth-child(2)")
-    expect(figures).to_have_text(["14", "5", "5", "4", "1.61x", re.compile(r"^\d+\.\d\dx$")])
+    expect(figures).to_have_text(["14", "8", "0", "6", "1.65x", re.compile(r"^\d+\.\d\dx$")])
     lines = figures.first.evaluate("e => [getComputedStyle(e).borderLeftWidth, getComputedStyle(e).borderBottomWidth]")
     assert lines == ["0px", "1px"]
-    assert shown(opened, "txt2img", "header").inner_text() == "1.6x, 5 of 14 full + 5 medium"
+    assert shown(opened, "txt2img", "header").inner_text() == "1.7x, 8 of 14 full"
     # It is the same in the other tab; and the next one takes its place.
     expect(shown(opened, "img2img", "last_run_table").locator("thead th")).to_have_count(2)
     choose(opened, "txt2img", "preset", "Fast")
@@ -361,7 +361,7 @@ def test_two_pages_at_once(opened, url):
     choose(opened, "txt2img", "preset", "Fast")
     enable(other, "txt2img")
     expect(shown(opened, "txt2img", "header")).to_have_text(re.compile(r"^2\.6x|^2\.7x|^2\.8x"))
-    expect(shown(other, "txt2img", "header")).to_have_text("1.6x, 7 of 20 full + 7 medium")
+    expect(shown(other, "txt2img", "header")).to_have_text("1.7x, 11 of 20 full")
     generate(opened, steps=13)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=60_000)
     open_inner(other, "txt2img", "last_run")

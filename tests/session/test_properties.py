@@ -160,7 +160,13 @@ def play(case):
     latent = drifting(2 if case["same_latent"] else sum(case["rows"]), channels)
     arguments = [unets.inputs(layout, rows=rows, size=(8, 8), seed=i) for i, rows in enumerate(case["rows"])]
     # Where hosts make the same calls in the same order at each evaluation, doubt is no excuse for a full run.
-    regular = all(e["calls"] == list(range(len(case["rows"]))) and not e["raises"] for e in case["evaluations"])
+    # A prompt that changes makes the others of its evaluation, and those of the next one, full too.
+    regular = all(
+        e["calls"] == list(range(len(case["rows"])))
+        and not e["raises"]
+        and (e["edit"] is None or len(case["rows"]) == 1)
+        for e in case["evaluations"]
+    )
     version = cached = 0
 
     def x_of(part, k):

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 from deepcache_ext.plan import estimators
-from deepcache_ext.session import session, slots
+from deepcache_ext.session import decisions, open_call, slots
 from deepcache_ext.unet import controlnet, ldm
 from tests.replay import fakehost
 from tests.replay.checker import FEW, Config, traces
@@ -43,8 +43,10 @@ OURS: tuple[tuple[type, str], ...] = (
     (ldm.Ladder, "up_full"),
     (ldm.Ladder, "up_cached"),
     (estimators.Copy, "estimate"),
-    (session.Session, "_end_call"),
-    (session.Session, "_keep"),
+    (open_call.PlainCall, "end"),
+    (open_call.ObservedCall, "end"),
+    (open_call.CachedCall, "end"),
+    (decisions.Decisions, "keep"),
 )
 """Functions of our own that may fail within a call."""
 
@@ -104,7 +106,7 @@ def in_our_own_code(_: Any, number: int) -> Iterator[None]:
     def failing(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             # Behind a call that keeps nothing, no other function of ours runs.
-            last = function.__name__ == "_end_call" and (args[1].walks is None or args[1].cached)
+            last = function.__name__ == "end" and not isinstance(args[0], open_call.ObservedCall)
             left[0] = -1 if last and left[0] >= 0 else left[0] - 1
             if left[0] == -1:
                 raise ArithmeticError("provoked")
