@@ -40,7 +40,7 @@ def figures(file: Path) -> dict[str, dict[str, Any]]:
     return {arm["name"]: arm for arm in json.loads(file.read_text())["arms"]}
 
 
-@pytest.mark.sample("sd1.5")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", own_model.MODEL_TYPES)
 def test_own_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(kind, tmp_path / "model")

@@ -58,7 +58,7 @@ SCENES = {
 }
 
 
-@pytest.mark.sample("txt2img", "hires")
+@pytest.mark.sample("txt2img")
 @pytest.mark.parametrize("scene", SCENES)
 def test_off_and_interval_one_are_the_hosts_own_picture(host, scene):
     """Promise 3; and that the setting does something at all."""
@@ -149,7 +149,7 @@ WEIGHTED = {"enabled": True, "strategy": "weighted", "speed_up": 2.0, "estimator
 ONE_EVALUATION = ["Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "LMS", "UniPC", "PLMS", "DDIM", "LCM"]
 
 
-@pytest.mark.sample("Euler-14", "DDIM-24", "UniPC-14")
+@pytest.mark.sample("Euler-14", "DDIM-24")
 @pytest.mark.parametrize("steps", [14, 24])  # 1000 // 14 x 14 ends by the last timestep, 1000 // 24 x 24 well before it
 @pytest.mark.parametrize("sampler", ONE_EVALUATION)
 def test_noise_levels_to_come_are_foreseen(host, monkeypatch, sampler, steps):

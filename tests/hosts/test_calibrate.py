@@ -336,6 +336,7 @@ def test_a_picture_made_inside_another_does_not_calibrate_again(host: Host, monk
     assert processing.process_images is inner
 
 
+@pytest.mark.slow
 def test_the_words_of_the_tries_stay_with_them(host: Host) -> None:
     wishes = {"steps": 12, "width": 96, "height": 96}  # at 4x the plan has a remark in every try
     result = made(host, wishes, speed_up=4.0, calibrate={**QUICK, "tries": 6})

@@ -84,6 +84,7 @@ BESIDE = {
 """The neighbour, and the request where another than the plain one shows it better."""
 
 
+@pytest.mark.sample("ToMe", "IP-Adapter", "FreeU", "MultiDiffusion", "PAG", "Regional Prompter, latent")
 @pytest.mark.parametrize("name", BESIDE)
 def test_beside(host, name):
     """The picture is the rule's, all planned calls are cached, and the neighbour acts on it."""
@@ -372,6 +373,7 @@ def test_skip(host):
     assert np.array_equal(pixels(done)[-1], pixels(alone)[0])
 
 
+@pytest.mark.slow
 def test_requests_that_come_at_the_same_time():
     """The host's queue takes one after the other; each gets the picture that it gets alone."""
 

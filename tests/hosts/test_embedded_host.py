@@ -96,7 +96,7 @@ def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -
     ]
 
 
-@pytest.mark.sample("DPM++ 2M-8", "DPM++ 2M SDE Heun-8", "DPM2 a-15")
+@pytest.mark.sample("DPM++ 2M-8")
 @pytest.mark.parametrize(
     ("sampler", "evaluations"),
     [
@@ -136,6 +136,7 @@ def test_img2img_with_every_kind_of_sampler(hosts: Hosts, sampler: str) -> None:
     assert made.images[0].size == (64, 64)
 
 
+@pytest.mark.slow
 def test_restart_goes_back_up_once_from_20_steps_on(hosts: Hosts) -> None:
     host = hosts("tinyA")
     host.restart_recording()
@@ -153,6 +154,7 @@ def test_a_batch_gives_the_pictures_of_its_seeds(hosts: Hosts) -> None:
     assert abs(difference).max() <= 1  # another batch size may round otherwise
 
 
+@pytest.mark.sample("tinyA")
 @pytest.mark.parametrize("model", ["tinyA", "tinyXL", "tinyInpaint"])
 def test_deep_features_matter(hosts: Hosts, model: str) -> None:
     """With ldm's zero-initialised layers left as they are no error in caching could be seen."""

@@ -60,6 +60,7 @@ def test_same_events_as_the_real_host(hosts: Hosts, scenario: str) -> None:
         assert not wrong, "\n".join(wrong[:20])
 
 
+@pytest.mark.sample("tinyA")
 @pytest.mark.parametrize("name", ["tinyA", "demo-sd1"])
 def test_the_unet_is_the_same_function_as_in_the_other_hosts(hosts: Hosts, name: str) -> None:
     checkpoint = available()[name]

@@ -127,6 +127,7 @@ def test_the_plan_follows_the_schedule(host, scheduler):
     assert [one.branches for one in foreseen] == [one.branches for one in ran]
 
 
+@pytest.mark.slow
 def test_a_sampler_by_its_older_name(host):
     foreseen, ran = compared(host, sampler_name="DPM++ 2M Exponential", steps=30)
     assert [one.branches for one in foreseen] == [one.branches for one in ran]

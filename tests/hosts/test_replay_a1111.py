@@ -95,8 +95,6 @@ def test_every_shortfall_has_a_cause() -> None:
     "dpm_adaptive",
     "dpmpp_sde",
     "hires",
-    "img2img",
-    "interrupted",
     "long_positive_prompt",
     "ngms",
     "prompt_edit",
@@ -286,6 +284,7 @@ def test_prompt_schedules(prompt: str, versions: list[int]) -> None:
     assert [generation.prompt_version(False, step, 8) for step in range(8)] == versions
 
 
+@pytest.mark.slow
 def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([str(TRACES), "ddim", "sdxl"]) == 0
     lines = capsys.readouterr().out.splitlines()

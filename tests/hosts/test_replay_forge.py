@@ -39,11 +39,9 @@ def test_all_recordings_are_here() -> None:
 @pytest.mark.sample(
     "forge-2025-06/crash",
     "forge-2025-06/first_generation_after_start",
-    "forge-2025-06/hires",
     "forge-2025-06/multidiffusion",
     "forge-2025-06/refiner",
     "reforge-2026-03/heun",
-    "reforge-2026-03/img2img",
     "reforge-2026-03/ngms_request_field",
     "reforge-2026-03/split_low_memory_and_prompt",
 )

@@ -62,7 +62,7 @@ def test_every_shortfall_has_a_cause() -> None:
     assert {name for name, (cached, planned) in CACHED.items() if cached < planned} <= set(CAUSES)
 
 
-@pytest.mark.sample("cfg_end", "crash", "heun", "hires", "interrupted", "offload_balanced", "sdxl")
+@pytest.mark.sample("cfg_end", "crash", "heun", "interrupted_hires", "offload_balanced", "sdxl")
 @pytest.mark.parametrize("scenario", sorted(CACHED))
 def test_replay(scenario: str) -> None:
     outcome = replay(load(TRACES / f"{scenario}.json"), SOME)

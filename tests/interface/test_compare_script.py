@@ -83,6 +83,7 @@ def test_it_leaves_the_accordions_settings_alone(url, tmp_path):
     assert "DeepCache start: 0.5" in info["infotexts"][2]  # what a preset does not set stays as it is on the page
 
 
+@pytest.mark.slow
 def test_hires_and_img2img(url, tmp_path):
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.9, "hr_upscaler": "Latent"}
     (_, *pictures), info = made(post(url, tmp_path, ["Balanced"], "", 8, True, **hires))

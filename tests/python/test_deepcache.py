@@ -515,6 +515,7 @@ def then(first, second, *args, **kwargs):
     return result
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("early", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("offload", [offload_sequentially, offload_model, hook_anew_at_every_step])
 def test_offloading(offload, early):

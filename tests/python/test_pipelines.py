@@ -80,7 +80,14 @@ def test_every_pipeline_with_a_deeper_branch(name):
         assert not torch.equal(cached, run(pipe, name))
 
 
-@pytest.mark.sample
+@pytest.mark.sample(
+    "DDIMScheduler-unet",
+    "DPMSolverMultistepScheduler-pipeline",
+    "HeunDiscreteScheduler-pipeline",
+    "HeunDiscreteScheduler-unet",
+    "PNDMScheduler-pipeline",
+    "LCMScheduler-unet",
+)
 @pytest.mark.parametrize("only_unet", [False, True], ids=["pipeline", "unet"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(pipe, name, only_unet):

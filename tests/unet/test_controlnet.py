@@ -87,6 +87,7 @@ UNITS = {
 }
 
 
+@pytest.mark.sample("three-levels-balanced", "three-levels-global average pooling", "three-levels-region mask")
 @pytest.mark.parametrize("options", UNITS.values(), ids=UNITS)
 def test_live_is_whole_in_every_control_mode(unet, options):
     plugged = network()
@@ -100,6 +101,7 @@ def test_live_is_whole_in_every_control_mode(unet, options):
     untouched(plugged)
 
 
+@pytest.mark.sample("three-levels-3")
 @pytest.mark.parametrize("deeper", [1, 3, 5])
 def test_live_is_whole_with_a_deeper_branch(unet, deeper):
     plugged = network()
@@ -259,7 +261,7 @@ def test_an_adapter_alone_and_a_reference_alone(unet):
         assert equal(live, cached(unet, Hook([unit]), live=False)[0])
 
 
-@pytest.mark.sample("three-levels-by its state-controlnet", "three-levels-by what runs-adapter")
+@pytest.mark.sample("three-levels-by its state-controlnet")
 @pytest.mark.parametrize("kind", ["controlnet", "adapter", "reference"])
 @pytest.mark.parametrize("known", [True, False], ids=["by its state", "by what runs"])
 def test_a_unit_that_switches_off_or_on_forces_a_full_run(unet, kind, known):

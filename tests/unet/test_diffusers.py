@@ -185,7 +185,7 @@ def test_controlnet(layout):
         assert ladder.call((), given).kind == ladder.call((), real[0]).kind != ladder.call((), now).kind
 
 
-@pytest.mark.sample
+@pytest.mark.sample("sd1-down_intrablock_additional_residuals")
 @pytest.mark.parametrize("name", ["down_intrablock_additional_residuals", "down_block_additional_residuals"])
 @pytest.mark.parametrize("layout", ["sd1", "sdxl", "refiner"])
 def test_t2i_adapter(layout, name, recwarn):

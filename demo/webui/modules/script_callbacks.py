@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ callback_map: dict[str, list[ScriptCallback]] = {name: [] for name in embedded.t
 def _register(kind: str) -> Callable[..., None]:
     def on(callback: Callable[..., Any], *, name: str | None = None) -> None:
         # The file whose top level, or whose function, registers it: what a reload of scripts removes.
-        file = inspect.stack()[1].filename
+        file = sys._getframe(1).f_code.co_filename  # inspect.stack() reads the source of every frame
         callback_map[kind].append(ScriptCallback(file, callback, name or "unnamed"))
 
     on.__name__ = f"on_{kind}"
@@ -103,7 +103,7 @@ def clear_callbacks() -> None:
 
 def remove_current_script_callbacks() -> None:
     """Forget what the calling file registered."""
-    file = inspect.stack()[1].filename
+    file = sys._getframe(1).f_code.co_filename
     for entries in callback_map.values():
         entries[:] = [entry for entry in entries if entry.script != file]
 
