@@ -166,7 +166,7 @@ class Studio:
 
 def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str, int, int]:
     """As `Made` has them: what the infotext says, and only if nothing is odd."""
-    found = re.fullmatch(r"(\d+) of (\d+) full(?: \+ (\d+) deeper)?", str(told.get("DeepCache", "")))
+    found = re.fullmatch(r"(\d+) of (\d+) full(?: \+ (\d+) medium)?", str(told.get("DeepCache", "")))
     if not found or int(found[2]) != calls:
         raise NotActive(f"the U-Net was called {calls} times; the infotext says {dict(told)}")
     deeper_branch = int(told.get("DeepCache deeper branch", DEEPER[12])) if found[3] else 0

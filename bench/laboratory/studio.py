@@ -11,7 +11,7 @@ from deepcache_ext.plan.plan import Plan
 from deepcache_ext.session.session import Session
 from train.laboratory import model
 from train.laboratory.networks import Network
-from train.learn import fused_attention
+from train.learn import fast_attention, fused_attention
 
 from .samplers import SAMPLERS
 
@@ -51,7 +51,8 @@ class Studio:
         unet, session = self.model.unet, None
         if plan is not None:
             assert estimator is not None
-            session = Session(plan, estimator)
+            # The attention that trains and draws here keeps nothing.
+            session = Session(plan, estimator, trusted=[fast_attention.__module__])
             session.attach(unet)
 
         def denoiser(x: torch.Tensor, t: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -405,7 +405,8 @@ def test_the_end_of_a_loop_while_another_thread_calls(unet):
         go_on.set()
         other.join(60)
         handle.remove()
-        assert [p.evaluations for p in cache.report().passes] == [3, 1] and len(cache._driver.sessions) == 1
+        assert [p.evaluations for p in cache.report().passes] == [3, 0]  # the other one is under way
+        assert len(cache._driver.sessions) == 1
 
 
 # Copies -----------------------------------------------------------------------------------------------------
