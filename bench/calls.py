@@ -222,6 +222,7 @@ def _check_equal(got: torch.Tensor, wanted: torch.Tensor, what: str, result: Mea
 
 def _check_counts(session: Session, branch: int, result: Measured) -> None:
     """Nothing may have run otherwise than it was meant to, or the times say something else."""
+    session.pause()  # the last evaluation is over
     report = session.report
     meant = int(session.plan.last_full(report.evaluations)) + 1
     if report.full_calls != meant or report.cached_calls != report.evaluations - meant or report.off:

@@ -32,7 +32,7 @@ CACHED: dict[str, tuple[int, int]] = {
     "after_crash": (5, 5),
     "and_long": (10, 10),
     "and_prompt": (5, 5),
-    "animatediff_3_windows": (4, 15),
+    "animatediff_3_windows": (3, 15),
     "animatediff_one_window": (5, 5),
     "batch_cond_uncond_off": (10, 10),
     "batch_size_2": (5, 5),

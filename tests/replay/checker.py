@@ -13,7 +13,7 @@ from torch import nn
 from . import fakehost
 from .judge import Key, Made
 from .models import Models
-from .recording import Event, Generation
+from .recording import Event, Generation, in_timesteps
 from .reference import WALKS, Answer, Rule, Verdict, answer, noise_level
 
 FEW = "evaluations: caching may change the picture much"
@@ -23,7 +23,7 @@ FORECAST_TOLERANCE = 3e-6
 
 
 CACHED, DEEPER, FULL = range(3)
-"""What an evaluation ran, at the most."""
+"""What a call ran."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Checker:
         self.models, self.truths = models, truths
         self.clean: dict[int, object] = {}
         self.rule = Rule(config.interval, config.estimator, config.branches) if config.interval else None
-        self.passes: list[tuple[bool, list[int]]] = []
+        self.passes: list[tuple[bool, list[list[int]]]] = []
         self._repeats: Counter[Hashable] = Counter()
         self._where = ""
         self._told: str | None = None
@@ -122,11 +122,11 @@ class Checker:
             self.rule.begin_pass(sampler)
 
     def evaluation_begins(self, announced: Event) -> None:
-        self.passes[-1][1].append(CACHED)
+        self.passes[-1][1].append([])
         self._repeats.clear()
         if self.rule:
-            in_timesteps = announced["denoiser_class"] == "CFGDenoiserTimesteps"
-            level, total = noise_level(announced["sigma"][0], in_timesteps), announced["denoiser_total_steps"]
+            level = noise_level(announced["sigma"][0], in_timesteps(announced))
+            total = announced["denoiser_total_steps"]
             self.rule.begin_evaluation(level, total, announced.get("levels", ()))
 
     def called(self, made: Made) -> None:
@@ -138,7 +138,9 @@ class Checker:
         if made.part is not None:
             deeper = rule is not None and rule.branch is not None and rule.branch != rule.branches[0]
             ran = FULL if not cached else DEEPER if deeper else CACHED
-            self.passes[-1][1][-1] = max(self.passes[-1][1][-1], ran)
+            self.passes[-1][1][-1].append(ran)
+            if rule is not None:
+                rule.called(ran == FULL)
         if rule is None or verdict is None:
             if cached:
                 self.fail("cached where nothing may be")
@@ -147,7 +149,7 @@ class Checker:
         self._judge(made, truth, cached, verdict, rule)
 
     def batch_ends(self, p: fakehost.Processing) -> None:
-        """The infotext says what was seen here: a full evaluation is one with any full call."""
+        """The infotext says what was seen here: a full evaluation is one whose calls were all full."""
         told = p.extra_generation_params.get("DeepCache")
         self._told = (summary(self.passes) or self._told) if self.rule else None
         if self.result.config.extension and told != self._told:
@@ -169,7 +171,7 @@ class Checker:
 
     def raised(self) -> None:
         """Its evaluation counts as a full one."""
-        self.passes[-1][1][-1] = FULL
+        self.passes[-1][1][-1] = [FULL]
         if self.rule:
             self.rule.drop()
 
@@ -250,12 +252,16 @@ def traces(unet: nn.Module) -> object:
     return hooks, frozenset(unet.__dict__) - {"forward"}
 
 
-def summary(passes: list[tuple[bool, list[int]]]) -> str:
-    """As in the infotext: `3 of 8 full, hires 3 of 8 full + 1 medium`."""
+def summary(passes: list[tuple[bool, list[list[int]]]]) -> str:
+    """As in the infotext: `3 of 8 full, hires 3 of 8 full + 1 medium + 1 mixed`."""
     parts = []
     for hires, prefix in ((False, ""), (True, "hires ")):
-        ran = [one for is_hires, those in passes if is_hires is hires for one in those]
+        ran = [set(one) for is_hires, those in passes if is_hires is hires for one in those]
         if ran:
-            deeper = f" + {ran.count(DEEPER)} medium" if DEEPER in ran else ""
-            parts.append(f"{prefix}{ran.count(FULL)} of {len(ran)} full{deeper}")
+            more = {
+                "medium": sum(DEEPER in one and FULL not in one for one in ran),
+                "mixed": sum(FULL in one and len(one) > 1 for one in ran),
+            }
+            told = "".join(f" + {count} {word}" for word, count in more.items() if count)
+            parts.append(f"{prefix}{ran.count({FULL})} of {len(ran)} full{told}")
     return ", ".join(parts)

@@ -73,6 +73,7 @@ class ForgePlayer(Player):
         """Its innermost model is the one that is about to run, whatever `p` says."""
         denoiser = super()._denoiser(event, p)
         denoiser.inner_model = SimpleNamespace(inner_model=self.host.shared.sd_model)
+        denoiser.classic_ddim_eps_estimation = event["denoiser_class"] == "CFGDenoiserTimesteps"
         return denoiser
 
     def _forward(self, call: Event | None) -> None:

@@ -19,7 +19,7 @@ from .forms import shape
 from .judge import Judge, Key
 from .models import Models, set_forward, strength
 from .placement import Layout, Placed, lay_out
-from .recording import CLASS_FORWARD, Event, Generation, noise
+from .recording import CLASS_FORWARD, Event, Generation, in_timesteps, noise
 from .reference import noise_level
 from .watch import Interrupted, Provoked
 
@@ -181,7 +181,7 @@ class Player(Caller):
         layout = self._layout = self._lay_out(event, _calls_of(rest))
         if None in layout.calls:
             self._cannot("unet.x")
-        sigma, timesteps = event["sigma"][0], event["denoiser_class"] == "CFGDenoiserTimesteps"
+        sigma, timesteps = event["sigma"][0], in_timesteps(event)
         if noise_level(sigma, timesteps) is None:
             self._cannot("cfg_denoiser.sigma")
         # Unscaled, as the sampler holds it: of variance sigma^2 + 1, which the call's factor takes back.

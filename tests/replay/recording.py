@@ -18,6 +18,11 @@ ALTERNATING = re.compile(r"\[([^\[\]:]*\|[^\[\]:]*)\]")
 CLASS_FORWARD = "(the class forward, bound)"
 
 
+def in_timesteps(event: Event) -> bool:
+    """Whether an announced evaluation's `sigma` is a timestep. Forge's timestep samplers have made a sigma of it."""
+    return event["denoiser_class"] == "CFGDenoiserTimesteps" and float(event["sigma"][0]).is_integer()
+
+
 @dataclass(frozen=True)
 class Generation:
     """One call of the host's API: what was asked for, and what happened. `key` seeds random numbers."""

@@ -130,6 +130,7 @@ WEIGHTS = "the weights changed"
 FORWARD = "the forward changed"
 RAISED = "an exception came before it"
 WALKS = "it goes over the ladder another number of times"
+TOGETHER = "another call of the evaluation ran in full"
 
 
 Making = tuple[Hashable, Hashable, Hashable]
@@ -178,6 +179,8 @@ class Rule:
     """Uniform 1:N over the evaluations of a pass. A full call keeps its features; a later call of the same
     part and making may use one if it was kept at or after the plan's last full evaluation. With two branches every
     second full evaluation runs the deeper one instead, on the feature of the full one before, and keeps the other's.
+    Where a call of an evaluation is full against the plan, those after it are too; where those before it were not, the
+    next evaluation's are.
     """
 
     def __init__(self, interval: int, estimator: str, branches: tuple[int, ...] = (0,)) -> None:
@@ -187,12 +190,14 @@ class Rule:
     def begin_pass(self, sampler: str) -> None:
         self.index, self.sigma = -1, None
         self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
-        self.broken = False
+        self.broken = self.together = False
+        self.ran: list[bool] = []
 
     def begin_evaluation(self, sigma: float | None, total: int, levels: Sequence[float] = ()) -> None:
         """`total`: how many the host announces; `levels`: of all of them, where it tells them at the beginning."""
         self.index += 1
         self.sigma, self.broken = sigma, False
+        self.together, self.ran = len(set(self.ran)) > 1, []
         if self.index == 0:
             self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self._near(total, levels))
 
@@ -202,6 +207,10 @@ class Rule:
         if known:
             return math.log(max(levels) / min(levels)) / renewals <= AUTO_GAP
         return total / AUTO_STEPS <= renewals
+
+    def called(self, full: bool) -> None:
+        """A call of the evaluation has run."""
+        self.ran.append(full)
 
     def drop(self) -> None:
         """After an exception: nothing that was kept is used, and nothing is kept until the next evaluation."""
@@ -216,6 +225,14 @@ class Rule:
         return self.branches[-1] if self.index % (len(self.branches) * self.interval) else None
 
     def verdict(self, part: Hashable, making: Making, walks: int) -> Verdict:
+        """As `_alone`, but for what ran before it."""
+        if self.together and self.branch is not None:
+            return Verdict(None, RAISED if self.broken else TOGETHER)
+        found = self._alone(part, making, walks)
+        self.together = self.together or (found.features is None and self.branch is not None)
+        return found
+
+    def _alone(self, part: Hashable, making: Making, walks: int) -> Verdict:
         """On a call that goes over the ladder so many times. Where that is another number than before it shows too
         late: the call is made again, whole, and all that was kept is forgotten.
         """

@@ -29,8 +29,12 @@ UNIPC_POWERS = {"time_uniform": 1, "time_quadratic": 2}
 
 
 def noise_level(params: Any, p: Any) -> float | None:
-    """The evaluation's sigma, as k-diffusion counts it. Timestep samplers hand over a timestep instead."""
-    return _level_of(params, p)(float(params.sigma.flatten()[0]))
+    """The evaluation's sigma, as k-diffusion counts it. A1111's timestep samplers hand over a timestep instead; in
+    Forge and its kin their denoiser (`classic_ddim_eps_estimation`) has made a sigma of it before it asks us.
+    """
+    by_timesteps = counts_timesteps(params.denoiser)
+    by_timesteps = by_timesteps and not getattr(params.denoiser, "classic_ddim_eps_estimation", False)
+    return sigma_of(_model_of(p), by_timesteps)(float(params.sigma.flatten()[0]))
 
 
 def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
@@ -41,10 +45,10 @@ def noise_levels(params: Any, p: Any, total: int) -> list[float] | None:
     """
     try:
         schedule = _schedule(params, p)
-        level = _level_of(params, p)
+        level = sigma_of(_model_of(p), counts_timesteps(params.denoiser))
     except Exception:  # a sampler of another extension, a host of another version
         return None
-    first = level(float(params.sigma.flatten()[0]))
+    first = noise_level(params, p)
     sigmas = [level(value) for value in schedule]
     if first is None or not sigmas or any(sigma is None for sigma in sigmas):
         return None
@@ -140,13 +144,12 @@ def _unipc(timesteps: Sequence[float], last: int | None) -> list[float]:
 
 
 def counts_timesteps(denoiser: Any) -> bool:
-    """Whether a sampler's denoiser is handed timesteps rather than sigmas."""
+    """Whether a sampler hands its denoiser timesteps rather than sigmas."""
     return type(denoiser).__name__ == "CFGDenoiserTimesteps"
 
 
-def _level_of(params: Any, p: Any) -> Callable[[float], float | None]:
-    """From what the sampler hands over to a sigma."""
-    return sigma_of(getattr(p, "sd_model", None) or shared.sd_model, counts_timesteps(params.denoiser))
+def _model_of(p: Any) -> Any:
+    return getattr(p, "sd_model", None) or shared.sd_model
 
 
 def sigma_of(model: Any, by_timesteps: bool) -> Callable[[float], float | None]:
