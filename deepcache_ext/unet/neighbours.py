@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .known import Answer, known
-from .support import WEIGHT_MOVERS
+from .support import CACHES, WEIGHT_MOVERS
 
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
@@ -118,6 +118,20 @@ def class_forward(kind: type, home: Collection[str]) -> str | None:
         same = name.partition(":")[0].partition(".")[0] == package
         return None if same or LIBRARIES.match(name) or _is_home(name, home) else name
     return None
+
+
+def cache_above(wrapper: Any) -> str | None:
+    """The name of a wrapper around a UNet's calls that is known to leave some out: Spectrum's, whoever ships it (Forge
+    Neo's `lib_spectrum.forecaster`, the extensions' `spectrum_core.forecaster`, `spectrum_reforge.py`), and caches'.
+    """
+    if wrapper is None:
+        return None
+    name = origin(wrapper)
+    tells = (_shown(name), name.rpartition(".")[2])
+    return next((part for part in tells if SKIPPING.search(part) or CACHES.search(part)), None)
+
+
+SKIPPING = re.compile("spectrum", re.IGNORECASE)
 
 
 def names_of_functions(value: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from deepcache_ext.unet import known, neighbours
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.known import Answer
 from deepcache_ext.unet.ldm import Ladder
-from deepcache_ext.unet.neighbours import class_forward, home_of, look, origin, unknown_names
+from deepcache_ext.unet.neighbours import cache_above, class_forward, home_of, look, origin, unknown_names
 from tests import diffusers_unets, forge_unets, unets
 
 HERE = "tests.unet.test_neighbours"
@@ -238,3 +238,20 @@ def test_those_who_count_layers_are_told_apart(unet):
     found = looked(unet, Ladder(unet))
     assert found.unknown == () and found.counting == ("negpip.py",)
     assert known.known("negpip.py:found") is Answer.COUNTS_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "shown"),
+    [
+        ("lib_spectrum.forecaster", "spectrum_unet_wrapper", "lib_spectrum.forecaster"),
+        ("spectrum_core.forecaster", "spectrum_unet_wrapper", "spectrum_core.forecaster"),
+        ("spectrum_reforge.py", "spectrum_unet_wrapper", "spectrum_reforge.py"),
+        ("nodes", "Teacache.patch.<locals>.teacache_wrapper", "teacache_wrapper"),
+        ("lib_multidiffusion.tiled_diffusion", "MultiDiffusion.__call__", None),
+        ("sd_forge_radial.py", "unet_wrapper_function", None),
+    ],
+)
+def test_caches_above_the_calls_go_by_their_names(module, name, shown):
+    wrapper = from_file(module, f"def found(): pass\nfound.__qualname__ = {name!r}")
+    assert cache_above(wrapper) == cache_above(functools.partial(wrapper)) == shown
+    assert cache_above(None) is None

@@ -1,0 +1,65 @@
+"""The extension in the embedded Forge: what stands above the UNet's calls there, and what its text says when.
+
+What it caches is proved by replays (test_replay_forge.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from deepcache_ext.report.pass_report import Reason
+from demo.webui.boot import boot
+from tests import neighbours
+from tests.driver import TRUSTED
+from tests.pictures import infotext, same
+
+REQUEST = {"prompt": "a cat", "steps": 9, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
+SETTINGS = {"enabled": True, "preset": "Custom", "cache_interval": 3, "cache_branch_id": 1, "estimator": "copy"}
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
+@pytest.fixture(scope="module")
+def host():
+    with boot(model="tinyA", host="forge") as running:
+        running.txt2img(**REQUEST)  # the first generation loads the checkpoint
+        adapter(running).trusted = TRUSTED
+        yield running
+
+
+def adapter(host):
+    return next(one.module.host for one in host.module("scripts").scripts_data if one.path.endswith("deepcache.py"))
+
+
+def make(host, settings=SETTINGS, **changes):
+    scripts = {"alwayson_scripts": {"DeepCache": {"args": [settings]}}} if settings else {}
+    return host.txt2img(**{**REQUEST, **changes, **scripts})
+
+
+# Above the UNet's calls ----------------------------------------------------------------------------------------------
+
+
+def test_spectrum_is_refused_by_name(host):
+    """At the first evaluation: none of ours was cached when it is seen to be there, and its picture is its own."""
+    with neighbours.spectrum(host):
+        alone = make(host, None)
+    with neighbours.spectrum(host):
+        done = make(host)
+    (only,) = adapter(host).last_run.passes
+    assert only.report.cached_calls == only.report.evaluations == 0
+    assert infotext(host, done)["DeepCache"] == (
+        "off (another extension caches this UNet already (spectrum_unet_wrapper); use one of the two)"
+    )
+    assert same(done, alone) and not same(done, make(host))
+
+
+def test_a_forecaster_that_nobody_knows_is_noticed(host):
+    with neighbours.forecaster_without_a_name(host):
+        done = make(host)
+    assert Reason.NO_CALL.value in infotext(host, done)["DeepCache"]
+
+
+def test_a_wrapper_that_skips_nothing_may_stay(host):
+    with neighbours.forge_tiles(host):
+        done, off = make(host, width=128), make(host, None, width=128)
+    assert infotext(host, done)["DeepCache"] == "3 of 9 full" and not same(done, off)
