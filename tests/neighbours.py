@@ -311,3 +311,40 @@ def forge_tiles(host: Any) -> Any:
         return total / count
 
     return wrapped(host, implement)
+
+
+class OnlineLora:
+    """A LoRA that Forge adds to a layer's weight whenever the layer runs: `forge_online_loras` on each linear layer."""
+
+    def __init__(self, host: Any, strength: float) -> None:
+        self.layers = [module for module in host.unet.modules() if isinstance(module, nn.Linear)]
+        generator = torch.Generator().manual_seed(5)
+        for layer in self.layers:
+            value = 0.05 * torch.randn(layer.weight.shape, generator=generator)
+            layer.forge_online_loras = {"weight": [[strength, value, 1.0, None, None]]}
+
+    def move(self, strength: float) -> None:
+        for layer in self.layers:
+            layer.forge_online_loras["weight"][0][0] = strength
+
+
+@contextlib.contextmanager
+def online_lora(host: Any, strength: float) -> Iterator[OnlineLora]:
+    """The layers' class is patched as Forge's own operations are: the forward knows what lies on its layer."""
+    plain = nn.Linear.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        for patches in self.__dict__.get("forge_online_loras", {}).values():
+            for strength, value, *_ in patches:
+                weight = weight + strength * value
+        return nn.functional.linear(x, weight, self.bias)
+
+    lora = OnlineLora(host, strength)
+    nn.Linear.forward = forward  # type: ignore[method-assign]
+    try:
+        yield lora
+    finally:
+        nn.Linear.forward = plain  # type: ignore[method-assign]
+        for layer in lora.layers:
+            del layer.forge_online_loras

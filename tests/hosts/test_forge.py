@@ -36,6 +36,29 @@ def make(host, settings=SETTINGS, **changes):
     return host.txt2img(**{**REQUEST, **changes, **scripts})
 
 
+# LoRAs that are added on the fly -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_lora_whose_strength_moves_in_mid_run(host, moves):
+    """As Forge Neo's schedules and Regional Prompter move it: one evaluation more is full, and the picture's own is the
+    same as with the same evaluations full by hand."""
+
+    def move(params):
+        if moves and params.sampling_step == 4:
+            lora.move(0.2)
+
+    with neighbours.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
+        done = make(host)
+    with neighbours.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
+        typed = {"strategy": "custom", "full_evaluations": "0,3,5,6" if moves else "0,3,6"}
+        by_hand = make(host, {**SETTINGS, **typed})
+    report = adapter(host).last_run.passes[0].report
+    assert report.full_evaluations == (4 if moves else 3)
+    assert same(done, by_hand) and not same(done, make(host))
+    assert infotext(host, done)["DeepCache"] == ("4 of 9 full" if moves else "3 of 9 full")
+
+
 # Above the UNet's calls ----------------------------------------------------------------------------------------------
 
 
