@@ -57,8 +57,8 @@ class WeightsWatch:
     switching, scaling or merging an adapter there changes no counter.
 
     Weights that were loaded under `torch.inference_mode`, as Forge's are, have no counter: of some of them two values
-    each are read (`version` with `values`), which waits for the device once. LoRAs that a host adds on the fly are looked
-    for then too, and their strengths read at every call (`online`).
+    each are read (`version` with `values`), which waits for the device once. LoRAs that a host adds on the fly are
+    looked for then too, and their strengths read at every call (`online`).
 
     Moving a module between devices is no change, so an assignment to `.data`, which is how modules are moved, stays
     unseen. So does what is done to single layers outside the sample.
