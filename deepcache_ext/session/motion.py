@@ -54,7 +54,7 @@ class Motion:
         """
         # In float32: a half-precision sum of squares has no room. A copy, since the sampler writes on.
         rows = latent.detach().flatten(1).float()
-        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-20)
+        rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-20)
         last = self._seen.get(latent.shape)
         step = 0.0 if last is None else self._step(last.moment, moment)
         # A step of two evaluations goes there and back: what the step before allowed is allowed once more.
@@ -64,8 +64,8 @@ class Motion:
             return True
         if last.rows.device != rows.device:
             return False
-        apart = (rows - last.rows).norm(dim=1).max() / 2
-        return 2 * math.asin(min(float(apart), 1.0)) <= allowed + ROUNDING
+        apart = float(torch.linalg.vector_norm(rows - last.rows, dim=1).max()) / 2
+        return 2 * math.asin(min(apart, 1.0)) <= allowed + ROUNDING
 
     def _step(self, before: Moment, now: Moment) -> float:
         """Radians that the sampler may turn a latent by between the two."""
