@@ -59,6 +59,61 @@ def test_a_lora_whose_strength_moves_in_mid_run(host, moves):
     assert infotext(host, done)["DeepCache"] == ("4 of 9 full" if moves else "3 of 9 full")
 
 
+# What is told, and when ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(host, monkeypatch):
+    """What stands in p's text of ours whenever sampling has ended: ersatzForge writes the text under a picture there,
+    before any hook that ends a pass."""
+    kind, texts = host.module("processing").StableDiffusionProcessingTxt2Img, []
+    sample = kind.sample
+
+    def sampled(p, *args):
+        result = sample(p, *args)
+        texts.append({k: str(v) for k, v in p.extra_generation_params.items() if k.startswith("DeepCache")})
+        return result
+
+    monkeypatch.setattr(kind, "sample", sampled)
+    return texts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.7, "hr_upscaler": "Latent"},
+        {"n_iter": 2},
+        {"sampler_name": "DDIM"},
+        {"sampler_name": "Heun"},
+    ],
+    ids=str,
+)
+def test_the_text_is_known_when_sampling_has_ended(host, written, changes):
+    done = make(host, **changes)
+    for index, text in enumerate(written):
+        later = infotext(host, done, index)
+        assert text == {k: v for k, v in later.items() if k.startswith("DeepCache")}
+        assert " full" in text["DeepCache"] and text["DeepCache estimator"] == "copy"
+    assert len(written) == changes.get("n_iter", 1)
+
+
+def test_the_text_of_an_interrupted_run(host, written):
+    def interrupt(params):
+        if params.sampling_step == 4:
+            host.module("shared").state.interrupt()
+
+    with neighbours.callback(host, "cfg_after_cfg", interrupt):
+        make(host)
+    assert [text["DeepCache"] for text in written] == ["2 of 6 full"]
+
+
+def test_the_text_of_what_cannot_be_cached(host, written):
+    with neighbours.spectrum(host):
+        make(host)
+    assert written[0]["DeepCache"].startswith("off (another extension caches this UNet already")
+
+
 # Above the UNet's calls ----------------------------------------------------------------------------------------------
 
 

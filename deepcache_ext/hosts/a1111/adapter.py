@@ -75,6 +75,16 @@ class A1111(Adapter):
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
 
+    @guarded
+    def on_cfg_after_cfg(self, _params: Any) -> None:
+        """An evaluation's calls are over. What is known so far goes into the text under the picture: ersatzForge writes
+        that when the last pass has ended, before it calls any hook; others write a picture before hires so.
+        """
+        generation = self._generations.active
+        p = generation.p() if generation is not None and generation.session is not None else None
+        if generation is not None and p is not None:
+            p.extra_generation_params.update(generation.infotext())
+
     # The model ----------------------------------------------------------------------------------------------
 
     def unet_of(self, p: Any, params: Any) -> Any:
