@@ -85,7 +85,7 @@ def options(host):
     opts.data.update(before)
 
 
-@pytest.mark.sample("logSNR")
+@pytest.mark.sample("logSNR-txt2img", "time_uniform-img2img")
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
 @pytest.mark.parametrize("skip", ["time_uniform", "logSNR"])
 def test_unipc(host, options, skip, kind):
