@@ -46,8 +46,8 @@ CASTING = frozenset(
 
 @dataclass(frozen=True)
 class Foreign:
-    """What lives in the skipped part. `unknown`: names of modules of code that the table does not have, as a user
-    should see them; `counting`: of those that count the layers of a whole evaluation.
+    """What lives in the skipped part. `unknown`: names of modules of code that must see every layer, or that the table
+    does not have, as a user should see them; `counting`: of those that count the layers of a whole evaluation.
     """
 
     unknown: tuple[str, ...] = ()
@@ -74,10 +74,12 @@ def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collectio
     names = [name for name in found if not LIBRARIES.match(name)]
     answers = {name: known(name) for name in names if _shown(name) not in trusted}
     return Foreign(
-        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is None)),
+        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer in REFUSED)),
         tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is Answer.COUNTS_LAYERS)),
     )
 
+
+REFUSED = (None, Answer.NEEDS_ALL)
 
 WATCHED = frozenset({*FORWARDS, "processor", "_diffusers_hook", "_hf_hook"})
 
@@ -173,7 +175,8 @@ def _of_instance(one: nn.Module) -> Iterator[str]:
             type(one), name, None
         )
         if forward is not None and not plain:
-            yield origin(forward)
+            regions = getattr(_closed_over(forward), "enable_rp_latent", False)
+            yield origin(forward) + (" with regions" if regions else "")
     processor = own.get("processor")
     if processor is not None:
         yield origin(type(processor))
@@ -184,6 +187,16 @@ def _of_instance(one: nn.Module) -> Iterator[str]:
     for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
         if name not in CASTING:
             yield f"diffusers hook {name}:{type(hook).__qualname__}"
+
+
+def _closed_over(function: Any) -> Any:
+    """What a function knows as `self` from around it: of many extensions the script."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(function, "__closure__", None) or (), strict=False))
+    try:
+        return cells["self"].cell_contents
+    except (KeyError, ValueError):  # none, or not yet filled
+        return None
 
 
 def _inside(forward: Any) -> Any:
