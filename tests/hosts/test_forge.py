@@ -59,6 +59,20 @@ def test_a_lora_whose_strength_moves_in_mid_run(host, moves):
     assert infotext(host, done)["DeepCache"] == ("4 of 9 full" if moves else "3 of 9 full")
 
 
+# Noise levels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "UniPC"])
+def test_levels_are_those_of_the_run(host, sampler):
+    """Samplers of timesteps hand noise levels over here."""
+    asked = []
+    with neighbours.callback(host, "cfg_denoiser", lambda params: asked.append(float(params.sigma[0]))):
+        make(host, {"enabled": True, "preset": "Balanced"}, steps=20, sampler_name=sampler)
+    (one,) = adapter(host).last_run.passes
+    assert one.planned.ahead.sigmas == pytest.approx(asked, rel=2e-3)
+    assert not one.report.misses and one.report.fraction == one.planned.fraction
+
+
 # What is told, and when ----------------------------------------------------------------------------------------------
 
 

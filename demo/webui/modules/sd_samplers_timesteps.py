@@ -168,7 +168,7 @@ class CFGDenoiserTimesteps(CFGDenoiser):
 
 
 class CompVisSampler(sd_samplers_common.Sampler):
-    eta_option = "eta_ddim"
+    eta_option_field = "eta_ddim"
 
     def get_timesteps(self, p: Any, steps: int) -> torch.Tensor:
         """Rising, from 1; without rest 1000 / steps of them apart."""

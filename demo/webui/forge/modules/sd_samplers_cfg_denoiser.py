@@ -15,6 +15,11 @@ COND, UNCOND = 0, 1
 
 
 class CFGDenoiser(Denoiser):
+    @property
+    def classic_ddim_eps_estimation(self) -> bool:
+        """The host's own name for a sampler of timesteps, whose levels are handed over as noise levels."""
+        return bool(self.mask_before_denoising)
+
     def forward(
         self,
         x: torch.Tensor,
