@@ -37,13 +37,15 @@ class Seen:
         return sum(turned > allowed for turned, allowed in self.angles)
 
 
-def runs(name: str, model: str, size: int, steps: int, schedules: Sequence[str]) -> Iterator[tuple[str, str, Seen]]:
+def runs(name: str, options: argparse.Namespace) -> Iterator[tuple[str, str, Seen]]:
     """Sampler, schedule, and what was seen, of one host."""
-    with boot(model=model, host=name) as host:
+    size, steps = options.size, options.steps
+    with boot(model=options.model, host=name) as host:
         host.txt2img(prompt="a red apple", steps=2, width=size, height=size)
         motion = sys.modules["deepcache_ext.session.motion"].Motion  # the host's, which loads modules anew
-        for sampler in [one.name for one in host.module("sd_samplers").all_samplers]:
-            for schedule in schedules:
+        every = [one.name for one in host.module("sd_samplers").all_samplers]
+        for sampler in options.samplers.split(",") if options.samplers else every:
+            for schedule in options.schedules.split(","):
                 seen = Seen()
 
                 def watch(_: object, turned: float, allowed: float, seen: Seen = seen) -> bool:
@@ -73,13 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--schedules", default="Automatic")
+    parser.add_argument("--samplers", default="", help="default: all of the host's")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     print("\n".join(markdown(("host", "sampler", "schedule", "looked at", "alarms", "used at most"))), flush=True)
     for name in options.hosts.split(","):
-        for sampler, schedule, seen in runs(
-            name, options.model, options.size, options.steps, options.schedules.split(",")
-        ):
+        for sampler, schedule, seen in runs(name, options):
             told = (name, sampler, schedule, str(len(seen.angles)), str(seen.alarms), f"{seen.share:.2f}")
             print(row(told), flush=True)
 
