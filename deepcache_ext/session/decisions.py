@@ -23,6 +23,11 @@ from .motion import Motion
 from .open_call import CachedCall, NestedCall, ObservedCall, OpenCall, PlainCall
 from .slots import Key, Slot, Slots
 
+MOVES = 2
+"""After so many times that the picture moved further than its sampler, the rest of the pass runs in full: towards the
+end there is little noise left by which it shows. Once may be chance, or somebody's single act.
+"""
+
 
 class Decisions:
     """Decides for the calls of one pass, and remembers what they left. Reasons are counted in the `report`; `trusted`:
@@ -36,6 +41,7 @@ class Decisions:
         self._slots = Slots(estimator.keeps)
         self._motion = Motion(nature.fresh_noise, nature.all_fresh)
         self._no_slot = Reason.FIRST_SEEN
+        self._moves = 0
 
     def drop(self, reason: Reason) -> None:
         """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
@@ -111,6 +117,9 @@ class Decisions:
             matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
             if latent is not None and not self._motion.follows(latent, now.moment, matters):
                 self.drop(Reason.MOVED)
+                self._moves += 1
+            if self._moves >= MOVES:
+                now.together = now.together or Reason.MOVED
         if at.blocks_changed():
             self.drop(Reason.BLOCKS)
         elif at.weights_changed(values=is_first):

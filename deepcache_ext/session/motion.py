@@ -18,13 +18,14 @@ import torch
 from ..plan.estimators import Moment
 
 GUIDED = 3.0
-"""So long may d be. The four numbers were chosen by hand, and then measured (research/motion.md): at guidance 7 no sampler
-of the embedded hosts uses more than 0.76 of the angle that they allow (LCM), none without fresh noise more than 0.27.
+"""So long may d be. The four numbers were chosen by hand, and then measured (research/motion.md): at guidance 7 no
+sampler of the embedded hosts uses more than 0.76 of the angle that they allow (LCM), none without fresh noise more than
+0.27.
 """
 
 FRESH = 1.5
-"""So many times may the noise be that is added. Some samplers ask below the end of a step, and add the noise of the whole
-step there: DPM fast, DPM adaptive.
+"""So many times may the noise be that is added. DPM fast and DPM adaptive ask below the end of a step, and add the
+noise of the whole step there.
 """
 
 ROUNDING = 0.02

@@ -11,6 +11,7 @@ from deepcache_ext.report.pass_report import Reason
 from demo.webui.boot import boot
 from tests import neighbours
 from tests.driver import TRUSTED
+from tests.neighbours import forge
 from tests.pictures import infotext, same
 
 REQUEST = {"prompt": "a cat", "steps": 9, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
@@ -48,9 +49,9 @@ def test_a_lora_whose_strength_moves_in_mid_run(host, moves):
         if moves and params.sampling_step == 4:
             lora.move(0.2)
 
-    with neighbours.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
+    with forge.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
         done = make(host)
-    with neighbours.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
+    with forge.online_lora(host, 0.8) as lora, neighbours.callback(host, "cfg_denoiser", move):
         typed = {"strategy": "custom", "full_evaluations": "0,3,5,6" if moves else "0,3,6"}
         by_hand = make(host, {**SETTINGS, **typed})
     report = adapter(host).last_run.passes[0].report
@@ -123,7 +124,7 @@ def test_the_text_of_an_interrupted_run(host, written):
 
 
 def test_the_text_of_what_cannot_be_cached(host, written):
-    with neighbours.spectrum(host):
+    with forge.spectrum(host):
         make(host)
     assert written[0]["DeepCache"].startswith("off (another extension caches this UNet already")
 
@@ -133,9 +134,9 @@ def test_the_text_of_what_cannot_be_cached(host, written):
 
 def test_spectrum_is_refused_by_name(host):
     """At the first evaluation: none of ours was cached when it is seen to be there, and its picture is its own."""
-    with neighbours.spectrum(host):
+    with forge.spectrum(host):
         alone = make(host, None)
-    with neighbours.spectrum(host):
+    with forge.spectrum(host):
         done = make(host)
     (only,) = adapter(host).last_run.passes
     assert only.report.cached_calls == only.report.evaluations == 0
@@ -146,12 +147,12 @@ def test_spectrum_is_refused_by_name(host):
 
 
 def test_a_forecaster_that_nobody_knows_is_noticed(host):
-    with neighbours.forecaster_without_a_name(host):
+    with forge.forecaster_without_a_name(host):
         done = make(host)
     assert Reason.NO_CALL.value in infotext(host, done)["DeepCache"]
 
 
 def test_a_wrapper_that_skips_nothing_may_stay(host):
-    with neighbours.forge_tiles(host):
+    with forge.forge_tiles(host):
         done, off = make(host, width=128), make(host, None, width=128)
     assert infotext(host, done)["DeepCache"] == "3 of 9 full" and not same(done, off)

@@ -1,6 +1,7 @@
 """What other extensions and host options do to a UNet's blocks, layers and calls, in small: their techniques, not them.
 
 Each is a context manager that takes the embedded host; while it is open the technique acts, with DeepCache or without.
+Those of Forge are in `forge`. `python -m tests.neighbours` prints what becomes of each in each host.
 """
 
 from __future__ import annotations
@@ -257,94 +258,48 @@ def guided_twice(host: Any) -> Iterator[None]:
         del wrapper.forward
 
 
-# Forge's ------------------------------------------------------------------------------------------------------
+# Who must see every layer -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def wrapped(host: Any, wrapper: Any) -> Iterator[None]:
-    """A `model_function_wrapper`: it stands above the UNet's calls, in every pass."""
-    options = host.module("shared").sd_model.forge_objects_original.unet.model_options
-    options["model_function_wrapper"] = wrapper
+def watched_middle(host: Any) -> Iterator[list[int]]:
+    """A hook on the middle block, as SAG and attention maps need one; gives what it saw."""
+    seen: list[int] = []
+    block = getattr(host.unet, "middle_block", None) or host.unet.mid_block
+    handle = block.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def counting_blocks(host: Any) -> Iterator[None]:
+    """HiDiffusion: a class of its own on some blocks, which count their calls."""
+    blocks = list(getattr(host.unet, "output_blocks", None) or host.unet.up_blocks)[:1]
+    plain = [type(block) for block in blocks]
+
+    def make(kind: type) -> type:
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.__dict__["count"] = self.__dict__.get("count", 0) + 1
+            return kind.forward(self, *args, **kwargs)
+
+        return type(f"Counting{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
+
+    for block in blocks:
+        block.__class__ = make(type(block))
     try:
         yield
     finally:
-        del options["model_function_wrapper"]
+        for block, kind in zip(blocks, plain, strict=True):
+            block.__class__ = kind
+            block.__dict__.pop("count", None)
 
 
-def spectrum(host: Any) -> Any:
-    """Spectrum: every second call after the first few is made up from those before, without the UNet."""
-    state: dict[str, Any] = {"count": 0, "last": None}
+def rolled(host: Any) -> Any:
+    """Seamless textures: the latent is rolled before each evaluation."""
 
-    def spectrum_unet_wrapper(function: Any, given: dict[str, Any]) -> torch.Tensor:
-        state["count"] += 1
-        if state["count"] % 2 or state["last"] is None or state["last"].shape != given["input"].shape:
-            state["last"] = function(given["input"], given["timestep"], **given["c"])
-        return state["last"]
+    def roll(params: Any) -> None:
+        params.x = torch.roll(params.x, (params.sampling_step * 3 + 3, params.sampling_step + 1), (2, 3))
 
-    return wrapped(host, spectrum_unet_wrapper)
-
-
-def forecaster_without_a_name(host: Any) -> Any:
-    """The same, under a name that nobody knows."""
-    count = [0]
-    last: list[Any] = [None]
-
-    def implement(function: Any, given: dict[str, Any]) -> torch.Tensor:
-        count[0] += 1
-        if count[0] % 2 or last[0] is None:
-            last[0] = function(given["input"], given["timestep"], **given["c"])
-        return last[0]
-
-    return wrapped(host, implement)
-
-
-def forge_tiles(host: Any) -> Any:
-    """Forge's MultiDiffusion: overlapping tiles, one call each, and their mean."""
-
-    def implement(function: Any, given: dict[str, Any]) -> torch.Tensor:
-        x = given["input"]
-        total, count = torch.zeros_like(x), torch.zeros_like(x)
-        for left in range(0, x.shape[3] - 7, 4):
-            tile = {**given["c"], "c_concat": None}
-            total[..., left : left + 8] += function(x[..., left : left + 8], given["timestep"], **tile)
-            count[..., left : left + 8] += 1
-        return total / count
-
-    return wrapped(host, implement)
-
-
-class OnlineLora:
-    """A LoRA that Forge adds to a layer's weight whenever the layer runs: `forge_online_loras` on each linear layer."""
-
-    def __init__(self, host: Any, strength: float) -> None:
-        self.layers = [module for module in host.unet.modules() if isinstance(module, nn.Linear)]
-        generator = torch.Generator().manual_seed(5)
-        for layer in self.layers:
-            value = 0.05 * torch.randn(layer.weight.shape, generator=generator)
-            layer.forge_online_loras = {"weight": [[strength, value, 1.0, None, None]]}
-
-    def move(self, strength: float) -> None:
-        for layer in self.layers:
-            layer.forge_online_loras["weight"][0][0] = strength
-
-
-@contextlib.contextmanager
-def online_lora(host: Any, strength: float) -> Iterator[OnlineLora]:
-    """The layers' class is patched as Forge's own operations are: the forward knows what lies on its layer."""
-    plain = nn.Linear.forward
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
-        for patches in self.__dict__.get("forge_online_loras", {}).values():
-            for strength, value, *_ in patches:
-                weight = weight + strength * value
-        return nn.functional.linear(x, weight, self.bias)
-
-    lora = OnlineLora(host, strength)
-    nn.Linear.forward = forward  # type: ignore[method-assign]
-    try:
-        yield lora
-    finally:
-        nn.Linear.forward = plain  # type: ignore[method-assign]
-        for layer in lora.layers:
-            del layer.forge_online_loras
+    return callback(host, "cfg_denoiser", roll)
