@@ -12,6 +12,7 @@ from demo.webui.boot import boot
 from tests import neighbours
 from tests.driver import TRUSTED
 from tests.neighbours import forge
+from tests.neighbours.__main__ import cases, outcome
 from tests.pictures import infotext, same
 
 REQUEST = {"prompt": "a cat", "steps": 9, "width": 64, "height": 64, "sampler_name": "Euler", "seed": 1}
@@ -150,6 +151,16 @@ def test_a_forecaster_that_nobody_knows_is_noticed(host):
     with forge.forecaster_without_a_name(host):
         done = make(host)
     assert Reason.NO_CALL.value in infotext(host, done)["DeepCache"]
+
+
+def test_the_table_of_neighbours(host):
+    """What `python -m tests.neighbours` prints of this host."""
+    rows = {who: outcome(host, *rest) for who, *rest in cases("forge")}
+    adapter(host).trusted = TRUSTED
+    assert rows["nobody"] == rows["MultiDiffusion"] == rows["LoRA on the fly"] == ("6", "3", "")
+    assert rows["a hook on the middle block"][:2] == rows["blocks that count their calls"][:2] == ("0", "9")
+    assert "watches layers that a cached call would skip" in rows["a hook on the middle block"][2]
+    assert rows["Spectrum"][:2] == ("0", "0") and "caches this UNet already" in rows["Spectrum"][2]
 
 
 def test_a_wrapper_that_skips_nothing_may_stay(host):

@@ -299,7 +299,10 @@ def counting_blocks(host: Any) -> Iterator[None]:
 def rolled(host: Any) -> Any:
     """Seamless textures: the latent is rolled before each evaluation."""
 
+    count = [0]
+
     def roll(params: Any) -> None:
-        params.x = torch.roll(params.x, (params.sampling_step * 3 + 3, params.sampling_step + 1), (2, 3))
+        count[0] += 1
+        params.x = torch.roll(params.x, (count[0] * 3, count[0]), (2, 3))
 
     return callback(host, "cfg_denoiser", roll)

@@ -154,20 +154,20 @@ def test_a_pass_that_moves_runs_in_full():
 
 @pytest.mark.parametrize("times", [1, 9])
 def test_a_pass_that_moved_again_and_again_is_not_believed_at_its_end(times):
-    """There, with hardly any noise left, a smooth picture that is rolled by one looks as if it had not been."""
+    """There, with hardly any noise left, a smooth picture that is rolled a little looks as if it had not been."""
     unet, cache = unets.shared_unet(LAYOUT), session(3, total=12)
     cache.attach(unet)
     with torch.no_grad():
         for k in range(12):
             level = sigma(k)
-            far, near = (4 * k if times > 1 else 4 * (k > 0)), (k if times > 1 else 0)
-            x = torch.roll(smooth(0, 24) + level * noise(1), near if level < 0.8 else far, 3).repeat(2, 1, 1, 1)
+            by = 4 * min(k, times) if level > 0.8 else 0
+            x = torch.roll(smooth(0, 24) + level * noise(1), by, 3).repeat(2, 1, 1, 1)
             evaluate(cache, unet, k, x, call(x=x))
     report = cache.close()
     if times > 1:
         assert report.fraction == "12 of 12 full" and report.misses == {Reason.MOVED: 8}
     else:
-        assert report.cached_evaluations >= 6
+        assert report.cached_evaluations >= 5
 
 
 def test_the_nature_of_the_sampler_is_what_counts():
