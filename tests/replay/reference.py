@@ -170,7 +170,10 @@ def noise_level(announced: float, timesteps: bool) -> float | None:
     return math.sqrt((1 - alpha) / alpha)
 
 
-AUTO_GAP, AUTO_STEPS = 0.75, 3.4
+FRESH_NOISE = {"DPM adaptive", "DPM fast", "DPM++ SDE", "Euler a", "LCM", "Restart"}
+"""The recorded samplers that add noise in the course of a run: `auto` copies with them."""
+
+AUTO_GAP, AUTO_STEPS = 1.1, 3.4
 """How far apart full evaluations may lie, in log sigma or, where levels are unknown, in evaluations, for `auto` to
 forecast (docs/strategies.md)."""
 
@@ -188,6 +191,7 @@ class Rule:
         self.begin_pass("")
 
     def begin_pass(self, sampler: str) -> None:
+        self.fresh_noise = sampler in FRESH_NOISE
         self.index, self.sigma = -1, None
         self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
         self.broken = self.together = False
@@ -199,7 +203,8 @@ class Rule:
         self.sigma, self.broken = sigma, False
         self.together, self.ran = len(set(self.ran)) > 1, []
         if self.index == 0:
-            self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self._near(total, levels))
+            automatic = self.estimator == "auto" and not self.fresh_noise and self._near(total, levels)
+            self.looks_back = self.estimator == "forecast" or automatic
 
     def _near(self, total: int, levels: Sequence[float]) -> bool:
         known = bool(levels) and min(levels) > 0
@@ -285,11 +290,15 @@ class Rule:
         for i, (h, h_before) in enumerate(zip(last.features, before.features, strict=True)):
             trust: Any = 1.0
             if r > 0:  # beyond the last full call: as far as the forecast of h, made before it, was right
-                trust = 0.5
+                trust = 0.0
                 if oldest and past > 0:
-                    step = past * (h_before - oldest.features[i])
-                    length = step.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
-                    trust = (((h - h_before) * step).sum((2, 3), keepdim=True) / length).clamp(-1, 1)
+                    step, came = past * (h_before - oldest.features[i]), h - h_before
+                    along, *powers = (
+                        (one * other).sum((2, 3), keepdim=True)
+                        for one, other in ((step, came), (step, step), (came, came))
+                    )
+                    lengths = [power.clamp_min(1e-12) for power in powers]
+                    trust = (along / lengths[0]).clamp(0, 1) * along.square() / (lengths[0] * lengths[1])
             estimated.append(h + r * trust * (h - h_before))
         return Verdict(estimated, exact=False)
 
