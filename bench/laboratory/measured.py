@@ -1,9 +1,9 @@
 """Plans from one uncached run: how much each evaluation's guided output would change on an older feature, measured.
 
-At evaluation j of an uncached run the live blocks run on j's own latent once more for every earlier evaluation i, on the
-feature that was kept at i (a copy), or on one forecast from two earlier ones. What the guided noise then differs by is
-exactly the error that a plan makes there which has its last full evaluation at i. How much that counts in the finished
-picture is `counts`; errors of a plan add up. Dynamic programming finds the plan with the least sum.
+At evaluation j of an uncached run the live blocks run on j's own latent once more for every earlier evaluation i, on
+the feature that was kept at i (a copy), or on one forecast from two earlier ones. What the guided noise then differs by
+is exactly the error that a plan makes there which has its last full evaluation at i. How much that counts in the
+finished picture is `counts`; errors of a plan add up. Dynamic programming finds the plan with the least sum.
 """
 
 from __future__ import annotations

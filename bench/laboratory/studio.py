@@ -55,7 +55,7 @@ class Studio:
         if plan is not None:
             assert estimator is not None
             # The attention that trains and draws here keeps nothing.
-            session = Session(plan, estimator, trusted=[fast_attention.__module__])
+            session = Session(plan, estimator, nature=self.nature(sampler), trusted=[fast_attention.__module__])
             session.attach(unet)
 
         def denoiser(x: torch.Tensor, t: torch.Tensor, sigma: float) -> torch.Tensor:
