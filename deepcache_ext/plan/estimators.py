@@ -75,11 +75,10 @@ class Forecast:
     h + t r (h - h_before), where r is the distance from the last full call in units of the distance between the two.
     The evaluation's index stands in for log sigma where a sigma is missing.
 
-    The trust t is measured at each full call, for each row and channel, with s the full step of the forecast made
-    before it: the factor with which that would have come nearest, <h - h_before, s> / <s, s> kept between 0 and 1,
-    times the share of the change that lay in its direction (the squared correlation). Features that go on as they
-    went have t near 1; those that fresh noise, strong guidance or wide gaps throw about have t near 0, which is a copy.
-    Before there are three full calls t is 0.
+    The trust t is measured at each full call, for each row and channel: the factor with which the forecast made
+    before it would have come nearest, <h - h_before, s> / <s, s> with s the full forecast step, kept between -1 and 1.
+    Features that go on as they went have t near 1; those that fresh noise, strong guidance or wide gaps throw about
+    have t near 0, which is a copy, or below, where they swing. Before there are three full calls t is 1/2.
     Nothing of it waits for the device.
 
     Uneven steps can put r far outside what two points support, and samplers may go back in time, so r is kept between
@@ -90,6 +89,8 @@ class Forecast:
     keeps = 3
     REACH = 2.0
     """In distances between the last two full calls. Chosen by hand."""
+    UNPROVED = 0.5
+    """The trust before it can be measured. Chosen by hand: between a copy and the whole step."""
 
     def learn(self, kept: Sequence[Kept]) -> None:
         last = kept[-1]
@@ -125,10 +126,8 @@ class Forecast:
         step = (before.float() - oldest.float()).mul_(ratio)
         came = (last.float() - before.float()).mul_(step)
         apart = tuple(range(2, last.dim()))
-        along, power = came.sum(apart, keepdim=True), step.square_().sum(apart, keepdim=True).clamp_min(1e-12)
-        changed = (last.float() - before.float()).square_().sum(apart, keepdim=True).clamp_min(1e-12)
-        found = (along / power).clamp_(0.0, 1.0).mul_(along.square() / power / changed)
-        return found.to(last.dtype)
+        found = came.sum(apart, keepdim=True) / step.square_().sum(apart, keepdim=True).clamp_min(1e-12)
+        return found.clamp_(-1.0, 1.0).to(last.dtype)
 
     @classmethod
     def _forecast(
@@ -139,7 +138,7 @@ class Forecast:
         if ratio < 0:
             return torch.lerp(before, last, 1.0 + ratio)
         if trust is None:
-            return last.clone()
+            return torch.lerp(before, last, 1.0 + ratio * cls.UNPROVED)
         return torch.lerp(before, last, (trust * ratio).add_(1.0))
 
     @classmethod
@@ -158,8 +157,8 @@ class Forecast:
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
 FORECAST_UP_TO = 1.1
-"""How far apart in log sigma full evaluations may lie on average for `auto` to forecast: so far it was measured, 2.6x of
-20 steps (bench/laboratory).
+"""How far apart in log sigma full evaluations may lie on average for `auto` to forecast with samplers that add no noise.
+So far it was better than a copy on the laboratory's choosing half: 2.6x of 20 steps (research/laboratory.md).
 """
 FORECAST_BY_DEPTH_UP_TO = 0.9
 """The same of evaluations that renew the shallower of two features; fitted to plans by depth of the same checkpoint

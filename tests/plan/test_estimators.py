@@ -21,29 +21,12 @@ def test_copy_hands_out_a_clone():
     assert torch.equal(Copy().estimate([last], Moment(1))[0], last.features[0])
 
 
-def three(*features, sigmas=(8.0, 4.0, 2.0)):
-    """Full calls with these features, learned from as a session does."""
-    past = [Kept((f,), Moment(k, sigma)) for k, (f, sigma) in enumerate(zip(features, sigmas, strict=True))]
-    Forecast().learn(past)
-    return past
-
-
-def test_what_went_on_straight_is_forecast_and_what_turned_is_copied():
-    straight, turned = torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0, 1.0], [0, 0]])
-    first = torch.zeros(1, 4, 2, 2)
-    second = first + straight
-    came = torch.stack([straight, turned, -straight, straight + turned])
-    past = three(first, second, second + came)
-    (value,) = Forecast().estimate(past, Moment(3, 1.0))
-    # All of it; a right angle; back again; half right: it would have come nearest in full, and explains a half.
-    trust = torch.tensor([1.0, 0.0, 0.0, 0.5]).view(4, 1, 1)
-    torch.testing.assert_close(value[0], second[0] + came + trust * came)
-
-
-def test_two_full_calls_prove_no_direction():
-    past = [kept(1, 0, 10.0), kept(3, 1, 4.0)]
-    (value,) = Forecast().estimate(past, Moment(2, 2.0))
-    assert torch.equal(value, torch.full((1, 2), 3.0)) and value is not past[-1].features[0]
+def test_forecast_goes_half_the_way_of_a_line_in_log_sigma():
+    line = lambda sigma: 2 - 5 * math.log(sigma)  # noqa: E731
+    sigmas = [10.0, 4.0, 2.5]
+    past = [kept(line(s), k, s) for k, s in enumerate(sigmas[:2])]
+    (value,) = Forecast().estimate(past, Moment(2, sigmas[2]))
+    torch.testing.assert_close(value, torch.full((1, 2), (line(4.0) + line(2.5)) / 2))
 
 
 def test_between_two_points_nothing_is_damped():
@@ -54,10 +37,9 @@ def test_between_two_points_nothing_is_damped():
 
 
 def test_forecast_uses_the_index_where_a_sigma_is_missing():
-    line = torch.ones(1, 1, 2, 2)
-    past = three(line, 3 * line, 5 * line, sigmas=(10.0, None, None))
+    past = [kept(1, 0, 10.0), kept(3, 2, None)]
     (value,) = Forecast().estimate(past, Moment(3, 2.0))
-    torch.testing.assert_close(value, 7 * line)
+    torch.testing.assert_close(value, torch.full((1, 2), 3.5))
 
 
 @pytest.mark.parametrize(
@@ -94,5 +76,5 @@ def test_forecast_follows_the_formula_and_stays_bounded(sigmas):
     ratio = min(max((c - b) / (b - a), -1), Forecast.REACH)
     past = [kept(1, 0, sigmas[0]), kept(2, 1, sigmas[1])]
     (value,) = Forecast().estimate(past, Moment(2, sigmas[2]))
-    expected = 2.0 + min(ratio, 0.0)  # two points prove no direction, but between them the line is taken
+    expected = 2.0 + (ratio / 2 if ratio > 0 else ratio)
     torch.testing.assert_close(value, torch.full((1, 2), expected), rtol=1e-4, atol=1e-4)

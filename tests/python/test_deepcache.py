@@ -236,13 +236,12 @@ def test_forecast(pipe, name):
             feature = points[-1][1]
             if len(points) > 1:
                 ratio = (place - points[-1][0]) / (points[-1][0] - points[-2][0])
-                trust = 0.0
+                trust = 0.5
                 if len(points) > 2:
                     (first, one), (second, two), (third, three) = points[-3:]
                     step = (third - second) / (second - first) * (two - one)
-                    along = ((three - two) * step).sum((2, 3), True)
-                    powers = [each.square().sum((2, 3), True) for each in (step, three - two)]
-                    trust = (along / powers[0]).clamp(0, 1) * along**2 / (powers[0] * powers[1])
+                    trust = ((three - two) * step).sum((2, 3), True) / step.square().sum((2, 3), True)
+                    trust = trust.clamp(-1, 1)
                 feature = feature + ratio * trust * (feature - points[-2][1])
         output, kept = unets.by_hand(
             pipe.unet, 0, feature, sample=sample, timestep=timestep, encoder_hidden_states=encoder_hidden_states

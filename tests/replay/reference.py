@@ -290,15 +290,11 @@ class Rule:
         for i, (h, h_before) in enumerate(zip(last.features, before.features, strict=True)):
             trust: Any = 1.0
             if r > 0:  # beyond the last full call: as far as the forecast of h, made before it, was right
-                trust = 0.0
+                trust = 0.5
                 if oldest and past > 0:
-                    step, came = past * (h_before - oldest.features[i]), h - h_before
-                    along, *powers = (
-                        (one * other).sum((2, 3), keepdim=True)
-                        for one, other in ((step, came), (step, step), (came, came))
-                    )
-                    lengths = [power.clamp_min(1e-12) for power in powers]
-                    trust = (along / lengths[0]).clamp(0, 1) * along.square() / (lengths[0] * lengths[1])
+                    step = past * (h_before - oldest.features[i])
+                    length = step.square().sum((2, 3), keepdim=True).clamp_min(1e-12)
+                    trust = (((h - h_before) * step).sum((2, 3), keepdim=True) / length).clamp(-1, 1)
             estimated.append(h + r * trust * (h - h_before))
         return Verdict(estimated, exact=False)
 
