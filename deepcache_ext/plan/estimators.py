@@ -157,8 +157,8 @@ class Forecast:
 ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": Forecast}
 
 FORECAST_UP_TO = 1.1
-"""How far apart in log sigma full evaluations may lie on average for `auto` to forecast with samplers that add no noise.
-So far it was better than a copy on the laboratory's choosing half: 2.6x of 20 steps (research/laboratory.md).
+"""How far apart in log sigma full evaluations may lie on average for `auto` to forecast with samplers that add none: so
+far it was better than a copy on the laboratory's choosing half, 2.6x of 20 steps (research/laboratory.md).
 """
 FORECAST_BY_DEPTH_UP_TO = 0.9
 """The same of evaluations that renew the shallower of two features; fitted to plans by depth of the same checkpoint
