@@ -263,7 +263,13 @@ OBEYED = {
 STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name in names))
 
 
-INFOTEXT_KEYS = ("DeepCache", "DeepCache version", "DeepCache error", *(field.infotext for field in FIELDS))
+INFOTEXT_KEYS = (
+    "DeepCache",
+    "DeepCache version",
+    "DeepCache error",
+    "DeepCache note",
+    *(field.infotext for field in FIELDS),
+)
 
 
 SELDOM = ("start", "end", "passes", "deeper_branch_id", *(name for name in FIELD if name.startswith("hires_")))
