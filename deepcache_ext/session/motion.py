@@ -24,8 +24,8 @@ GUIDED = 5.0
 """
 
 FRESH = 1.5
-"""So many times may the noise be that is added. Some samplers ask below the end of a step, and add the noise of the whole
-step there: DPM fast, DPM adaptive. How much of the angle all samplers of the hosts use: research/motion.md.
+"""So many times may the noise be that is added. Some samplers ask below the end of a step, and add the noise of the
+whole step there: DPM fast, DPM adaptive. How much of the angle all samplers of the hosts use: research/motion.md.
 """
 
 ROUNDING = 0.02

@@ -92,7 +92,7 @@ def test_steps_that_ask_below_their_end_are_followed(ratio):
             return super()._is_within(turned, allowed)
 
     assert alarms(latents, Watched(fresh_noise=True), sigmas) == []
-    assert max(shares) < 0.7  # there is room for what guidance adds
+    assert max(shares) < 0.8  # there is room for what guidance adds
 
 
 CHANGES = {
