@@ -45,7 +45,7 @@ def take(page: Any, url: str, shot: tuple[str, bool, int, bool, int, bool], path
         whole.locator(".label-wrap").first.click()
         tick = page.locator(f"{OURS}enabled input")
     tick.check()
-    page.locator(f"{OURS}preset").get_by_text("Balanced").first.click()
+    page.locator(f"{OURS}preset input[value=Balanced]").first.check()
     if hires:
         page.locator("#txt2img_hr-visible-checkbox, #txt2img_hr .label-wrap").first.click()
         page.locator("#txt2img_hires_steps input[type=number]").fill("15")

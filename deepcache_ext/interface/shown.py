@@ -35,16 +35,18 @@ def effective(values: Mapping[str, Any], hires: bool) -> set[str]:
     """
     strategy, passes = values["strategy"], values["passes"]
     found = {name for name in FIELD if name not in STRATEGYS_OWN or name in OBEYED.get(strategy, STRATEGYS_OWN)}
-    if strategy == "custom" and "/" in str(values["full_evaluations"]):
+    # Beside a speed-up of its own the hires pass of a list is a weighted one.
+    weighted = strategy == "custom" and values["hires_speed_up"] != AS_FIRST_PASS_SPEED_UP
+    if strategy == "custom" and "/" in str(values["full_evaluations"]) and not (weighted and hires):
         found.discard("deeper_branch_id")  # the list says itself which ones are medium
     if not hires:
         found -= set(HIRES)
         # Without a hires pass it still can keep the only one from being cached.
         return found if passes == "hires only" else found - {"passes"}
     if passes == "first only":
-        return found - set(HIRES)
+        return effective({**values, "passes": "both"}, hires=False) | {"passes"}
     if passes == "hires only":
         found -= {first for own, (first, unset) in HIRES.items() if own in found and values[own] != unset}
-        if strategy == "custom" and values["hires_speed_up"] != AS_FIRST_PASS_SPEED_UP:
-            found = found - {"full_evaluations"} | {"deeper_branch_id"}  # that pass is a weighted one
+        if weighted:
+            found.discard("full_evaluations")
     return found

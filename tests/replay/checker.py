@@ -16,7 +16,7 @@ from .models import Models
 from .recording import Event, Generation, in_timesteps
 from .reference import WALKS, Answer, Rule, Verdict, answer, noise_level
 
-FEW = "evaluations: caching may change the picture much"
+FEW = "so few steps: caching may change the picture much"
 
 FORECAST_TOLERANCE = 3e-6
 """Of the largest value in the output: the reference adds up the same numbers in another order."""
