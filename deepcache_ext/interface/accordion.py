@@ -7,7 +7,7 @@ effect as things stand is not shown (`shown.py`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -45,7 +45,7 @@ class Accordion:
     `last_line`, `last_run`: what the last run did, in a line and in a table; `refresh`: a button that brings all of
     them up to date, pressed by the page's script. `detail`: what the plan does beneath the surface. `calibrated`: what
     is; `request`: hidden, the last of the script's arguments, what Calibrate asks for. `boxes`: ticked where the
-    setting of that name stands at its value of `UNSET`.
+    setting of that name stands at its value of `UNSET`; `places`: what holds box and slider.
     """
 
     header: Any
@@ -60,11 +60,12 @@ class Accordion:
     request: Any = None
     components: dict[str, Any] = field(default_factory=dict)
     boxes: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Any] = field(default_factory=dict)
 
     @property
     def conditional(self) -> list[Any]:
         """What `updates` is for."""
-        return [self.components[name] for name in CONDITIONAL] + list(self.boxes.values())
+        return [self.places.get(name, self.components[name]) for name in CONDITIONAL]
 
 
 def build(
@@ -104,13 +105,9 @@ def build(
 
 
 def updates(values: Mapping[str, Any], hires: bool) -> list[Any]:
-    """For each of `Accordion.conditional` an update: shown or not, ticked or not. Arguments as `effective` has them."""
+    """For each of `Accordion.conditional` an update: shown or not. Arguments as `effective` has them."""
     shown = effective(values, hires)
-    sliders = [gr.update(visible=name in shown and values[name] != UNSET.get(name, NEVER)) for name in CONDITIONAL]
-    return sliders + [gr.update(visible=name in shown, value=values[name] == UNSET[name]) for name in UNSET]
-
-
-NEVER = object()
+    return [gr.update(visible=name in shown) for name in CONDITIONAL]
 
 
 def _html(elem_id: str, css_class: str) -> Any:
@@ -124,12 +121,12 @@ class _Drawing:
         self.elem_id = elem_id
         self.made: dict[str, Any] = {}
         self.boxes: dict[str, Any] = {}
-        self._values = {one.name: one.default for one in FIELDS}
-        self._shown = effective(self._values, hires=False)
+        self.places: dict[str, Any] = {}
+        self._shown = effective({one.name: one.default for one in FIELDS}, hires=False)
 
     def _common(self, name: str) -> dict[str, Any]:
         one = FIELD[name]
-        visible = name in self._shown and one.default != UNSET.get(name, NEVER)
+        visible = name in self._shown and name not in UNSET
         return {"label": one.label, "info": one.info, "elem_id": self.elem_id(name), "visible": visible}
 
     def slider(self, name: str, maximum: float | None = None, step: float = 1) -> None:
@@ -143,12 +140,14 @@ class _Drawing:
     def text(self, name: str, placeholder: str) -> None:
         self.made[name] = gr.Textbox(FIELD[name].default, max_lines=1, placeholder=placeholder, **self._common(name))
 
-    def box(self, name: str, label: str) -> None:
-        """A check box for the value that says "none": ticked, the slider is away."""
-        self.boxes[name] = gr.Checkbox(
-            True, label=label, elem_id=self.elem_id(f"{name}_unset"), visible=name in self._shown
-        )
-        self.boxes[name].do_not_save_to_config = True
+    def or_none(self, name: str, label: str, maximum: float | None = None, step: float = 1) -> None:
+        """A slider with a check box for the value that says "none": where it is ticked, the slider is away."""
+        place = gr.Column(visible=name in self._shown, elem_id=self.elem_id(f"{name}_place"))
+        with place:
+            box = gr.Checkbox(True, label=label, elem_id=self.elem_id(f"{name}_unset"))
+            self.slider(name, maximum, step)
+        box.do_not_save_to_config = True
+        self.boxes[name], self.places[name] = box, place
 
 
 def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) ->
         accordion.detail = _html(elem_id("detail"), "deepcache-detail")
         _calibrate(elem_id, accordion)
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
-    accordion.boxes = {name: draw.boxes[name] for name in UNSET}
+    accordion.boxes, accordion.places = draw.boxes, draw.places
     return draw.made
 
 
@@ -176,16 +175,15 @@ def _advanced(draw: _Drawing) -> None:
         draw.slider("power", step=0.05)
     draw.text("full_evaluations", "empty: only the first step")
     draw.slider("cache_branch_id", SHOWN_BRANCHES)
-    draw.box("deeper_branch_id", "No medium steps")
-    draw.slider("deeper_branch_id", SHOWN_BRANCHES)
+    draw.or_none("deeper_branch_id", "No medium steps", SHOWN_BRANCHES)
     draw.radio("estimator")
     with gr.Row():
         draw.slider("start", step=0.01)
         draw.slider("end", step=0.01)
     draw.radio("passes")
     for name, (first, _) in HIRES.items():
-        draw.box(name, f"Hires pass: {FIELD[first].label} same as first pass")
-        draw.slider(name, SHOWN_BRANCHES if "branch" in name else None, step=0.1 if name == "hires_speed_up" else 1)
+        label = f"Hires pass: {FIELD[first].label} same as first pass"
+        draw.or_none(name, label, SHOWN_BRANCHES if "branch" in name else None, 0.1 if "speed" in name else 1)
 
 
 def _calibrate(elem_id: Callable[[str], str], accordion: Accordion) -> None:
@@ -213,16 +211,21 @@ def connect_calibrate(accordion: Accordion, tab: str, press: Callable[[], str]) 
 
     outputs = [accordion.request, *(components[name] for name in ("enabled", "preset", "strategy"))]
     done = accordion.calibrate.click(pressed, inputs=[], outputs=outputs, show_progress=False, queue=False)
-    start = f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}"
+    in_page(done.then, f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}")
+
+
+def in_page(event: Callable[..., Any], script: str, inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()) -> None:
+    """Let the page itself answer an event, without the server."""
+    given = {"fn": None, "inputs": list(inputs), "outputs": list(outputs), "show_progress": False, "queue": False}
     try:
-        done.then(fn=None, _js=start, show_progress=False, queue=False)
+        event(_js=script, **given)
     except TypeError:  # Gradio 4
-        done.then(fn=None, js=start, show_progress=False, queue=False)
+        event(js=script, **given)
 
 
 def _connect(accordion: Accordion) -> None:
     """A preset sets its controls, when the page is opened too; whoever changes one of them is on Custom. A box puts its
-    setting to none and back. What else follows from what is done by `updates`, when the page is refreshed.
+    setting to none and back, and follows it.
     """
     components = accordion.components
     preset = components["preset"]
@@ -240,13 +243,14 @@ def _connect(accordion: Accordion) -> None:
     for control in by_preset:
         control.input(lambda: CUSTOM, inputs=[], outputs=[preset], show_progress=False, queue=False)
     for name, box in accordion.boxes.items():
-        first = components[HIRES[name][0] if name in HIRES else "cache_branch_id"]
-        box.input(_box_pressed(name), inputs=[box, first], outputs=[components[name]], show_progress=False, queue=False)
+        slider, first = components[name], components[HIRES[name][0] if name in HIRES else "cache_branch_id"]
+        begin = "first" if name in HIRES else f"Math.max({USUAL_MEDIUM}, Math.min(first + 1, {SHOWN_BRANCHES}))"
+        none = UNSET[name]
+        # In the page itself: answers of the server that are late would undo what is done meanwhile.
+        in_page(box.input, f"(on, first) => ({{...{UPDATE}, value: on ? {none} : {begin}}})", [box, first], [slider])
+        follow = f"(v) => [{{...{UPDATE}, value: v === {none}}}, {{...{UPDATE}, visible: v !== {none}}}]"
+        in_page(slider.change, follow, [slider], [box, slider])
 
 
-def _box_pressed(name: str) -> Callable[[bool, Any], Any]:
-    def pressed(on: bool, first: Any) -> Any:
-        start = first if name in HIRES else max(USUAL_MEDIUM, min(first + 1, SHOWN_BRANCHES))
-        return gr.update(value=UNSET[name] if on else start, visible=not on)
-
-    return pressed
+UPDATE = "{__type__: 'update'}"
+"""What tells Gradio's page that only some properties change."""

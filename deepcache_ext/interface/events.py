@@ -13,7 +13,7 @@ from ..report.run_report import RunOutcome
 from ..settings.fields import SettingsError
 from ..settings.settings import parse
 from . import calibrate, last_run, plan_strip
-from .accordion import Accordion, updates
+from .accordion import Accordion, in_page, updates
 from .asked import Foresee, of_page
 
 log = logging.getLogger("deepcache")
@@ -127,12 +127,8 @@ class Page:
         )
         changed = f"() => {{ if (window.deepcacheChanged) deepcacheChanged('{tab}'); }}"
         for control in (*accordion.components.values(), *controls.values()):
-            if not hasattr(control, "change"):
-                continue
-            try:
-                control.change(fn=None, _js=changed, show_progress=False, queue=False)
-            except TypeError:  # Gradio 4
-                control.change(fn=None, js=changed, show_progress=False, queue=False)
+            if hasattr(control, "change"):
+                in_page(control.change, changed)
 
     def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass]) -> str:
         try:

@@ -176,6 +176,11 @@ def test_what_the_hires_pass_has_of_its_own(opened):
     same.check()
     expect(plan.nth(1)).to_contain_text("11 of 20 steps")
     expect(ours(opened, "txt2img", "hires_speed_up")).to_be_hidden()
+    # A text brings both with it.
+    paste(opened, INFOTEXT.replace("strategy: custom", "strategy: weighted, DeepCache hires speed up: 2.2"))
+    expect(number(opened, "txt2img", "hires_speed_up")).to_have_value("2.2")
+    choose(opened, "txt2img", "passes", "both")
+    expect(same).not_to_be_checked()
     # Nothing of it has an effect where that pass is not cached, nor where there is none.
     choose(opened, "txt2img", "passes", "first only")
     expect(same).to_be_hidden()
