@@ -139,6 +139,8 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
     lines = [
         "# Likeness against speed",
         "",
+        "For whoever wants the figures behind the presets, and how they were made.",
+        "",
         f"Made by `{facts.command}`; every figure is also in [evidence.json](evidence.json). "
         f"Rerunning continues where the last run ended.",
         "",
