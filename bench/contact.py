@@ -47,7 +47,8 @@ def main() -> int:
         for name, settings in (("without", {}), (PRESET, preset(PRESET).args)):
             made = studio.make(SAMPLER, STEPS, GUIDANCE, pairs, settings or None)
             rows.append((name, [_image(one) for one in made.pictures]))
-    sheet(rows, [pair.prompt for pair in pairs]).save(PATH, optimize=True)
+    made = sheet(rows, [pair.prompt for pair in pairs])
+    made.quantize(255, dither=Image.Dither.NONE).save(PATH, optimize=True)
     print(f"wrote {PATH.relative_to(REPOSITORY)}")
     return 0
 

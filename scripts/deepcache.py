@@ -9,7 +9,10 @@ from deepcache_ext.interface.accordion import OFF_NOTE, TITLE, build, connect_ca
 console.set_up(options.log_level(shared))
 host = adapter()
 joined = events.Page(
-    host.foresee, lambda: host.last_run, host.profiles, lambda: OFF_NOTE if host.disabled else host.inactive
+    host.foresee,
+    lambda: host.last_run,
+    host.profiles,
+    lambda: OFF_NOTE if host.disabled else host.inactive or host.refused(),
 )
 requests = calibrate.Requests()
 allow_in_control_tab(scripts, TITLE)

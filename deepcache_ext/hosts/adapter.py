@@ -87,6 +87,10 @@ class Adapter:
         """How many the loaded checkpoint's UNet has; 0 where that is not known."""
         return 0
 
+    def refused(self) -> str:
+        """Why the loaded checkpoint's UNet cannot be cached, in words; "" where it can, or where none is loaded."""
+        return ""
+
     # Script hooks -------------------------------------------------------------------------------------------
 
     @guarded

@@ -46,6 +46,9 @@ class Inert:
     def branches(self) -> int:
         return 0
 
+    def refused(self) -> str:
+        return ""  # `inactive` says it
+
     def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
         """There is nothing to calibrate."""
 

@@ -53,6 +53,11 @@ class SDNext(Adapter):
         self._drivers: dict[int, Driver] = {}
         self._thread = 0
 
+    def refused(self) -> str:
+        # To ask for the model would load it.
+        unet = getattr(shared.sd_model, "unet", None) if getattr(shared, "sd_loaded", False) else None
+        return "" if unet is None else why_not(unet)
+
     # Script hooks -------------------------------------------------------------------------------------------
 
     @guarded

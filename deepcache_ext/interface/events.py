@@ -137,12 +137,12 @@ class Page:
             return ""  # the plan's place says what is wrong
 
     def _plan(self, tab: str, args: tuple[Any, ...], asked: Mapping[str, Any]) -> tuple[list[PlannedPass], str]:
-        inactive = self._inactive()
-        if inactive:
-            return [], f"{plan_strip.NOTHING}: {inactive}."
-        if "steps" not in asked:
-            return [], ""
         try:
+            inactive = self._inactive()
+            if inactive:
+                return [], f"{plan_strip.NOTHING}: {inactive}."
+            if "steps" not in asked:
+                return [], ""
             return of_page(args, {**asked, "img2img": tab == "img2img"}, self._foresee, self._profiles)
         except Exception:  # the page must stand whatever the host's controls hold
             log.debug("no plan of %s", asked, exc_info=True)

@@ -16,7 +16,7 @@ from deepcache_ext.interface import asked, axes, events, last_run, plan_strip
 from deepcache_ext.plan.preview import PassAhead, planned
 from deepcache_ext.report.pass_report import PassReport, Reason
 from deepcache_ext.report.run_report import PassOutcome, RunOutcome, reached
-from deepcache_ext.settings.fields import FIELD, PRESETS, SettingsError
+from deepcache_ext.settings.fields import FIELD, FIELDS, PRESETS, SettingsError
 from deepcache_ext.settings.settings import Settings, overridden, parse
 from demo.webui.boot import boot
 
@@ -309,6 +309,31 @@ def test_a_grid_makes_each_cell_with_its_own_settings():
 def test_a_host_where_it_is_not_active_shows_no_plan():
     page = events.Page(lambda values: [PassAhead(False, 20, None, 12)], lambda: None, None, lambda: "it is off")
     assert page._plan("txt2img", (), {"steps": 20}) == ([], "No speed-up: it is off.")
+
+
+def test_a_checkpoint_that_cannot_be_cached_is_known_before_a_run():
+    with boot(model="tinyA") as host:
+        ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
+        args = [field.default for field in FIELDS]
+        passes, problem = ours.joined._plan("txt2img", args, {"steps": 20})
+        assert passes and not problem and ours.host.refused() == ""
+        host.unet._compiled_call_impl = lambda *_: None
+        assert ours.joined._plan("txt2img", args, {"steps": 20}) == ([], "No speed-up: the UNet is compiled.")
+        host.unet._compiled_call_impl = None
+        ours.host.disabled = True
+        assert ours.joined._plan("txt2img", args, {"steps": 20})[1].startswith("No speed-up: DeepCache is switched off")
+
+
+def test_sdnexts_model_is_not_loaded_to_be_looked_at(monkeypatch):
+    with boot(model="tinyA", host="sdnext") as host:
+        ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
+        host.unet._compiled_call_impl = lambda *_: None
+        monkeypatch.setattr(host.module("shared"), "sd_loaded", False, raising=False)
+        assert ours.host.refused() == ""
+        monkeypatch.setattr(host.module("shared"), "sd_loaded", True)
+        assert ours.host.refused() == "the UNet is compiled"
+        host.unet._compiled_call_impl = None
+        assert ours.host.refused() == ""
 
 
 def test_a_component_that_is_made_anew_joins_nothing():

@@ -9,6 +9,8 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
+from deepcache_ext.interface.shown import UNSET, effective
+from deepcache_ext.settings.fields import FIELD, FIELDS
 from demo.webui.boot import boot
 
 expect.set_options(timeout=20_000)  # plans come from the server, and the machine may be busy
@@ -144,6 +146,36 @@ def test_only_what_the_strategy_obeys_is_there(opened, tab):
             expect(ours(opened, tab, name)).to_be_visible()
         for name in set().union(*OBEYED.values(), SLIDERS_OF_BOXES, BOXES_OF_HIRES, {"passes"}) - OBEYED[strategy]:
             expect(ours(opened, tab, name)).to_be_hidden()
+
+
+def test_what_is_to_be_seen_is_what_has_an_effect(opened):
+    """By `shown.effective`, which test_shown.py holds against the plans that come of each control."""
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img")
+    state = {field.name: field.default for field in FIELDS}
+
+    def check(hires=False):
+        wanted = effective(state, hires)
+        for name in FIELD:
+            if name != "enabled":
+                place = ours(opened, "txt2img", f"{name}_unset" if name in UNSET else name)
+                expect(place).to_be_visible(visible=name in wanted)
+
+    check()
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    check(hires=True)
+    for strategy in ("uniform", "custom"):
+        choose(opened, "txt2img", "strategy", strategy)
+        state["strategy"] = strategy
+        check(hires=True)
+    state["full_evaluations"] = "0-5, 9/5"
+    ours(opened, "txt2img", "full_evaluations").locator("input, textarea").first.fill("0-5, 9/5")
+    check(hires=True)
+    choose(opened, "txt2img", "passes", "hires only")
+    state["passes"] = "hires only"
+    check(hires=True)
+    opened.locator("#txt2img_hr-visible-checkbox").uncheck()
+    check()
 
 
 def test_at_first_sight_there_is_one_slider(opened):
