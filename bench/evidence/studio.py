@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deepcache_ext.plan.strategies import DEEPER
+from deepcache_ext.settings.fields import FIELD
 from demo.webui.boot import MODELS, REPOSITORY, Host, boot
 from demo.webui.checkpoints import Checkpoint, available
 
@@ -169,7 +170,7 @@ def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str, in
     found = re.fullmatch(r"(\d+) of (\d+) full(?: \+ (\d+) medium)?", str(told.get("DeepCache", "")))
     if not found or int(found[2]) != calls:
         raise NotActive(f"the UNet was called {calls} times; the infotext says {dict(told)}")
-    deeper_branch = int(told.get("DeepCache deeper branch", DEEPER[12])) if found[3] else 0
+    deeper_branch = int(told.get(FIELD["deeper_branch_id"].infotext, DEEPER[12])) if found[3] else 0
     return (
         int(found[2]),
         int(found[1]),
