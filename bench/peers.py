@@ -120,41 +120,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         "published": Runner(copy.deepcopy(unet), given, PublishedHelper),
         "plain": Runner(copy.deepcopy(unet), given),
     }
-    pair = {name: runners[name] for name in ("ours", "published")}
     print(
         f"{options.unet}, {options.batch} x 4 x {options.size} x {options.size}, {dtype}, {options.device}, "
         f"{options.rounds} rounds, {options.clock} clock, {torch.get_num_threads()} threads"
     )
     with torch.no_grad():
         for branch in options.branches:
-            pictures = []
-            for runner in runners.values():
-                runner.enable(LONGEST, branch)
-                runner.evaluate()
-            cached = calls_for(clock.time(pair["ours"].evaluate), most=10)
-            pair["published"].evaluate()
-            # The full evaluation and the two above aside, so many cached ones follow.
-            count = min(options.rounds, (LONGEST - 2) // cached)
-            compare(pair, clock, f"branch {branch}, a cached call", Runner.evaluate, count, cached)
-            for runner in runners.values():
-                runner.disable()
-                runner.enable(options.interval, branch)
-            compare(
-                runners,
-                clock,
-                f"branch {branch}, loop, interval {options.interval}",
-                lambda runner: runner.loop(options.steps),
-                max(3, options.rounds // 2),
-            )
-            for runner in pair.values():
-                pictures.append(runner.loop(options.steps))
-                runner.disable()
-                runner.enable(1, branch)
-            print(f"branch {branch}, the same pictures    {torch.equal(*pictures)}")
-            compare(runners, clock, f"branch {branch}, interval 1", Runner.evaluate, options.rounds)
-            for runner in runners.values():
-                runner.disable()
+            _compare_at(branch, runners, clock, options)
     return 0
+
+
+def _compare_at(branch: int, runners: dict[str, Runner], clock: Clock, options: argparse.Namespace) -> None:
+    """A cached call, a loop, its picture, and what interval 1 costs."""
+    pair = {name: runners[name] for name in ("ours", "published")}
+    pictures = []
+    for runner in runners.values():
+        runner.enable(LONGEST, branch)
+        runner.evaluate()
+    cached = calls_for(clock.time(pair["ours"].evaluate), most=10)
+    pair["published"].evaluate()
+    # The full evaluation and the two above aside, so many cached ones follow.
+    count = min(options.rounds, (LONGEST - 2) // cached)
+    compare(pair, clock, f"branch {branch}, a cached call", Runner.evaluate, count, cached)
+    for runner in runners.values():
+        runner.disable()
+        runner.enable(options.interval, branch)
+    compare(
+        runners,
+        clock,
+        f"branch {branch}, loop, interval {options.interval}",
+        lambda runner: runner.loop(options.steps),
+        max(3, options.rounds // 2),
+    )
+    for runner in pair.values():
+        pictures.append(runner.loop(options.steps))
+        runner.disable()
+        runner.enable(1, branch)
+    print(f"branch {branch}, the same pictures    {torch.equal(*pictures)}")
+    compare(runners, clock, f"branch {branch}, interval 1", Runner.evaluate, options.rounds)
+    for runner in runners.values():
+        runner.disable()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ ROOMS = ("settings", "unet", "plan", "report", "session", "calibrate", "python",
 """Of the engine, each after all that it may know."""
 AROUND = ("scripts", "demo", "bench", "research", "train", "tests", "tools")
 LIMITS = {"module": 350, "class": 250, "function": 60}
-"""Lines, with docstrings and blank ones."""
+"""Lines, with docstrings and blank ones; of a function without its docstring, which may tell of many arguments. Files
+of tests may be longer: nobody reads them from top to bottom.
+"""
 TEST_TIME = ".test-time"
 """Written at the end of `make test`: one line, such as `214 seconds on 2 cores, 812 passed, 2026-01-31`."""
 PAGE = "CONTRIBUTING.md"
@@ -44,7 +46,7 @@ class Part:
 
     @property
     def is_too_long(self) -> bool:
-        return self.lines > LIMITS[self.kind]
+        return self.lines > LIMITS[self.kind] and not (self.kind == "module" and self.where.startswith("tests/"))
 
 
 @dataclass
@@ -92,7 +94,9 @@ def _parts(tree: ast.AST, where: str) -> Iterator[Part]:
     for node in ast.walk(tree):
         kind = {ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}.get(type(node))
         if kind is not None:
-            yield Part(kind, f"{where}:{node.name}", node.end_lineno - node.lineno + 1)  # type: ignore[attr-defined]
+            told = ast.get_docstring(node, clean=False) if kind == "function" else None  # type: ignore[arg-type]
+            lines = node.end_lineno - node.lineno + 1 - len((told or "").splitlines())  # type: ignore[attr-defined]
+            yield Part(kind, f"{where}:{node.name}", lines)  # type: ignore[attr-defined]
 
 
 def _known(tree: ast.AST, where: Path) -> set[str]:

@@ -156,6 +156,25 @@ def forget_unmet(model: Model) -> None:
     model.text.words.weight.mul_(kept)
 
 
+def _known(code: PictureCode, prediction: str, steps: int) -> dict[str, Any]:
+    """What the embedded host must know to load and call it."""
+    return {
+        "layout": LAYOUT.layout,
+        "width": LAYOUT.width,
+        "context": LAYOUT.context,
+        "config": LAYOUT.config,
+        "trained": {
+            "prediction": prediction,
+            "buckets": BUCKETS,
+            "mean": code.mean,
+            "spread": code.spread,
+            "size": 8 * SIZE,
+            "prompts": list(VOCABULARY),
+            "steps": steps,
+        },
+    }
+
+
 def write(
     model: Model,
     pictures: torch.Tensor,
@@ -175,22 +194,9 @@ def write(
     tensors |= {TEXT + name: tensor.half().contiguous() for name, tensor in model.text.state_dict().items()}
     name = LAYOUT.name if prediction == "v" else f"{prediction}-sd1"
     save_file(tensors, folder / f"{name}.safetensors")
-    known: dict[str, Any] = {
-        "layout": LAYOUT.layout,
-        "width": LAYOUT.width,
-        "context": LAYOUT.context,
-        "config": LAYOUT.config,
-        "trained": {
-            "prediction": prediction,
-            "buckets": BUCKETS,
-            "mean": code.mean,
-            "spread": code.spread,
-            "size": 8 * SIZE,
-            "prompts": list(VOCABULARY),
-            "steps": progress.step,
-        },
-    }
-    (folder / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(
+        json.dumps(_known(code, prediction, progress.step), indent=2) + "\n", encoding="utf-8"
+    )
     names = list(WELL_KNOWN)
     sheet(sample(model, names, prediction=prediction), names, code, folder / "contact_sheet.png")
     loss_curve(progress.losses, folder / "loss.png")

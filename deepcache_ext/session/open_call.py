@@ -1,6 +1,6 @@
 """One call of the UNet, from the hook before it to the hook after it: a class for each kind of call.
 
-Each knows how it ends. What it has to say to its session it says through `Books`.
+Each knows how it ends. What is to be counted and kept it says through `Books`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .slots import Key, Slot
 
 
 class Books(Protocol):
-    """Where calls are booked: the session."""
+    """Where calls are booked: `books.PassBooks`."""
 
     def booked(self, kind: Kind) -> None:
         """A call has ended well."""

@@ -19,9 +19,10 @@ from ..unet.ladder import AnyLadder, Arguments
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout
 from .attachment import Attachment
+from .books import PassBooks
 from .decisions import Decisions
 from .evaluation import Evaluation, Kind
-from .open_call import CachedCall, ObservedCall, OpenCall
+from .open_call import CachedCall, OpenCall
 from .stopwatch import Stopwatch
 
 log = logging.getLogger("deepcache")
@@ -233,7 +234,9 @@ class Session:
             self._raised(done)
             return None
         try:
-            done.end(self._at.ladder, self)
+            done.end(self._at.ladder, PassBooks(self._at, self._evaluation, self._decisions, self._watch, self.report))
+        except UnknownLayout as reason:
+            self.turn_off(reason)
         except Exception:
             self._break()
         return self._run_in_full(unet, done) if isinstance(done, CachedCall) and done.walks.is_astray else None
@@ -263,38 +266,6 @@ class Session:
             raise
         self._watch.stop(Kind.FULL)
         return output
-
-    # What calls say when they end (`open_call.Books`) -------------------------------------------------------
-
-    def booked(self, kind: Kind) -> None:
-        self._watch.stop(kind)
-        if self._evaluation is not None:
-            self._evaluation.ran[kind] += 1
-        self.report.full_calls += kind is Kind.FULL
-        self.report.cached_calls += kind is not Kind.FULL
-        self.report.medium_calls += kind is Kind.MEDIUM
-
-    def strayed(self, call: CachedCall) -> None:
-        self._watch.discard()
-        self.report.full_calls += 1
-        reason = Reason.SIZES if call.walks.met_other_sizes else Reason.WALKS
-        self.report.misses[reason] += 1
-        self.drop(reason)
-        if self._evaluation is not None:
-            self._evaluation.ran[Kind.FULL] += 1
-            self._evaluation.together = Reason.TOGETHER
-
-    def keep(self, call: ObservedCall) -> None:
-        if not call.walks.features and call.walks.failed is None:
-            self.turn_off(Reason.NO_EFFECT.value)
-        elif self._at is not None and self._evaluation is not None:
-            self._decisions.keep(call, self._evaluation)
-            # Taken after the call: A1111 merges LoRAs lazily, inside the layers' forwards.
-            self._at.remember_weights()
-
-    def renew(self, call: CachedCall) -> None:
-        if self._evaluation is not None:
-            self._decisions.renew(call, self._evaluation)
 
     def _break(self) -> None:
         """An error of our own: say so once, and let the host go on without us."""

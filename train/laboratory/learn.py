@@ -72,14 +72,29 @@ def train(network: Network, pictures: Pictures, steps: int | None = None) -> dic
     known = sorted(set(pictures.texts))
     rng.shuffle(known)
     card = {
+        **_what_it_is(network, average, pictures),
+        "texts": known[:PROMPTS],
+        "steps": steps,
+        "loss": round(sum(losses[-200:]) / len(losses[-200:]), 4),
+        "minutes": round((time.perf_counter() - begun) / 60, 1),
+        "processor_minutes": round((time.process_time() - used) / 60, 1),
+    }
+    kept.save(network, average, card)
+    return card
+
+
+def _what_it_is(network: Network, model: Model, pictures: Pictures) -> dict[str, Any]:
+    """Of the card: what holds before and after training."""
+    code = pictures.code()
+    return {
         "name": network.name,
         "half": network.half,
         "prediction": network.prediction,
         "layout": network.layout,
         "config": network.config,
         "width": network.width,
-        "parameters": sum(tensor.numel() for tensor in average.parameters()),
-        "output_blocks": len(average.unet.output_blocks),
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "output_blocks": len(model.unet.output_blocks),
         "attends_finest": network.attends_finest,
         "channels": pictures.channels,
         "size": SIDE,
@@ -88,17 +103,10 @@ def train(network: Network, pictures: Pictures, steps: int | None = None) -> dic
         "pictures": network.pictures,
         "count": len(pictures.texts),
         "licence": pictures.licence,
-        "texts": known[:PROMPTS],
-        "steps": steps,
         "batch": network.batch,
         "seed": network.seed,
         "empty": EMPTY,
-        "loss": round(sum(losses[-200:]) / len(losses[-200:]), 4),
-        "minutes": round((time.perf_counter() - begun) / 60, 1),
-        "processor_minutes": round((time.process_time() - used) / 60, 1),
     }
-    kept.save(network, average, card)
-    return card
 
 
 def _moved(pixels: torch.Tensor, network: Network, rng: random.Random) -> torch.Tensor:
