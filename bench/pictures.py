@@ -153,6 +153,8 @@ def means(evidence: Mapping[str, Any]) -> str:
 
 
 def _told(row: Mapping[str, Any] | None) -> str:
+    if row and not _is_of_today(row):
+        return NOT_MEASURED
     return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else NONE
 
 
@@ -176,14 +178,21 @@ def _in_short(evidence: Mapping[str, Any], sampler: str, name: str) -> str:
         for row in section["settings"]:
             if (section["sampler"], section["steps"], section["guidance"]) != wanted or row["arm"] != f"preset {name}":
                 continue
-            if bool(row["deeper"]) != bool(PRESETS_SET[name]["deeper_branch_id"]):
-                return "not measured"  # the evidence is of an earlier preset of that name
+            if not _is_of_today(row):
+                return NOT_MEASURED
             above = [row["over_copy_psnr"], row["ahead_psnr"]]
             told = "; ".join(f"{one['mean']:+.1f}" if one else NONE for one in above)
             return f"{row['likeness']['psnr']['mean']:.1f} ({told})"
-    return "not measured"
+    return NOT_MEASURED
 
 
+def _is_of_today(row: Mapping[str, Any]) -> bool:
+    """Whether the row is not of an earlier preset of that name, of which some had medium steps."""
+    today = PRESETS_SET.get(str(row["arm"]).removeprefix("preset "))
+    return today is None or bool(row.get("deeper")) == bool(today["deeper_branch_id"])
+
+
+NOT_MEASURED = "not measured"
 NONE = "–"
 
 
