@@ -52,7 +52,7 @@ def plan_for(
     few = total < FEW
     if settings.strategy == "uniform":
         warned = few and uniform.caches
-        return uniform, f"only {total} evaluations: caching may change the picture much" if warned else ""
+        return uniform, "so few steps: caching may change the picture much" if warned else ""
     if settings.strategy == CALIBRATED:
         plan, remark = plan_for(replace(settings, strategy="weighted"), total, sigmas, depth, nature)
         return plan, remark or "no profile: weighted instead of calibrated"
@@ -65,7 +65,7 @@ def plan_for(
         listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
         return _in_turns(listed, branch, total, window, deeper), ""
     if few:
-        return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
+        return UniformPlan(1, branch, total), f"nothing is skipped in a run of fewer than {FEW} steps"
     total = len(sigmas) if sigmas else total
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
         shares = [cost.share(one, depth) for one in uniform.branches]

@@ -170,9 +170,9 @@ def test_plan_by_settings():
     evenly, remark = plan(strategy="weighted", speed_up=2.0)
     assert evenly == [0, 2, 4, 6, 8, 10, 12, 15, 17, 19, 21, 23, 25, 27] and "lie evenly" in remark
     short, remark = plan(strategy="weighted", total=8, sigmas=karras[:8])
-    assert short == [*range(8)] and "8 evaluations" in remark
+    assert short == [*range(8)] and "fewer than 12 steps" in remark
     forced, remark = plan(strategy="uniform", cache_interval=2, total=8)
-    assert forced == [0, 2, 4, 6] and "8 evaluations" in remark
+    assert forced == [0, 2, 4, 6] and "so few steps" in remark
     late = plan(strategy="weighted", speed_up=2.0, sigmas=karras, start=0.5)[0]
     assert late[:15] == [*range(15)] and len(late) < 30
 
@@ -288,7 +288,7 @@ def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
     settings = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
     one = planned(settings, PassAhead(False, steps, sigmas, 12))
     assert bool(one.hint) == hinted and not one.remark
-    assert (one.hint in plan_strip.strip([one])) and one.as_json()["remark"] == one.hint
+    assert (one.hint.lower() in plan_strip.strip([one]).lower()) and one.as_json()["remark"] == one.hint
 
 
 def test_every_second_one_of_a_list():

@@ -283,7 +283,7 @@ def test_window(pipe):
     assert (cache.report().passes[0].cached_calls, cache.report().passes[0].evaluations) == (2, 10)
     with DeepCache(pipe.unet, cache_interval=2, start=0.3) as cache:
         guided_by_hand(pipe, as_number=True)
-    assert "number of evaluations" in cache.report().passes[0].off
+    assert "number of steps" in cache.report().passes[0].off
 
 
 # What is left behind, and what goes wrong --------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What each call should have given, said naively and without the extension: imports nothing of it.
 
-Two things are written out by hand: the forwards of ldm and sgm U-Nets (whole, or their outer blocks alone on
+Two things are written out by hand: the forwards of ldm and sgm UNets (whole, or their outer blocks alone on
 a given feature), and the rule when a feature that was kept may stand in. The rule knows what each call holds
 because the replay made the calls; it never looks into tensors.
 """
@@ -53,7 +53,7 @@ def walk(
     branch: int = -1,
     feature: torch.Tensor | None = None,
 ) -> Walk:
-    """The whole U-Net, or just what `branch` runs, on `feature`; keeping features for `branches`."""
+    """The whole UNet, or just what `branch` runs, on `feature`; keeping features for `branches`."""
     emb = unet.time_embed(time_embedding(timesteps, unet.model_channels))
     if y is not None:
         emb = emb + unet.label_emb(y)
