@@ -1,6 +1,6 @@
-"""`python -m bench.pictures`: pictures and tables of docs/which_settings.md, from the demo's trained checkpoint.
+"""`python -m bench.pictures`: pictures of docs/which_settings.md, from the demo's trained checkpoint, and tables.
 
-With `--tables` the tables alone, in no time: the means from docs/evidence.json, the controls from the settings.
+With `--tables` the tables alone, in no time: means and presets from docs/evidence.json, the controls from the settings.
 """
 
 from __future__ import annotations
@@ -26,12 +26,20 @@ from bench.evidence.grid import ESTIMATORS, GUIDANCE, Arm, preset, setting, weig
 from bench.evidence.metrics import PSNR_CAP, psnr
 from bench.evidence.studio import Studio, checkpoint_called, pairs_for
 from bench.tables import markdown
+from deepcache_ext.interface.shown import HIRES, UNSET
 from deepcache_ext.plan.preview import fraction
 from deepcache_ext.settings.fields import FIELDS
+from deepcache_ext.settings.fields import PRESETS as PRESETS_SET
 from demo.webui.boot import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGE, EVIDENCE = DOCS / "which_settings.md", DOCS / "evidence.json"
+EVIDENCE = DOCS / "evidence.json"
+PAGES = {
+    DOCS / "which_settings.md": ("means",),
+    DOCS / "settings.md": ("controls",),
+    REPOSITORY / "README.md": ("presets",),
+}
+"""Pages, and the tables that each has a marked place for."""
 GAIN = 10
 """Of the differences."""
 LEVELS = 24
@@ -145,7 +153,47 @@ def means(evidence: Mapping[str, Any]) -> str:
 
 
 def _told(row: Mapping[str, Any] | None) -> str:
-    return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else "–"
+    if row and not _is_of_today(row):
+        return NOT_MEASURED
+    return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else NONE
+
+
+GOOD_FOR = {"Quality": "final pictures", "Balanced": "everyday work", "Fast": "drafts"}
+IN_SHORT = ("Euler", "DPM++ 2M Karras", "Euler a")
+"""Samplers of the README's table."""
+
+
+def presets(evidence: Mapping[str, Any]) -> str:
+    """Of each preset at 30 steps: PSNR, and in brackets how far it is above plain DeepCache and above fewer steps."""
+    lines = []
+    for name, use in GOOD_FOR.items():
+        told = [_in_short(evidence, sampler, name) for sampler in IN_SHORT]
+        lines.append((name, f"{PRESETS_SET[name]['speed_up']:g}x", use, *told))
+    return "\n".join(markdown(("preset", "UNet", "good for", *IN_SHORT), lines))
+
+
+def _in_short(evidence: Mapping[str, Any], sampler: str, name: str) -> str:
+    wanted = (sampler, 30, GUIDANCE)
+    for section in evidence["sections"]:
+        for row in section["settings"]:
+            if (section["sampler"], section["steps"], section["guidance"]) != wanted or row["arm"] != f"preset {name}":
+                continue
+            if not _is_of_today(row):
+                return NOT_MEASURED
+            above = [row["over_copy_psnr"], row["ahead_psnr"]]
+            told = "; ".join(f"{one['mean']:+.1f}" if one else NONE for one in above)
+            return f"{row['likeness']['psnr']['mean']:.1f} ({told})"
+    return NOT_MEASURED
+
+
+def _is_of_today(row: Mapping[str, Any]) -> bool:
+    """Whether the row is not of an earlier preset of that name, of which some had medium steps."""
+    today = PRESETS_SET.get(str(row["arm"]).removeprefix("preset "))
+    return today is None or bool(row.get("deeper")) == bool(today["deeper_branch_id"])
+
+
+NOT_MEASURED = "not measured"
+NONE = "–"
 
 
 def controls() -> str:
@@ -154,6 +202,8 @@ def controls() -> str:
     for field in FIELDS:
         ticked = isinstance(field.default, bool)
         at_first = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        if field.name in UNSET:
+            at_first += f": {'same as first pass' if field.name in HIRES else 'none'}"
         allowed = ("off", "on or off") if ticked else (at_first, field.allowed)
         lines.append((field.label, *allowed, field.info))
     return "\n".join(markdown(("control", "at first", "may be", "what it does"), lines))
@@ -168,6 +218,12 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
             raise ValueError(f"no place for the table of {name}")
         page = f"{page[: found.start()]}{found[1]}\n{made}\n\n{found[2]}{page[found.end() :]}"
     return page
+
+
+def renewed(page: Path, evidence: Mapping[str, Any]) -> str:
+    """One of `PAGES` with its tables as they are now."""
+    made = {"means": means(evidence), "controls": controls(), "presets": presets(evidence)}
+    return with_tables(page.read_text(encoding="utf-8"), {name: made[name] for name in PAGES[page]})
 
 
 def call_times() -> speed.CallTimes:
@@ -193,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 made.save(path, optimize=True)
                 print(f"wrote {os.path.relpath(path)}", flush=True)
     known = json.loads(options.evidence.read_text(encoding="utf-8"))
-    tables = {"means": means(known), "controls": controls()}
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    print(f"wrote {os.path.relpath(PAGE)}")
+    for page in PAGES:
+        page.write_text(renewed(page, known), encoding="utf-8")
+        print(f"wrote {os.path.relpath(page)}")
     return 0
 
 

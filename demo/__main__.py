@@ -18,7 +18,7 @@ from demo.webui.checkpoints import available
 from demo.webui.hosts import HOSTS
 
 SIZE = 192
-"""Pixels a side: at this size a full call of the demo's U-Net is far above the host's own work for a step.
+"""Pixels a side: at this size a full call of the demo's UNet is far above the host's own work for a step.
 The trained checkpoint's pictures are of this size too."""
 
 PROMPT = "red apple"
@@ -31,7 +31,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--once", action="store_true", help="end after the comparison")
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
     parser.add_argument("--host", choices=sorted(HOSTS), default="a1111", help="which WebUI to embed")
-    parser.add_argument("--model", choices=sorted(MODELS), default="sd1", help="layout of the U-Net")
+    parser.add_argument("--model", choices=sorted(MODELS), default="sd1", help="layout of the UNet")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--preset", default="Balanced", help="DeepCache's preset")
     parser.add_argument("--interval", type=int, help="instead of a preset: DeepCache's cache_interval")

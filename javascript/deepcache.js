@@ -1,5 +1,6 @@
 // Plan and table are made by the server: this only tells it when something changed. It presses the accordion's
-// Refresh button once the controls have come to rest, when the page is there, and when a generation has ended.
+// Refresh button, which is out of sight, once the controls have come to rest, when the page is there or comes to the
+// front, and when a generation has ended.
 
 (function() {
     const REST = 120; // milliseconds
@@ -35,6 +36,11 @@
         });
     }
 
+    function both() {
+        changed("txt2img"); // the last run is the same in both tabs
+        changed("img2img");
+    }
+
     window.deepcacheChanged = changed;
     window.deepcacheGenerate = (tab) => gradioApp().querySelector(`#${tab}_generate`)?.click();
     onAfterUiUpdate(function() {
@@ -44,8 +50,10 @@
             const now = result(tab);
             if (seen[tab] === now) continue;
             seen[tab] = now;
-            changed("txt2img"); // the last run is the same in both tabs
-            changed("img2img");
+            both();
         }
     });
+    // Another window, or a script, may have made a picture meanwhile.
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) both(); });
+    window.addEventListener("focus", both);
 })();

@@ -4,11 +4,16 @@ from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts.detect import adapter, allow_in_control_tab, say_whose_title_is_ours
 from deepcache_ext.interface import axes, calibrate, console, events, infotext, options, routes
-from deepcache_ext.interface.accordion import TITLE, build, connect_calibrate
+from deepcache_ext.interface.accordion import OFF_NOTE, TITLE, build, connect_calibrate
 
 console.set_up(options.log_level(shared))
 host = adapter()
-joined = events.Page(host.foresee, lambda: host.last_run, host.profiles)
+joined = events.Page(
+    host.foresee,
+    lambda: host.last_run,
+    host.profiles,
+    lambda: OFF_NOTE if host.disabled else host.inactive or host.refused(),
+)
 requests = calibrate.Requests()
 allow_in_control_tab(scripts, TITLE)
 
@@ -21,7 +26,7 @@ class DeepCacheScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = build(self.elem_id, host.disabled, host.inactive)
+        accordion = build(self.elem_id, host.disabled, host.inactive, host.hides_ticks)
         tab = "img2img" if is_img2img else "txt2img"
         joined.add(tab, accordion)
         connect_calibrate(accordion, tab, requests.press)

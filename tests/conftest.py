@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # The tests' UNets are too small to share: with two threads on a busy machine they take a hundred times as long.
 torch.set_num_threads(1)
 
-# Same examples in every run; U-Nets on a busy CPU have no useful deadline.
+# Same examples in every run; UNets on a busy CPU have no useful deadline.
 # Search further with: pytest --hypothesis-profile=explore
 settings.register_profile(
     "all", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]

@@ -47,7 +47,7 @@ class Hosts:
 
 
 def deepest(host: Host) -> Any:
-    """The U-Net's middle block, by its name in ldm or in diffusers."""
+    """The UNet's middle block, by its name in ldm or in diffusers."""
     return host.unet.middle_block if hasattr(host.unet, "middle_block") else host.unet.mid_block
 
 

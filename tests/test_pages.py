@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from deepcache_ext.settings.fields import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("deepcache_ext", "scripts", "demo", "bench", "research", "train", "tests", "tools")
 PAGES = sorted(
@@ -81,6 +83,56 @@ def test_the_walk_through_one_generation_names_what_is_there() -> None:
     for path, names in stops:
         defined = set(re.findall(r"^ *(?:def|class) (\w+)", text_of(path), re.MULTILINE))
         assert set(re.findall(r"\w+", names)) <= defined, path
+
+
+README_LINES = 110
+DOCS = [page for page in PAGES if page.startswith("docs/")]
+SPEED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)x\b")
+LIKENESS_OR_TIME = re.compile(r"(?<![\w.])([+-]?\d+(?:\.\d+)?) ?(?:dB|%|s|ms)(?!\w)|(?<=[( ])([+-]?\d+\.\d)(?=[ ;)])")
+EVIDENCE = ("docs/evidence.md", "docs/speed.md")
+
+
+def test_the_readme_is_short() -> None:
+    assert text_of("README.md").count("\n") <= README_LINES
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_a_page_says_first_whom_it_is_for(page: str) -> None:
+    first = next(line for line in text_of(page).splitlines()[1:] if line)
+    assert re.match(r"For (whoever|users) ", first)
+
+
+def figures(text: str) -> tuple[set[str], set[str]]:
+    """Speed-ups; and likeness and times."""
+    return set(SPEED.findall(text)), {one or other for one, other in LIKENESS_OR_TIME.findall(text)}
+
+
+def figures_without_evidence(text: str) -> set[str]:
+    """Those that no file of evidence has, nor a preset sets."""
+    evidence = "\n".join(map(text_of, EVIDENCE))
+    speeds = set(SPEED.findall(evidence)) | {f"{preset['speed_up']:g}" for preset in PRESETS.values()}
+    numbers = set(re.findall(r"[+-]?\d+(?:\.\d+)?", evidence))
+    told_speeds, told = figures(text)
+    return (told_speeds - speeds) | (told - numbers)
+
+
+def test_the_readmes_figures_are_those_of_the_evidence() -> None:
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", text_of("README.md"))
+    assert all(figures(text)) and figures_without_evidence(text) == set()
+
+
+@pytest.mark.parametrize("words", ["runs 7.93x as fast", "| 99.9 (+99.8; –) |", "takes 4321 s", "77.77 dB"])
+def test_a_figure_of_no_evidence_is_found(words: str) -> None:
+    assert figures_without_evidence(words)
+
+
+WORDS = re.compile(r"U-Net|whole evaluation|\bu-net\b")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("settings", "api", "safety"))])
+def test_one_word_for_one_thing(page: str) -> None:
+    """As the page and a picture's text have them."""
+    assert not WORDS.search(text_of(page))
 
 
 @pytest.mark.parametrize(

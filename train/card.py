@@ -23,7 +23,7 @@ STEPS, GUIDANCE, SEED = 30, 5.0, 1
 
 CARD = """# {name}: a small trained text-to-image checkpoint
 
-A diffusion model for the demo and the benchmarks: Stable Diffusion 1's U-Net (`ldm`'s `UNetModel`: 4 levels, 2 blocks
+A diffusion model for the demo and the benchmarks: Stable Diffusion 1's UNet (`ldm`'s `UNetModel`: 4 levels, 2 blocks
 each, 12 input and 12 output blocks, cross attention) with {parameters:.2f} M parameters, trained from scratch by
 `make train`. It knows {count} words or pairs of words and one picture for each; it is no general image generator.
 
@@ -50,7 +50,7 @@ as nothing. Negative prompts, `AND`, `[from:to:when]` and prompts of more than 7
 - Channels {channels}; attention at halves and quarters of the size and in the middle, not at the full size, where
   SD1.5 has it too (on a CPU that alone would take most of the time).
 - Text: a vector for each word (by hash, {buckets} buckets), for each of the 77 places, and the sum of a chunk's words
-  through a small network, added at every place. Kept in the same file, as `cond_stage_model.*`; the U-Net as
+  through a small network, added at every place. Kept in the same file, as `cond_stage_model.*`; the UNet as
   `model.diffusion_model.*`; all 16 bit.
 - It predicts {says}. Noise: Stable Diffusion's schedule, betas 0.00085 to 0.012, linear in their roots, 1000 steps.
 

@@ -48,7 +48,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 class Model(nn.Module):
-    """Text encoder and U-Net."""
+    """Text encoder and UNet."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ def call_times(options: argparse.Namespace, records: Sequence[Record]) -> speed.
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    torch.set_num_threads(1)  # these U-Nets are too small to share; processor time is then their own
+    torch.set_num_threads(1)  # these UNets are too small to share; processor time is then their own
     checkpoint = checkpoint_called(options.model)
     size = options.size or int(checkpoint.trained.get("size", 128))
     pairs, tasks = pairs_for(checkpoint, options.pairs), chosen_tasks(options)

@@ -64,7 +64,7 @@ def _panel(axes: Any, section: Section) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xticks([1, 1.5, 2, 3, 4, 5])
     axes.minorticks_off()
-    axes.set_xlabel("speed-up of SD1.5's U-Net")
+    axes.set_xlabel("speed-up of SD1.5's UNet")
     axes.set_title(f"{section.task.title}, {section.pairs} pairs", fontsize=10)
     axes.grid(color="0.88", linewidth=0.7)
     axes.set_axisbelow(True)

@@ -139,10 +139,12 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
     lines = [
         "# Likeness against speed",
         "",
+        "For whoever wants the figures behind the presets, and how they were made.",
+        "",
         f"Made by `{facts.command}`; every figure is also in [evidence.json](evidence.json). "
         f"Rerunning continues where the last run ended.",
         "",
-        f"- Checkpoint: `{facts.checkpoint}` ({weights}), a small U-Net of SD1.5's kind "
+        f"- Checkpoint: `{facts.checkpoint}` ({weights}), a small UNet of SD1.5's kind "
         f"with {len(set(facts.prompts))} prompts in this run. One small network: a direction, not a promise for others."
         + (" [Its card](../demo/checkpoint/README.md) says what it was trained on." if facts.trained else ""),
         f"- {facts.size}x{facts.size} pixels, guidance {GUIDANCE:g} where nothing else is said; "
@@ -150,7 +152,7 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
         "Prompts such as " + ", ".join(f"“{prompt}”" for prompt in list(dict.fromkeys(facts.prompts))[:4]) + ".",
         "- Pictures come from the embedded WebUI (`demo/webui`) through this extension, as a user's would. Each is "
         "compared with the picture without DeepCache of the same prompt, seed, sampler and steps.",
-        f"- *Speed-up* is that of the U-Net of full-size SD1.5 (`{LAYOUT}` in `bench`), latents {SIDE}x{SIDE}, "
+        f"- *Speed-up* is that of the UNet of full-size SD1.5 (`{LAYOUT}` in `bench`), latents {SIDE}x{SIDE}, "
         f"batch {ROWS}: the host's counts of full and cached evaluations, times the time of each kind. "
         f"Call times: {times.in_words()}. "
         "*Small net*: what the small net itself gained, processor time of whole generations.",

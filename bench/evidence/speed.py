@@ -1,4 +1,4 @@
-"""What a full and a cached call of SD1.5's real U-Net cost, measured once or counted, and the speed-up from it."""
+"""What a full and a cached call of SD1.5's real UNet cost, measured once or counted, and the speed-up from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class CallTimes:
         deeper: int = 0,
         deeper_branch: int = 0,
     ) -> float:
-        """Of the U-Net's time for a picture: `plain_calls` calls without against `calls` with DeepCache, of which
+        """Of the UNet's time for a picture: `plain_calls` calls without against `calls` with DeepCache, of which
         `deeper` run another branch than the rest of the cached ones.
         """
         cached = self.cached[branch][estimator] if full + deeper < calls else 0.0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deepcache_ext.plan.strategies import DEEPER
+from deepcache_ext.settings.fields import FIELD
 from demo.webui.boot import MODELS, REPOSITORY, Host, boot
 from demo.webui.checkpoints import Checkpoint, available
 
@@ -52,7 +53,7 @@ class NotActive(RuntimeError):
 class Made:
     """Decoded pictures [B, 3, h, w] in 0..1, before rounding, and how they came about.
 
-    `calls`: calls of the U-Net. `seconds`: processor time of the whole generation. Of a cached one further:
+    `calls`: calls of the UNet. `seconds`: processor time of the whole generation. Of a cached one further:
     evaluations, how many of them in full, and the branch and estimator that the host reports; how many ran a deeper
     branch, and which.
     """
@@ -168,8 +169,8 @@ def _counts(told: Mapping[str, Any], calls: int) -> tuple[int, int, int, str, in
     """As `Made` has them: what the infotext says, and only if nothing is odd."""
     found = re.fullmatch(r"(\d+) of (\d+) full(?: \+ (\d+) medium)?", str(told.get("DeepCache", "")))
     if not found or int(found[2]) != calls:
-        raise NotActive(f"the U-Net was called {calls} times; the infotext says {dict(told)}")
-    deeper_branch = int(told.get("DeepCache deeper branch", DEEPER[12])) if found[3] else 0
+        raise NotActive(f"the UNet was called {calls} times; the infotext says {dict(told)}")
+    deeper_branch = int(told.get(FIELD["deeper_branch_id"].infotext, DEEPER[12])) if found[3] else 0
     return (
         int(found[2]),
         int(found[1]),

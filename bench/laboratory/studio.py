@@ -30,14 +30,17 @@ class Studio:
         self.model, self.code, card = model.load(network)
         self.depth = int(card["output_blocks"])
         self.count = count
-        texts = [card["texts"][k % len(card["texts"])] for k in range(count)]
-        numbers = torch.cat([self.model.text.numbers(text)[:1] for text in texts + [""] * count])
-        self._given = self.model.given(numbers)
-        self._seeds = [FIRST_SEED + k for k in range(count)]
-        shape = (card["channels"], card["size"], card["size"])
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in self._seeds]
-        self._noise = torch.stack(drawn)
+        self._texts, self._shape = card["texts"], (card["channels"], card["size"], card["size"])
+        self._given, self._noise, self._seeds = self.others(FIRST_SEED, count)
         self._references: dict[tuple[str, int, float], torch.Tensor] = {}
+
+    def others(self, first: int, count: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
+        """Of so many pictures from seed `first` on: what the UNet is given with texts and without, noise, and seeds."""
+        texts = [self._texts[(first - FIRST_SEED + k) % len(self._texts)] for k in range(count)]
+        numbers = torch.cat([self.model.text.numbers(text)[:1] for text in texts + [""] * count])
+        seeds = [first + k for k in range(count)]
+        drawn = [torch.randn(self._shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return self.model.given(numbers), torch.stack(drawn), seeds
 
     def nature(self, sampler: str) -> Nature:
         return Nature(SAMPLERS[sampler].fresh_noise, self.network.prediction)
@@ -52,7 +55,7 @@ class Studio:
         if plan is not None:
             assert estimator is not None
             # The attention that trains and draws here keeps nothing.
-            session = Session(plan, estimator, trusted=[fast_attention.__module__])
+            session = Session(plan, estimator, nature=self.nature(sampler), trusted=[fast_attention.__module__])
             session.attach(unet)
 
         def denoiser(x: torch.Tensor, t: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -84,7 +84,7 @@ class MadeFor:
         checks = (
             (same, f"made for checkpoint {self.titled}, this is {other.titled}"),
             (self.sampler == other.sampler, f"made for sampler {self.sampler}, this is {other.sampler}"),
-            (count == wanted, f"made for {count} evaluations, this run has {wanted}"),
+            (count == wanted, f"made for {count} steps, this run has {wanted}"),
             (self._lies_near(other), "made for other noise levels (schedule, denoising strength)"),
             (self.branch == other.branch, f"made for branch {self.branch}, not {other.branch}"),
             (self.blocks == other.blocks, f"made for a UNet of {self.blocks} output blocks"),

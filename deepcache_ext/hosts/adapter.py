@@ -64,6 +64,9 @@ class Adapter:
     pastes_updates_only = False
     """Whether what a function reads out of a pasted infotext must be Gradio's update."""
 
+    hides_ticks = False
+    """Whether the page shows no tick in an accordion's head."""
+
     def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
         self.disabled = disabled
         self.profiles = profiles or Profiles()
@@ -83,6 +86,10 @@ class Adapter:
     def branches(self) -> int:
         """How many the loaded checkpoint's UNet has; 0 where that is not known."""
         return 0
+
+    def refused(self) -> str:
+        """Why the loaded checkpoint's UNet cannot be cached, in words; "" where it can, or where none is loaded."""
+        return ""
 
     # Script hooks -------------------------------------------------------------------------------------------
 

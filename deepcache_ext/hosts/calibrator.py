@@ -77,9 +77,9 @@ def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
         raise NotCalibrated(str(error)) from error
     count = len(made_for.sigmas)
     if count < FEW:
-        raise NotCalibrated(f"only {count} evaluations: it needs {FEW} or more")
+        raise NotCalibrated(f"only {count} steps: it needs {FEW} or more")
     if seen.report.evaluations != count:  # DPM adaptive
-        raise NotCalibrated(f"the sampler ran {seen.report.evaluations} evaluations instead of {count}")
+        raise NotCalibrated(f"the sampler ran {seen.report.evaluations} steps instead of {count}")
     window = UniformPlan(2, settings.cache_branch_id, count, settings.start, settings.end)
     must = frozenset(k for k in range(count) if window.is_outside(k))
     wanted = Wanted(made_for.sigmas, settings.speed_up, made_for.branch, made_for.blocks, ahead.nature, must)
@@ -181,4 +181,4 @@ class _Studio:
         self.first_pass = passes[0]
         self._evaluations = self._evaluations or passes[0].report.evaluations
         if any(one.report.evaluations != self._evaluations for one in passes[: self._iterations]):
-            raise NotCalibrated("a run broke off, or had another number of evaluations")
+            raise NotCalibrated("a run broke off, or had another number of steps")

@@ -27,13 +27,14 @@ log = logging.getLogger("deepcache")
 @dataclass(frozen=True)
 class Kind:
     """Hosts that one adapter serves. `marks`: modules of theirs alone, any of which tells them; `adapter`: its module,
-    below this package, and its class. `pastes_updates_only`: as the adapter has it.
+    below this package, and its class. `pastes_updates_only`, `hides_ticks`: as the adapter has them.
     """
 
     name: str
     marks: tuple[str, ...]
     adapter: tuple[str, str]
     pastes_updates_only: bool = False
+    hides_ticks: bool = False
 
 
 KINDS = (
@@ -47,6 +48,7 @@ KINDS = (
         ),
         (".sdnext", "SDNext"),
         pastes_updates_only=True,
+        hides_ticks=True,
     ),
     Kind("Forge", ("modules_forge",), (".forge", "Forge")),
     Kind(
@@ -73,7 +75,8 @@ def adapter() -> Adapter | Inert:
     try:
         made: Adapter = getattr(importlib.import_module(module, __package__), name)(profiles=profiles)
     except ImportError as error:
-        return _inert(f"this {kind.name} lacks what is needed of it: {error}", profiles, kind.pastes_updates_only)
+        why = f"this {kind.name} lacks what is needed of it: {error}"
+        return _inert(why, profiles, kind.pastes_updates_only, kind.hides_ticks)
     log.info("this is %s", _name(kind))
     return made
 
@@ -101,9 +104,9 @@ def say_whose_title_is_ours(scripts: Any, title: str, ours: type) -> None:
             log.warning("another extension has the title %s too: %s; only one is found by it", title, data.path)
 
 
-def _inert(why: str, profiles: Profiles, pastes_updates_only: bool = False) -> Inert:
+def _inert(why: str, profiles: Profiles, pastes_updates_only: bool = False, hides_ticks: bool = False) -> Inert:
     log.warning("not active: %s", why)
-    return Inert(why, profiles, pastes_updates_only)
+    return Inert(why, profiles, pastes_updates_only, hides_ticks)
 
 
 def _name(kind: Kind) -> str:

@@ -21,8 +21,11 @@ log = logging.getLogger("deepcache")
 class Inert:
     """Has what an `Adapter` has for the script. `inactive`: why nothing is cached, in words."""
 
-    def __init__(self, inactive: str, profiles: Profiles, pastes_updates_only: bool = False) -> None:
+    def __init__(
+        self, inactive: str, profiles: Profiles, pastes_updates_only: bool = False, hides_ticks: bool = False
+    ) -> None:
         self.inactive, self.profiles, self.pastes_updates_only = inactive, profiles, pastes_updates_only
+        self.hides_ticks = hides_ticks
         self.disabled = False
         self.trusted: Collection[str] = ()
         self.last_run: RunOutcome | None = None
@@ -42,6 +45,9 @@ class Inert:
 
     def branches(self) -> int:
         return 0
+
+    def refused(self) -> str:
+        return ""  # `inactive` says it
 
     def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
         """There is nothing to calibrate."""

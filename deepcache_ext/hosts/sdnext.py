@@ -45,10 +45,20 @@ class SDNext(Adapter):
     whole paste with it.
     """
 
+    hides_ticks = True
+    """The styles of both its themes have `display: none` for the tick of an `InputAccordion`, which it has for
+    extensions alone.
+    """
+
     def __init__(self, disabled: bool = False, profiles: Profiles | None = None) -> None:
         super().__init__(disabled, profiles)
         self._drivers: dict[int, Driver] = {}
         self._thread = 0
+
+    def refused(self) -> str:
+        # To ask for the model would load it.
+        unet = getattr(shared.sd_model, "unet", None) if getattr(shared, "sd_loaded", False) else None
+        return "" if unet is None else why_not(unet)
 
     # Script hooks -------------------------------------------------------------------------------------------
 
@@ -150,7 +160,7 @@ class SDNext(Adapter):
             self._say(p, found.remark)
         session = generation.session = self._session(found, DiffusersLadder)
         if total is None and (settings.start > 0 or settings.end < 1):
-            session.turn_off("start and end need the number of evaluations, which cannot be known here")
+            session.turn_off("start and end need the number of steps, which cannot be known here")
         return session
 
     def _file(self, session: Session) -> None:

@@ -1,9 +1,13 @@
-"""The accordion. One control for each of `fields.FIELDS`, in that order, and what is shown but not set."""
+"""The accordion. One control for each of `fields.FIELDS`, and what is shown but not set.
+
+At first sight: the tick, the presets, the speed-up, the plan and the last run. The rest is under Advanced. What has no
+effect as things stand is not shown (`shown.py`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -11,9 +15,8 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from ..calibrate.search import PICTURES, TRIES
-from ..settings.fields import CALIBRATED, CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, STRATEGYS_OWN
-from . import calibrate
+from ..settings.fields import CALIBRATED, CUSTOM, FIELD, FIELDS, PRESETS
+from .shown import CONDITIONAL, HIRES, UNSET, effective
 
 try:
     from modules.ui_components import InputAccordion
@@ -24,157 +27,208 @@ TITLE = "DeepCache"
 SHOWN_BRANCHES = 11
 """The slider's end: the last branch of SD1.x and SD2.x; SDXL has 8. Other models' are reached through the API."""
 
-NOTE = "Faster pictures, and they change a little: between whole evaluations of the UNet only a small part of it runs."
-OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page."
+NOTE = "Faster pictures, and they change a little: at some steps only a small part of the UNet runs."
+OFF_NOTE = "DeepCache is switched off by --deepcache-disable or on the settings page"
+
+LOWEST = {"hires_speed_up": 1.0, "hires_cache_interval": 1, "hires_cache_branch_id": 0, "deeper_branch_id": 1}
+"""Where sliders begin whose setting can also be none: that is said by a check box."""
+
+USUAL_MEDIUM = 5
+"""The branch that the slider begins with: the two finest levels of SD1.x, SD2.x and SDXL."""
 
 
 @dataclass
 class Accordion:
     """What was drawn: `components` are the script's arguments, in their order; the others only show something.
 
-    `header`: in the accordion's head; `strip`: the plan; `notice`: about a pasted infotext; `last_run`: the table;
-    `refresh`: a button that brings all of them up to date, pressed by the page's script too. `calibrated`: what is;
-    `wish`: how to calibrate; `request`: hidden, the last of the script's arguments, what Calibrate asks for.
+    `header`: in the accordion's head, or above its controls; `strip`: the plan; `notice`: about a pasted infotext;
+    `last_line`, `last_run`: what the last run did, in a line and in a table; `refresh`: a button that brings all of
+    them up to date, pressed by the page's script. `detail`: what the plan does beneath the surface. `calibrated`: what
+    is; `request`: hidden, the last of the script's arguments, what Calibrate asks for. `boxes`: ticked where the
+    setting of that name stands at its value of `UNSET`; `places`: what holds box and slider.
     """
 
     header: Any
     notice: Any = None
     strip: Any = None
+    last_line: Any = None
     last_run: Any = None
     refresh: Any = None
+    detail: Any = None
     calibrated: Any = None
     calibrate: Any = None
     request: Any = None
-    wish: tuple[Any, ...] = ()
     components: dict[str, Any] = field(default_factory=dict)
+    boxes: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def conditional(self) -> list[Any]:
+        """What `updates` is for."""
+        return [self.places.get(name, self.components[name]) for name in CONDITIONAL]
 
 
-def build(elem_id: Callable[[str], str], disabled: bool = False, inactive: str = "") -> Accordion:
-    """Draw the accordion into the Blocks that is open. `inactive`: why nothing is cached on this host, in words."""
-    note = f"Not active: {inactive}." if inactive else OFF_NOTE if disabled else NOTE
+def build(
+    elem_id: Callable[[str], str], disabled: bool = False, inactive: str = "", hides_ticks: bool = False
+) -> Accordion:
+    """Draw the accordion into the Blocks that is open. `inactive`: why nothing is cached on this host, in words.
+    `hides_ticks`: the host shows no tick in an accordion's head.
+    """
+    note = f"Not active: {inactive}." if inactive else f"{OFF_NOTE}." if disabled else NOTE
     enabled_id = elem_id("enabled")
-    if InputAccordion is not None:
+    if InputAccordion is not None and not hides_ticks:
         with InputAccordion(False, label=TITLE, elem_id=enabled_id) as enabled:
             # In the accordion's head where the host has a place for it.
             with enabled.extra() if hasattr(enabled, "extra") else contextlib.nullcontext():
                 accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
             made = _controls(elem_id, accordion, note)
+            _refresh(elem_id, accordion)
     else:
-        with gr.Accordion(TITLE, open=False, elem_id=f"{enabled_id}_accordion"):
+        with gr.Accordion(TITLE, open=False, elem_id=f"{enabled_id}_accordion") as whole:
             enabled = gr.Checkbox(False, label="Enable DeepCache", elem_id=enabled_id)
-            accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
-            made = _controls(elem_id, accordion, note)
+            with gr.Column(visible=False, elem_id=elem_id("body")) as body:
+                accordion = Accordion(_html(elem_id("header"), "deepcache-header"))
+                made = _controls(elem_id, accordion, note)
+            _refresh(elem_id, accordion)
+        # The head tells it where the accordion is closed.
+        enabled.change(
+            lambda on: [gr.update(visible=on), gr.update(label=f"{TITLE}: on" if on else TITLE)],
+            inputs=[enabled],
+            outputs=[body, whole],
+            show_progress=False,
+            queue=False,
+        )
     made["enabled"] = enabled
     accordion.components = {one.name: made[one.name] for one in FIELDS}
-    _connect(accordion.components)
+    _connect(accordion)
     return accordion
 
 
-def shown_for(strategy: str) -> list[Any]:
-    """For each of `STRATEGYS_OWN` an update: shown or not."""
-    return [gr.update(visible=name in OBEYED.get(strategy, STRATEGYS_OWN)) for name in STRATEGYS_OWN]
+def updates(values: Mapping[str, Any], hires: bool) -> list[Any]:
+    """For each of `Accordion.conditional` an update: shown or not. Arguments as `effective` has them."""
+    shown = effective(values, hires)
+    return [gr.update(visible=name in shown) for name in CONDITIONAL]
 
 
 def _html(elem_id: str, css_class: str) -> Any:
     return gr.HTML("", elem_id=elem_id, elem_classes=[css_class])
 
 
-def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    at_first = OBEYED[FIELD["strategy"].default]
+class _Drawing:
+    """Draws controls by their names in `FIELD`."""
 
-    def common(name: str) -> dict[str, Any]:
-        one, visible = FIELD[name], name not in STRATEGYS_OWN or name in at_first
-        return {"label": one.label, "info": one.info, "elem_id": elem_id(name), "visible": visible}
+    def __init__(self, elem_id: Callable[[str], str]) -> None:
+        self.elem_id = elem_id
+        self.made: dict[str, Any] = {}
+        self.boxes: dict[str, Any] = {}
+        self.places: dict[str, Any] = {}
+        self._shown = effective({one.name: one.default for one in FIELDS}, hires=False)
 
-    def slider(name: str, maximum: float | None = None, step: float = 1) -> None:
+    def _common(self, name: str) -> dict[str, Any]:
         one = FIELD[name]
-        made[name] = gr.Slider(one.minimum, maximum or one.maximum, one.default, step=step, **common(name))
+        visible = name in self._shown and name not in UNSET
+        return {"label": one.label, "info": one.info, "elem_id": self.elem_id(name), "visible": visible}
 
-    def radio(name: str) -> None:
-        made[name] = gr.Radio(list(FIELD[name].choices), value=FIELD[name].default, **common(name))
+    def slider(self, name: str, maximum: float | None = None, step: float = 1) -> None:
+        one = FIELD[name]
+        lowest = LOWEST.get(name, one.minimum)
+        self.made[name] = gr.Slider(lowest, maximum or one.maximum, one.default, step=step, **self._common(name))
 
+    def radio(self, name: str) -> None:
+        self.made[name] = gr.Radio(list(FIELD[name].choices), value=FIELD[name].default, **self._common(name))
+
+    def text(self, name: str, placeholder: str) -> None:
+        self.made[name] = gr.Textbox(FIELD[name].default, max_lines=1, placeholder=placeholder, **self._common(name))
+
+    def or_none(self, name: str, label: str, maximum: float | None = None, step: float = 1) -> None:
+        """A slider with a check box for the value that says "none": where it is ticked, the slider is away."""
+        place = gr.Column(visible=name in self._shown, elem_id=self.elem_id(f"{name}_place"))
+        with place:
+            box = gr.Checkbox(True, label=label, elem_id=self.elem_id(f"{name}_unset"))
+            self.slider(name, maximum, step)
+        box.do_not_save_to_config = True
+        self.boxes[name], self.places[name] = box, place
+
+
+def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) -> dict[str, Any]:
+    draw = _Drawing(elem_id)
     gr.HTML(f"<p class='deepcache-note'>{escape(note)}</p>")
     accordion.notice = _html(elem_id("notice"), "deepcache-notice")
-    radio("preset")
-    slider("speed_up", step=0.1)
-    radio("strategy")
-    slider("cache_interval")
-    with gr.Row():
-        slider("center", step=0.01)
-        slider("power", step=0.05)
-    made["full_evaluations"] = gr.Textbox(
-        FIELD["full_evaluations"].default, max_lines=1, placeholder="0-3, 6, 9, 12-29:3", **common("full_evaluations")
-    )
+    draw.radio("preset")
+    draw.slider("speed_up", step=0.1)
     accordion.strip = _html(elem_id("strip"), "deepcache-plan")
+    accordion.last_line = _html(elem_id("last_line"), "deepcache-last-line")
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced"), elem_classes=["deepcache-inner"]):
-        with gr.Row():
-            slider("cache_branch_id", SHOWN_BRANCHES)
-            slider("deeper_branch_id", SHOWN_BRANCHES)
-        radio("estimator")
-        with gr.Row():
-            slider("start", step=0.01)
-            slider("end", step=0.01)
-    with gr.Accordion("Hires pass", open=False, elem_id=elem_id("hires"), elem_classes=["deepcache-inner"]):
-        radio("passes")
-        with gr.Row():
-            slider("hires_speed_up", step=0.1)
-            slider("hires_cache_interval")
-            slider("hires_cache_branch_id", SHOWN_BRANCHES)
-    with gr.Accordion("Calibrate", open=False, elem_id=elem_id("calibrate"), elem_classes=["deepcache-inner"]):
-        gr.HTML(f"<p class='deepcache-note'>{calibrate.NOTE}</p>")
-        accordion.calibrated = _html(elem_id("calibrated"), "deepcache-calibrated")
-        with gr.Row():
-            accordion.wish = tuple(
-                gr.Slider(
-                    one.minimum,
-                    one.maximum,
-                    one.default,
-                    step=1,
-                    label=one.label,
-                    info=one.info,
-                    elem_id=elem_id(f"calibrate_{one.name}"),
-                )
-                for one in (PICTURES, TRIES)
-            )
-        accordion.calibrate = gr.Button(
-            "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-refresh"]
-        )
-        accordion.request = gr.Textbox(
-            "", label="Calibrate request", visible=False, elem_id=elem_id("calibrate_request")
-        )
-        accordion.request.do_not_save_to_config = True
-    with gr.Accordion("Last run", open=False, elem_id=elem_id("last_run"), elem_classes=["deepcache-inner"]):
+        _advanced(draw)
+        accordion.detail = _html(elem_id("detail"), "deepcache-detail")
+        _calibrate(elem_id, accordion)
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
-        accordion.refresh = gr.Button(
-            "Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-refresh"]
-        )
-    return made
+    accordion.boxes, accordion.places = draw.boxes, draw.places
+    return draw.made
 
 
-def connect_calibrate(accordion: Accordion, tab: str, press: Callable[[Any, Any], str]) -> None:
+def _advanced(draw: _Drawing) -> None:
+    draw.radio("strategy")
+    draw.slider("cache_interval")
+    with gr.Row():
+        draw.slider("center", step=0.01)
+        draw.slider("power", step=0.05)
+    draw.text("full_evaluations", "empty: only the first step")
+    draw.slider("cache_branch_id", SHOWN_BRANCHES)
+    draw.or_none("deeper_branch_id", "No medium steps", SHOWN_BRANCHES)
+    draw.radio("estimator")
+    with gr.Row():
+        draw.slider("start", step=0.01)
+        draw.slider("end", step=0.01)
+    draw.radio("passes")
+    for name, (first, _) in HIRES.items():
+        label = f"Hires pass: {FIELD[first].label} same as first pass"
+        draw.or_none(name, label, SHOWN_BRANCHES if "branch" in name else None, 0.1 if "speed" in name else 1)
+
+
+def _calibrate(elem_id: Callable[[str], str], accordion: Accordion) -> None:
+    accordion.calibrated = _html(elem_id("calibrated"), "deepcache-calibrated")
+    accordion.calibrate = gr.Button(
+        "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-button"]
+    )
+    accordion.request = gr.Textbox("", label="Calibrate request", visible=False, elem_id=elem_id("calibrate_request"))
+    accordion.request.do_not_save_to_config = True
+
+
+def _refresh(elem_id: Callable[[str], str], accordion: Accordion) -> None:
+    """Out of sight, but there at any time: the page's script presses it."""
+    accordion.refresh = gr.Button(
+        "Refresh", size="sm", elem_id=elem_id("refresh"), elem_classes=["deepcache-out-of-sight"]
+    )
+
+
+def connect_calibrate(accordion: Accordion, tab: str, press: Callable[[], str]) -> None:
     """The button sets the strategy and starts a generation, which takes the word of `press` with it."""
     components = accordion.components
 
-    def pressed(pictures: Any, tries: Any) -> list[Any]:
-        return [press(pictures, tries), gr.update(value=True), gr.update(value=CUSTOM), gr.update(value=CALIBRATED)]
+    def pressed() -> list[Any]:
+        return [press(), gr.update(value=True), gr.update(value=CUSTOM), gr.update(value=CALIBRATED)]
 
     outputs = [accordion.request, *(components[name] for name in ("enabled", "preset", "strategy"))]
-    done = accordion.calibrate.click(
-        pressed, inputs=list(accordion.wish), outputs=outputs, show_progress=False, queue=False
-    )
-    start = f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}"
+    done = accordion.calibrate.click(pressed, inputs=[], outputs=outputs, show_progress=False, queue=False)
+    in_page(done.then, f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}")
+
+
+def in_page(event: Callable[..., Any], script: str, inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()) -> None:
+    """Let the page itself answer an event, without the server."""
+    given = {"fn": None, "inputs": list(inputs), "outputs": list(outputs), "show_progress": False, "queue": False}
     try:
-        done.then(fn=None, _js=start, show_progress=False, queue=False)
+        event(_js=script, **given)
     except TypeError:  # Gradio 4
-        done.then(fn=None, js=start, show_progress=False, queue=False)
+        event(js=script, **given)
 
 
-def _connect(components: dict[str, Any]) -> None:
-    """A preset sets its controls, when the page is opened too; whoever changes one of them is on Custom; a strategy
-    shows what it obeys.
+def _connect(accordion: Accordion) -> None:
+    """A preset sets its controls, when the page is opened too; whoever changes one of them is on Custom. A box puts its
+    setting to none and back, and follows it.
     """
-    preset, strategy = components["preset"], components["strategy"]
+    components = accordion.components
+    preset = components["preset"]
     governed = [components[name] for name in PRESETS["Balanced"]]
 
     def apply(name: str) -> list[Any]:
@@ -185,7 +239,18 @@ def _connect(components: dict[str, Any]) -> None:
     # The host puts in what its ui-config.json holds after all is drawn: what an earlier version's preset set, too.
     if Context.root_block is not None:
         Context.root_block.load(apply, inputs=[preset], outputs=governed, show_progress=False, queue=False)
-    for control in governed:
+    by_preset = [*governed, accordion.boxes["deeper_branch_id"]]
+    for control in by_preset:
         control.input(lambda: CUSTOM, inputs=[], outputs=[preset], show_progress=False, queue=False)
-    own = [components[name] for name in STRATEGYS_OWN]
-    strategy.change(shown_for, inputs=[strategy], outputs=own, show_progress=False, queue=False)
+    for name, box in accordion.boxes.items():
+        slider, first = components[name], components[HIRES[name][0] if name in HIRES else "cache_branch_id"]
+        begin = "first" if name in HIRES else f"Math.max({USUAL_MEDIUM}, Math.min(first + 1, {SHOWN_BRANCHES}))"
+        none = UNSET[name]
+        # In the page itself: answers of the server that are late would undo what is done meanwhile.
+        in_page(box.input, f"(on, first) => ({{...{UPDATE}, value: on ? {none} : {begin}}})", [box, first], [slider])
+        follow = f"(v) => [{{...{UPDATE}, value: v === {none}}}, {{...{UPDATE}, visible: v !== {none}}}]"
+        in_page(slider.change, follow, [slider], [box, slider])
+
+
+UPDATE = "{__type__: 'update'}"
+"""What tells Gradio's page that only some properties change."""

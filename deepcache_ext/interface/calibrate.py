@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from ..calibrate.profile import MadeFor, ProfileError
-from ..calibrate.search import Wish
+from ..calibrate.search import PICTURES, TRIES, Wish
 from ..calibrate.store import Profiles
 from ..plan.preview import PlannedPass
 from ..settings.fields import FIELDS
@@ -18,8 +18,8 @@ NAME = "calibrate"
 """In the API's object of settings: true, or an object with `pictures` and `tries`."""
 
 NOTE = (
-    "Tries plans with the prompt and settings above, and keeps the one whose pictures come closest to uncached ones. "
-    "Strategy calibrated then uses it for this checkpoint, sampler, schedule and number of steps, and this speed-up."
+    "Calibrate tries plans with the prompt and settings of this page, and keeps the one whose pictures come closest to "
+    "uncached ones, for this model, sampler, number of steps and speed-up."
 )
 MOST = 100
 """So many presses without a generation are remembered. Chosen by hand."""
@@ -33,7 +33,7 @@ class Requests:
     def __init__(self) -> None:
         self._pressed: dict[str, Wish] = {}
 
-    def press(self, pictures: Any, tries: Any) -> str:
+    def press(self, pictures: Any = PICTURES.default, tries: Any = TRIES.default) -> str:
         """A new word. Raises `SettingsError`."""
         wish, word = Wish.parse({"pictures": pictures, "tries": tries}), secrets.token_hex(8)
         self._pressed[word] = wish
@@ -60,19 +60,18 @@ def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
     return args, None
 
 
-def status(passes: Sequence[PlannedPass], profiles: Profiles, settings: Settings, pictures: Any, tries: Any) -> str:
-    """What is calibrated for the run that is set up, and how long calibrating would take, in HTML."""
+def status(passes: Sequence[PlannedPass], profiles: Profiles, settings: Settings) -> str:
+    """What the button does and how long it takes, and what is calibrated for the run that is set up, in HTML."""
     try:
-        wish = Wish.parse({"pictures": pictures, "tries": tries})
-        said = f"Takes about as long as {wish.cost(settings.speed_up):.0f} uncached pictures."
+        said = f"{NOTE} It takes about as long as {Wish().cost(settings.speed_up):.0f} uncached pictures."
         if passes and passes[0].ahead.checkpoint:
             made_for = MadeFor.of(passes[0].ahead, settings)
             known = "; ".join(
                 f"{one.speed_up:g}x {one.psnr:.1f} dB (weighted {one.weighted_psnr:.1f})"
                 for one in profiles.fitting(made_for)
             )
-            here = f"{made_for.checkpoint}, {made_for.sampler}, {len(made_for.sigmas)} evaluations"
-            said = f"{here}: {known or 'not calibrated yet'}. {said}"
+            here = f"{made_for.checkpoint}, {made_for.sampler}, {len(made_for.sigmas)} steps"
+            said += f" {here}: {known or 'not calibrated yet'}."
     except (ValueError, ProfileError) as error:
         said = str(error)
     return f"<p class='deepcache-note'>{escape(said)}</p>"

@@ -21,7 +21,7 @@ from ..report.psnr import psnr
 from ..settings.fields import FIELD, FIELDS, PRESETS, SettingsError
 from ..settings.settings import parse
 
-COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "evaluations")
+COLUMNS = ("settings", "seconds", "speed-up", "PSNR, dB", "steps")
 MARGIN = 8
 """Pixels. Chosen by hand."""
 LINES = 3

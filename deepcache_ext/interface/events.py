@@ -10,10 +10,10 @@ from typing import Any
 from ..calibrate.store import Profiles
 from ..plan.preview import PlannedPass
 from ..report.run_report import RunOutcome
-from ..settings.fields import STRATEGYS_OWN, SettingsError
+from ..settings.fields import SettingsError
 from ..settings.settings import parse
 from . import calibrate, last_run, plan_strip
-from .accordion import Accordion, shown_for
+from .accordion import Accordion, in_page, updates
 from .asked import Foresee, of_page
 
 log = logging.getLogger("deepcache")
@@ -44,15 +44,21 @@ LAST = "{tab}_gallery"
 
 class Page:
     """The accordions of both tabs. `foresee` and `latest` are the host's: what a run would do, what the last one did.
+    `inactive`: why nothing would be cached, in words, or "".
 
     `component_made` must hear of every component of the host. A host that never shows one of them is served with
     what there is.
     """
 
     def __init__(
-        self, foresee: Foresee, latest: Callable[[], RunOutcome | None], profiles: Profiles | None = None
+        self,
+        foresee: Foresee,
+        latest: Callable[[], RunOutcome | None],
+        profiles: Profiles | None = None,
+        inactive: Callable[[], str] = str,
     ) -> None:
         self._foresee, self._latest, self._profiles = foresee, latest, profiles or Profiles()
+        self._inactive = inactive
         self._accordions: dict[str, Accordion] = {}
         self._controls: dict[str, dict[str, Any]] = {tab: {} for tab in TABS}
         self._complete: set[str] = set()
@@ -89,47 +95,54 @@ class Page:
         names, count = list(controls), len(accordion.components)
 
         def show(*values: Any) -> list[Any]:
-            args, wish, rest = values[:count], values[count : count + 2], values[count + 2 :]
-            asked = {n: _plain(controls[n], v) for n, v in zip(names, rest, strict=True)}
-            passes, problem = self._plan(tab, args, asked)
-            own_values = dict(zip(accordion.components, args, strict=True))
-            head = plan_strip.header(passes) if own_values["enabled"] else ""
-            status = self._calibrated(args, passes, wish)
+            own = dict(zip(accordion.components, values[:count], strict=True))
+            asked = {n: _plain(controls[n], v) for n, v in zip(names, values[count:], strict=True)}
+            passes, problem = self._plan(tab, values[:count], asked)
+            head = plan_strip.header(passes) if own["enabled"] else ""
+            run = self._latest()
             return [
                 f"<span>{escape(head)}</span>" if head else "",
-                plan_strip.strip(passes, problem),
-                last_run.table(self._latest()),
-                status,
-                *shown_for(own_values["strategy"]),
+                plan_strip.strip(passes, problem, asked),
+                last_run.line(run),
+                last_run.table(run),
+                plan_strip.detail(passes),
+                self._calibrated(values[:count], passes),
+                *updates(own, bool(asked.get("enable_hr", tab == "txt2img"))),
             ]
 
-        own = [accordion.components[name] for name in STRATEGYS_OWN]
         accordion.refresh.click(
             show,
-            inputs=[*accordion.components.values(), *accordion.wish, *controls.values()],
-            outputs=[accordion.header, accordion.strip, accordion.last_run, accordion.calibrated, *own],
+            inputs=[*accordion.components.values(), *controls.values()],
+            outputs=[
+                accordion.header,
+                accordion.strip,
+                accordion.last_line,
+                accordion.last_run,
+                accordion.detail,
+                accordion.calibrated,
+                *accordion.conditional,
+            ],
             show_progress=False,
             queue=False,
         )
         changed = f"() => {{ if (window.deepcacheChanged) deepcacheChanged('{tab}'); }}"
-        for control in (*accordion.components.values(), *accordion.wish, *controls.values()):
-            if not hasattr(control, "change"):
-                continue
-            try:
-                control.change(fn=None, _js=changed, show_progress=False, queue=False)
-            except TypeError:  # Gradio 4
-                control.change(fn=None, js=changed, show_progress=False, queue=False)
+        for control in (*accordion.components.values(), *controls.values()):
+            if hasattr(control, "change"):
+                in_page(control.change, changed)
 
-    def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass], wish: tuple[Any, ...]) -> str:
+    def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass]) -> str:
         try:
-            return calibrate.status(passes, self._profiles, parse(args), *wish)
+            return calibrate.status(passes, self._profiles, parse(args))
         except SettingsError:
             return ""  # the plan's place says what is wrong
 
     def _plan(self, tab: str, args: tuple[Any, ...], asked: Mapping[str, Any]) -> tuple[list[PlannedPass], str]:
-        if "steps" not in asked:
-            return [], ""
         try:
+            inactive = self._inactive()
+            if inactive:
+                return [], f"{plan_strip.NOTHING}: {inactive}."
+            if "steps" not in asked:
+                return [], ""
             return of_page(args, {**asked, "img2img": tab == "img2img"}, self._foresee, self._profiles)
         except Exception:  # the page must stand whatever the host's controls hold
             log.debug("no plan of %s", asked, exc_info=True)

@@ -19,6 +19,10 @@ from ..settings.fields import CUSTOM, FIELD, FIELDS, FORMAT_VERSION, PRESETS, SE
 log = logging.getLogger("deepcache")
 
 VERSION = "DeepCache version"
+CUT_SHORT = "up"
+"""What SD.Next makes of the key `DeepCache speed-up` of earlier versions, and of the hires one's: which of them it was
+cannot be told.
+"""
 OLDER_KEYS = ("DeepCache pass", "Pass to DeepCache")
 OLDER_PASSES = {"second pass": "hires only", "both passes": "both"}
 
@@ -84,9 +88,11 @@ def note(params: Mapping[str, Any]) -> str:
             notes.append(f"written by a newer version ({version[:20]}): some settings may mean something else")
         for field in FIELDS:
             try:
-                _typed(field, params.get(field.infotext))
+                _typed(field, _text(field, params))
             except SettingsError as error:
                 notes.append(f"{error}; left as it was")
+        if CUT_SHORT in params and _usable("preset", params) not in PRESETS:
+            notes.append("its speed-up was lost, for this WebUI reads no hyphen in a key; left as it was")
     elif _older(params) in OLDER_PASSES:
         notes.append("written with another DeepCache extension, which tells the pass only; the rest is left as it was")
     return "; ".join(notes)
@@ -106,13 +112,18 @@ def _is_first_version(params: Mapping[str, Any]) -> bool:
     return VERSION in params and FIELD["strategy"].infotext not in params and FIELD["cache_interval"].infotext in params
 
 
+def _text(field: Field, params: Mapping[str, Any]) -> Any:
+    """What stands under the field's key, or under one of earlier versions."""
+    return next((params[key] for key in field.infotexts if key in params), None)
+
+
 def _older(params: Mapping[str, Any]) -> str:
     return str(next((params[key] for key in OLDER_KEYS if key in params), "")).strip().lower()
 
 
 def _usable(name: str, params: Mapping[str, Any]) -> Any:
     try:
-        return _typed(FIELD[name], params.get(FIELD[name].infotext))
+        return _typed(FIELD[name], _text(FIELD[name], params))
     except SettingsError:
         return None
 

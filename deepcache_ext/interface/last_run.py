@@ -1,13 +1,60 @@
-"""What the latest run did, as a small table in HTML."""
+"""What the latest run did: in a line, and as a small table in HTML."""
 
 from __future__ import annotations
 
 from html import escape
 
-from ..report.pass_report import together
-from ..report.run_report import PassOutcome, RunOutcome, reached
+from ..plan.preview import fraction
+from ..report.pass_report import Reason, together
+from ..report.run_report import PassOutcome, RunOutcome, reached, spent
 
 NOTHING = "Nothing has been made yet."
+TRUST = "If you know that it is harmless, you can say so on the settings page, under DeepCache"
+
+
+def line(run: RunOutcome | None) -> str:
+    """What was saved, by the UNet's own times; or that nothing was, and why."""
+    if run is None:
+        return ""
+    said, gained = verdict(run)
+    kind = "note" if gained or not (run.settings.enabled or run.error) else "nothing"
+    return f"<p class='deepcache-{kind}' role='status'><b>Last run</b> {escape(said)}.</p>"
+
+
+def verdict(run: RunOutcome) -> tuple[str, bool]:
+    """The same as plain text, and whether there was anything to gain."""
+    if run.error:
+        return f"made without caching: {run.error}", False
+    if not run.settings.enabled:
+        return "DeepCache was off", False
+    kinds = [kind for one in run.passes for kind in one.report.kinds]
+    if set(kinds) <= {"full"}:
+        return f"No speed-up: {_why_none(run)}", False
+    told, times = fraction(kinds), [spent(one.report) for one in run.passes]
+    less = sum(one.report.full_evaluations > one.report.planned_full for one in run.passes) and _most_frequent(run)
+    less = f"; less than planned: {less}" if less else ""
+    if None in times:
+        return f"{told}; how long it took was not measured{less}", True
+    took, instead = (sum(pair[k] for pair in times if pair is not None) for k in (0, 1))
+    digits = 1 if min(took, instead) >= 1 else 2
+    saved = f"{took:.{digits}f} s instead of {instead:.{digits}f} s by the UNet's own times, {told}"
+    return (f"{saved}{less}", True) if took < instead else (f"No time saved: {saved}{less}", False)
+
+
+def _why_none(run: RunOutcome) -> str:
+    off = next((one.report.off for one in run.passes if one.report.off), "")
+    remark = next((one.planned.remark for one in run.passes if one.planned.remark), "")
+    nothing = "as things were set, the full UNet ran at every step" if run.passes else "no pass was to be cached"
+    return run.inactive or off or _most_frequent(run) or remark or nothing
+
+
+def _most_frequent(run: RunOutcome) -> str:
+    """Why calls ran in full."""
+    whole = together([one.report for one in run.passes])
+    if not whole.misses:
+        return ""
+    why = whole.reasons()[0][1]
+    return f"{why}. {TRUST}" if whole.misses.most_common(1)[0][0] is Reason.PATCHED else why
 
 
 def table(run: RunOutcome | None) -> str:
@@ -28,7 +75,9 @@ def table(run: RunOutcome | None) -> str:
     if not columns:
         return _line(f"{run.kind}: {f'not active: {run.inactive}' if run.inactive else 'no pass was to be cached'}.")
     rows = [
-        one for one in zip((run.kind, *ROWS), *columns, strict=True) if one[0] != "mixed" or any(map(_some, one[1:]))
+        row
+        for row in zip((f"Last run, {run.kind}", *ROWS), *columns, strict=True)
+        if row[0] not in SOMETIMES or any(cell != "0" for cell in row[1:])
     ]
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
@@ -38,11 +87,11 @@ def table(run: RunOutcome | None) -> str:
     )
 
 
-ROWS = ("evaluations", "full", "medium", "mixed", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
+ROWS = ("steps", "full", "medium", "mixed", "cached", "UNet's speed-up, planned", "UNet's speed-up, reached")
 
 
-def _some(cell: str) -> bool:
-    return cell != "0"
+SOMETIMES = ("medium", "mixed")
+"""Rows that are left out where nothing was."""
 
 
 def _column(those: list[PassOutcome], hires: bool) -> list[str]:
@@ -66,7 +115,7 @@ def _column(those: list[PassOutcome], hires: bool) -> list[str]:
 def _notes(those: list[PassOutcome], hires: bool) -> list[str]:
     which = "hires pass: " if hires else ""
     reasons = together([one.report for one in those]).reasons()
-    notes = [f"{which}{count} calls in full: {reason}" for count, reason in reasons]
+    notes = [f"{which}{count} calls of the UNet in full: {reason}" for count, reason in reasons]
     notes += [f"{which}off: {one.report.off}" for one in those if one.report.off]
     return notes + [f"{which}{one.planned.remark}" for one in those if one.planned.remark]
 

@@ -24,6 +24,11 @@ FEW = 12
 the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
+SECOND = 1
+"""The branch that weighted plans run at least on UNets where it costs next to nothing (9 output blocks: 3.8 % of a full
+call for 1.5), and with samplers that add fresh noise: there the shallowest features age fastest (bench/laboratory).
+"""
+
 DEEPER = {12: 5, 9: 5}
 """The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x and SDXL. Chosen among 2, 4,
 5, 6 and 8 by the demo's checkpoint, which is of SD1.x's layout (research/plans.md); SDXL was not measured.
@@ -41,11 +46,13 @@ def plan_for(
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
     deeper = settings.deeper_branch_id
+    if settings.strategy == "weighted" and deeper <= branch and (nature.fresh_noise or depth == 9):
+        branch = max(branch, SECOND)
     uniform = UniformPlan(settings.cache_interval, branch, total, *window, deeper)
     few = total < FEW
     if settings.strategy == "uniform":
         warned = few and uniform.caches
-        return uniform, f"only {total} evaluations: caching may change the picture much" if warned else ""
+        return uniform, "so few steps: caching may change the picture much" if warned else ""
     if settings.strategy == CALIBRATED:
         plan, remark = plan_for(replace(settings, strategy="weighted"), total, sigmas, depth, nature)
         return plan, remark or "no profile: weighted instead of calibrated"
@@ -58,7 +65,7 @@ def plan_for(
         listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
         return _in_turns(listed, branch, total, window, deeper), ""
     if few:
-        return UniformPlan(1, branch, total), f"only {total} evaluations: nothing is skipped in so short a run"
+        return UniformPlan(1, branch, total), f"nothing is skipped in a run of fewer than {FEW} steps"
     total = len(sigmas) if sigmas else total
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
         shares = [cost.share(one, depth) for one in uniform.branches]
@@ -97,12 +104,16 @@ def _in_turns(listed: Sequence[int], branch: int, total: int, window: tuple[floa
     return ListedPlan(tuple(listed[::2]), branch, total, *window, tuple(listed[1::2]), deeper)
 
 
-def estimator_for(settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None) -> Estimator:
+def estimator_for(
+    settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None, nature: Nature = USUAL
+) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
-    enough. `total`: the number of evaluations, or 0 where it is not known.
+    enough and the sampler adds no noise. `total`: the number of evaluations, or 0 where it is not known.
     """
     name = settings.estimator
-    if name == "auto":
+    if name == "auto" and nature.fresh_noise:
+        name = "copy"
+    elif name == "auto":
         apart = gap(plan, sigmas)
         if apart is not None:
             near = apart <= (FORECAST_BY_DEPTH_UP_TO if len(plan.branches) > 1 else FORECAST_UP_TO)

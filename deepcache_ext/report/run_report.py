@@ -11,19 +11,25 @@ from ..settings.settings import Settings
 from .pass_report import PassReport
 
 
-def reached(report: PassReport) -> float | None:
-    """How many times faster the UNet's calls were together than had they all been full, by the medians of their
-    times; None where one kind was not timed.
+def spent(report: PassReport) -> tuple[float, float] | None:
+    """Seconds that the UNet's calls took together, and that they would have taken had they all been full, both by the
+    medians of their times; None where one kind was not timed.
     """
     kinds = (
         (report.full_calls, report.full_seconds),
         (report.cached_calls - report.medium_calls, report.cached_seconds),
         (report.medium_calls, report.medium_seconds),
     )
-    if not report.full_seconds or not report.cached_calls or any(calls and not timed for calls, timed in kinds):
+    if not report.full_seconds or any(calls and not timed for calls, timed in kinds):
         return None
-    cost = sum(calls * median(timed) for calls, timed in kinds if calls)
-    return sum(calls for calls, _ in kinds) * median(report.full_seconds) / cost if cost > 0 else None
+    took = sum(calls * median(timed) for calls, timed in kinds if calls)
+    return took, sum(calls for calls, _ in kinds) * median(report.full_seconds)
+
+
+def reached(report: PassReport) -> float | None:
+    """How many times faster the UNet's calls were than had they all been full; None where that was not measured."""
+    times = spent(report) if report.cached_calls else None
+    return times[1] / times[0] if times and times[0] > 0 else None
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class PassOutcome:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; times in seconds, the medians of all calls."""
-        report, gain = self.report, reached(self.report)
+        report, gain, times = self.report, reached(self.report), spent(self.report)
         return {
             "pass": "hires" if report.hires else "first",
             "evaluations": report.evaluations,
@@ -50,6 +56,8 @@ class PassOutcome:
             "full_call_seconds": median(report.full_seconds) if report.full_seconds else None,
             "cached_call_seconds": median(report.cached_seconds) if report.cached_seconds else None,
             "medium_call_seconds": median(report.medium_seconds) if report.medium_seconds else None,
+            "unet_seconds": times and times[0],
+            "unet_seconds_in_full": times and times[1],
             "speed_up": None if gain is None else round(gain, 3),
             "predicted_speed_up": self.planned.as_json()["speed_up"],
             "kept_bytes": report.kept_bytes,

@@ -15,7 +15,7 @@ def ranges(text: str) -> list[tuple[range, int | None]]:
     `12-29:3` is every third from 12 to 29; `15/5` is 15 with branch 5. Commas or blanks between them. Raises
     `SettingsError`; of branches there may be one.
     """
-    allowed = "evaluations counted from 0, and ranges of them, such as 0-3, 6, 9, 12-29:3, or 15/5 with branch 5"
+    allowed = "steps counted from 0, and ranges of them, such as 0-3, 6, 9, 12-29:3, or 15/5 with branch 5"
     found: list[tuple[range, int | None]] = []
     for part in re.split(r"[,;\s]+", re.sub(r"\s*([-:/])\s*", r"\1", text.strip(" ,;"))):
         match = RANGE.fullmatch(part)

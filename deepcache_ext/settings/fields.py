@@ -34,12 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 AS_FIRST_PASS_INTERVAL = 0
-
-
 AS_FIRST_PASS_BRANCH = -1
-
-
 AS_FIRST_PASS_SPEED_UP = 0.0
+"""Of the hires pass's own settings. The page says it in words."""
 
 
 class SettingsError(ValueError):
@@ -58,7 +55,9 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """One setting: its name in code and API, its label in page and infotext, its type and its range."""
+    """One setting: its name in code and API, its label in page and infotext, its type and its range. `older`: keys that
+    it had in infotexts.
+    """
 
     name: str
     label: str
@@ -67,11 +66,20 @@ class Field:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
     @property
     def infotext(self) -> str:
-        """The key in an infotext, for instance `DeepCache interval`."""
-        return f"DeepCache {self.label.lower()}"
+        """The key in an infotext, for instance `DeepCache speed up`. SD.Next reads letters, digits and blanks alone:
+        of a key with a hyphen only what stands behind it is left.
+        """
+        return f"DeepCache {self.label.lower().replace('-', ' ')}"
+
+    @property
+    def infotexts(self) -> tuple[str, ...]:
+        """The key, and those of earlier versions."""
+        hyphened = f"DeepCache {self.label.lower()}"
+        return tuple(dict.fromkeys((self.infotext, hyphened, *self.older)))
 
     @property
     def allowed(self) -> str:
@@ -134,15 +142,14 @@ FIELDS: tuple[Field, ...] = (
         "preset",
         "Preset",
         "Quality",
-        "How much speed for how much change; Custom obeys the controls below.",
+        "Quality changes the picture least, Fast saves the most time.",
         choices=(*PRESETS, CUSTOM),
     ),
     Field(
         "cache_interval",
         "Interval",
         3,
-        "Uniform and non-uniform: the whole UNet runs at every Nth evaluation. Higher is faster and changes the "
-        "picture more; 1 = always.",
+        "The full UNet runs at every Nth step. Higher is faster and changes the picture more; 1 = at every step.",
         minimum=1,
         maximum=50,
     ),
@@ -150,7 +157,7 @@ FIELDS: tuple[Field, ...] = (
         "cache_branch_id",
         "Branch",
         0,
-        "How much of the UNet runs at the other evaluations: 0 is the least and fastest, higher is slower and closer.",
+        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer.",
         minimum=0,
         maximum=MAX_BRANCH,
     ),
@@ -158,24 +165,24 @@ FIELDS: tuple[Field, ...] = (
         "estimator",
         "Estimator",
         "auto",
-        "What stands for the skipped part: a copy of the last one, or a forecast from the last three. "
-        "Auto: forecast, but copy where whole evaluations lie far apart.",
+        "What a cached step takes for the part that it skips: a copy of the last one, or a forecast from the last "
+        "three. Auto: a forecast, but a copy where full steps lie far apart.",
         choices=("auto", "copy", "forecast"),
     ),
-    Field("start", "Start", 0.0, "Fraction of the run before which nothing is skipped.", minimum=0.0, maximum=1.0),
-    Field("end", "End", 1.0, "Fraction of the run after which nothing is skipped.", minimum=0.0, maximum=1.0),
+    Field("start", "Start", 0.0, "Nothing is skipped before this part of the run (0 to 1).", minimum=0.0, maximum=1.0),
+    Field("end", "End", 1.0, "Nothing is skipped after this part of the run (0 to 1).", minimum=0.0, maximum=1.0),
     Field(
         "passes",
         "Passes",
         "both",
-        "Which passes of a run with hires fix are made faster; img2img is a first pass.",
+        "Which passes of a run with hires fix are made faster; img2img counts as first.",
         choices=("both", "first only", "hires only"),
     ),
     Field(
         "hires_cache_interval",
         "Hires interval",
         AS_FIRST_PASS_INTERVAL,
-        "Interval in the hires pass. 0 = as in the first pass.",
+        "Interval in the hires pass.",
         minimum=AS_FIRST_PASS_INTERVAL,
         maximum=50,
     ),
@@ -183,7 +190,7 @@ FIELDS: tuple[Field, ...] = (
         "hires_cache_branch_id",
         "Hires branch",
         AS_FIRST_PASS_BRANCH,
-        "Branch in the hires pass. -1 = as in the first pass.",
+        "Branch in the hires pass.",
         minimum=AS_FIRST_PASS_BRANCH,
         maximum=MAX_BRANCH,
     ),
@@ -191,16 +198,15 @@ FIELDS: tuple[Field, ...] = (
         "strategy",
         "Strategy",
         "weighted",
-        "Which evaluations are whole. Weighted: as many as Speed-up allows, where an error would count most; uniform: "
-        "every Nth; non-uniform: the paper's, denser around a centre; custom: as typed; calibrated: as Calibrate found",
+        "Which steps run the full UNet. Weighted: those where an error would hurt the picture most; uniform: every "
+        "Nth; non-uniform: the paper's, denser around a centre; custom: as typed; calibrated: what Calibrate found.",
         choices=STRATEGIES,
     ),
     Field(
         "speed_up",
         "Speed-up",
         PRESETS["Quality"]["speed_up"],
-        "Weighted and calibrated: how many times faster the UNet should run through its evaluations. Higher changes "
-        "the picture more.",
+        "How many times faster the UNet should be. Higher changes the picture more.",
         minimum=1.0,
         maximum=5.0,
     ),
@@ -208,22 +214,23 @@ FIELDS: tuple[Field, ...] = (
         "hires_speed_up",
         "Hires speed-up",
         AS_FIRST_PASS_SPEED_UP,
-        "Speed-up in the hires pass; with custom that pass is then weighted. 0 = as in the first pass.",
+        "Speed-up of the hires pass.",
         minimum=AS_FIRST_PASS_SPEED_UP,
         maximum=5.0,
     ),
     Field(
         "full_evaluations",
-        "Full evaluations",
+        "Full steps",
         "",
-        "Custom: the evaluations at which the whole UNet runs, counted from 0, such as 0-3, 6, 9, 12-29:3; with 15/5 "
-        "number 15 runs branch 5 instead.",
+        "The steps that run the full UNet, counted from 0, such as 0-3, 6, 9, 12-29:3 (every third from 12 to 29); "
+        "15/5 makes number 15 a medium step with branch 5.",
+        older=("DeepCache full evaluations",),
     ),
     Field(
         "center",
         "Center",
         0.3,
-        "Non-uniform: where in the run whole evaluations are densest.",
+        "Where in the run full steps are densest (0 to 1).",
         minimum=0.0,
         maximum=1.0,
     ),
@@ -231,18 +238,18 @@ FIELDS: tuple[Field, ...] = (
         "power",
         "Power",
         1.4,
-        "Non-uniform: how much denser they are there; 1 = evenly spread.",
+        "How much denser they are there; 1 = evenly spread.",
         minimum=1.0,
         maximum=3.0,
     ),
     Field(
         "deeper_branch_id",
-        "Deeper branch",
+        "Medium branch",
         NO_DEEPER,
-        "Every second whole evaluation runs this branch instead, if it is deeper than Branch; weighted makes more of "
-        "them for it. 0 = never.",
+        "Every second full step becomes a medium one, which runs this branch. It has to be deeper than Branch.",
         minimum=NO_DEEPER,
         maximum=MAX_BRANCH,
+        older=("DeepCache deeper branch",),
     ),
 )
 
@@ -264,12 +271,10 @@ STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name i
 
 
 INFOTEXT_KEYS = (
-    "DeepCache",
-    "DeepCache version",
-    "DeepCache error",
-    "DeepCache note",
-    *(field.infotext for field in FIELDS),
+    *("DeepCache", "DeepCache version", "DeepCache error", "DeepCache note"),
+    *(key for field in FIELDS for key in field.infotexts),
 )
+"""What is ours under a picture, earlier versions' too."""
 
 
 SELDOM = ("start", "end", "passes", "deeper_branch_id", *(name for name in FIELD if name.startswith("hires_")))

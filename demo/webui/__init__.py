@@ -1,1 +1,1 @@
-"""A miniature host: the package `modules` as extensions see it, real U-Nets and samplers, random weights."""
+"""A miniature host: the package `modules` as extensions see it, real UNets and samplers, random weights."""

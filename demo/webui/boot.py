@@ -75,7 +75,7 @@ class Host:
 
     @property
     def unet(self) -> Any:
-        """The loaded U-Net."""
+        """The loaded UNet."""
         return self.module("sd_model").unet_of(self.module("shared").sd_model)
 
     def txt2img(self, **request: Any) -> Any:

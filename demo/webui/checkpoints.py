@@ -1,4 +1,4 @@
-"""U-Nets of the real layouts with small random weights, made from a seed; or trained ones from a folder."""
+"""UNets of the real layouts with small random weights, made from a seed; or trained ones from a folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Checkpoint:
         return f"{self.name}.safetensors"
 
     def same_unet(self, other: Checkpoint) -> bool:
-        """Whether the other's weights fit into this one's U-Net object."""
+        """Whether the other's weights fit into this one's UNet object."""
         keys = ("layout", "width", "context", "config")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
@@ -67,7 +67,7 @@ def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
     """All checkpoints by name; trained ones in `folder` come as NAME.safetensors beside NAME.json.
 
     The json holds `layout`, `width`, `context` and, where the defaults below do not fit, `config`: arguments of the
-    U-Net class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
+    UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
     file) and `mean` and `spread` (of the `toys.PictureCode`). A trained checkpoint may carry the name of a built-in
     one and then stands in its place.
     """
@@ -82,7 +82,7 @@ def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
 
 
 def make_unet(checkpoint: Checkpoint) -> nn.Module:
-    """A U-Net of the checkpoint's layout: 12 / 1 / 12 blocks (ldm) or 9 / 1 / 9 (sgm). Weights are not yet those."""
+    """A UNet of the checkpoint's layout: 12 / 1 / 12 blocks (ldm) or 9 / 1 / 9 (sgm). Weights are not yet those."""
     shared: dict[str, Any] = {
         "in_channels": 2 * LATENT_CHANNELS + 1 if checkpoint.layout == "inpaint" else LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
@@ -116,7 +116,7 @@ def make_unet(checkpoint: Checkpoint) -> nn.Module:
 
 
 def state_dict(checkpoint: Checkpoint, unet: nn.Module) -> dict[str, torch.Tensor]:
-    """The checkpoint's weights, for a U-Net from `make_unet`."""
+    """The checkpoint's weights, for a UNet from `make_unet`."""
     if checkpoint.weights is not None:
         return _part(checkpoint, UNET)
     made = make_unet(checkpoint)
@@ -153,7 +153,7 @@ def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
 def _randomise(unet: nn.Module, seed: int) -> None:
     """Weights for every layer, of a size that keeps the signal's size; also where ldm starts from zero.
 
-    With ldm's zeros in the last layer of every block the U-Net would ignore its deep features, and caching
+    With ldm's zeros in the last layer of every block the UNet would ignore its deep features, and caching
     them would change nothing.
     """
     generator = torch.Generator().manual_seed(seed)

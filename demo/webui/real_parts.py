@@ -1,4 +1,4 @@
-"""The parts that are not ours: the ldm and sgm U-Nets and the k-diffusion samplers, imported in one place.
+"""The parts that are not ours: the ldm and sgm UNets and the k-diffusion samplers, imported in one place.
 
 Importing this module has to come before any `import k_diffusion` elsewhere.
 """
@@ -45,7 +45,7 @@ def _load_k_diffusion() -> tuple[Any, Any]:
 
 
 class _TorchForUNet:
-    """torch with a `cat` that first brings maps to one size, as A1111 gives it to the U-Nets.
+    """torch with a `cat` that first brings maps to one size, as A1111 gives it to the UNets.
 
     Sizes that are no multiple of 64 pixels make the way up one row or column larger than the kept skip.
     """

@@ -1,6 +1,6 @@
 """Stand-ins for the two big parts that caching never touches: the text encoder and the autoencoder.
 
-The fixed ones serve U-Nets with random weights; a trained checkpoint brings a `TextEncoder` and a `PictureCode`.
+The fixed ones serve UNets with random weights; a trained checkpoint brings a `TextEncoder` and a `PictureCode`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class PictureCode:
     spread: tuple[float, ...]
 
     def normalise(self, rgba: torch.Tensor) -> torch.Tensor:
-        """[B, 4, h, w] in -1..1 -> the latent that the U-Net learns."""
+        """[B, 4, h, w] in -1..1 -> the latent that the UNet learns."""
         return (rgba - self._column(self.mean, rgba)) / self._column(self.spread, rgba)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:

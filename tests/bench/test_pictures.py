@@ -1,4 +1,4 @@
-"""The page of docs/which_settings.md: its sheets and tables, and that what it says of the settings is up to date."""
+"""The sheets of docs/which_settings.md, and the tables of pages: up to date with settings and evidence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import pictures
 from bench.pictures import Cell
 from deepcache_ext.settings.fields import FIELDS
 
-PAGE = pictures.PAGE.read_text(encoding="utf-8")
+PAGE = (pictures.DOCS / "which_settings.md").read_text(encoding="utf-8")
 
 
 def flat(value: float) -> torch.Tensor:
@@ -47,13 +47,27 @@ def test_the_means_are_those_of_the_evidence():
     assert line == "| Euler, 30 | – | – | 40.0 dB at 2.60x | 36.1 dB at 2.50x | – |"
 
 
-def test_the_page_is_that_of_the_settings_and_the_evidence():
+@pytest.mark.parametrize("page", pictures.PAGES, ids=lambda page: page.name)
+def test_a_page_is_that_of_the_settings_and_the_evidence(page):
     known = json.loads(pictures.EVIDENCE.read_text(encoding="utf-8"))
-    assert pictures.with_tables(PAGE, {"means": pictures.means(known), "controls": pictures.controls()}) == PAGE, (
-        "python -m bench.pictures --tables"
-    )
-    for field in FIELDS:
-        assert f"| {field.label} | " in PAGE and field.info in PAGE
+    assert pictures.renewed(page, known) == page.read_text(encoding="utf-8"), "python -m bench.pictures --tables"
+
+
+def test_every_control_is_on_its_page():
+    page = (pictures.DOCS / "settings.md").read_text(encoding="utf-8")
+    assert all(f"| {field.label} | " in page and field.info in page for field in FIELDS)
+
+
+def test_presets_are_told_by_evidence_of_their_own_kind_alone():
+    def row(name, deeper):
+        likeness = {"psnr": {"mean": 50.04}}
+        above = {"over_copy_psnr": {"mean": 3.21}, "ahead_psnr": None}
+        return {"arm": f"preset {name}", "deeper": deeper, "likeness": likeness, **above}
+
+    section = {"sampler": "Euler", "steps": 30, "guidance": 5.0, "settings": [row("Quality", 0), row("Fast", 6)]}
+    _, _, quality, balanced, fast = pictures.presets({"sections": [section]}).split("\n")
+    assert quality == "| Quality | 1.6x | final pictures | 50.0 (+3.2; –) | not measured | not measured |"
+    assert balanced.count("not measured") == fast.count("not measured") == 3
 
 
 def test_a_table_takes_its_own_place_alone():

@@ -53,7 +53,7 @@ def test_a_profile_becomes_a_list_that_needs_none(book):
 def test_the_infotext_of_a_calibrated_picture_says_all(book):
     settings, _ = book.planned(ASKED, AHEAD)
     written = {key.removeprefix("DeepCache ").replace(" ", "_"): value for key, value in settings.infotext().items()}
-    names = {"branch": "cache_branch_id", "deeper_branch": "deeper_branch_id", "hires_speed-up": "hires_speed_up"}
+    names = {"branch": "cache_branch_id", "medium_branch": "deeper_branch_id", "full_steps": "full_evaluations"}
     written.pop("version")
     given_again = {"enabled": True, **{names.get(name, name): value for name, value in written.items()}}
     for hires in (False, True):
@@ -76,7 +76,7 @@ def test_the_hires_pass_is_weighted(book):
         ({"checksum": "9999999999"}, r"made for checkpoint photo \[0123456789\], this is photo \[9999999999\]"),
         ({"checkpoint": "other", "checksum": ""}, "this is other"),
         ({"sampler": "Euler a"}, "made for sampler Euler, this is Euler a"),
-        ({"sigmas": SIGMAS[:19]}, "made for 20 evaluations, this run has 19"),
+        ({"sigmas": SIGMAS[:19]}, "made for 20 steps, this run has 19"),
         ({"sigmas": tuple(1.1 * s for s in SIGMAS)}, "other noise levels"),
         ({"depth": 9}, "a UNet of 12 output blocks"),
     ],
@@ -121,7 +121,7 @@ def test_the_reason_is_of_the_profile_that_comes_closest(book):
     for other in ("Heun", "LMS"):
         book.add(made_for(sampler=other), PLAN)
     book.add(made_for(sampler="DDIM", sigmas=SIGMAS[:19]), PLAN)
-    with pytest.raises(ProfileError, match="made for 19 evaluations, this run has 20"):
+    with pytest.raises(ProfileError, match="made for 19 steps, this run has 20"):
         book.plan_for(made_for(sampler="DDIM"), 2.0)
 
 

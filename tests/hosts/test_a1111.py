@@ -177,7 +177,7 @@ def test_noise_levels_of_two_evaluations_a_step(host, monkeypatch, sampler):
 
 def test_a_preset_says_that_it_skips_nothing_in_a_few_step_run(host):
     done = make(host, True)
-    assert same(done, make(host)) and "only 8 evaluations: nothing is skipped" in done.comments
+    assert same(done, make(host)) and "nothing is skipped in a run of fewer than 12 steps" in done.comments
 
 
 def test_without_foreseen_levels_the_plan_is_uniform(host, monkeypatch):

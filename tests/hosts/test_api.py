@@ -126,10 +126,10 @@ def test_script_info(url):
         "Strategy",
         "Speed-up",
         "Hires speed-up",
-        "Full evaluations",
+        "Full steps",
         "Center",
         "Power",
-        "Deeper branch",
+        "Medium branch",
         "Calibrate request",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]

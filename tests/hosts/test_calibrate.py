@@ -100,8 +100,8 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     assert profile.made_for.checkpoint == "demo-sd1" and profile.made_for.checksum and path.name == profile.file_name
     assert plan.psnr >= plan.weighted_psnr > 20
     told_params = first.extra_generation_params
-    assert told_params["DeepCache full evaluations"] == plan.evaluations
-    assert told_params["DeepCache strategy"] == "custom" and "DeepCache speed-up" not in told_params
+    assert told_params["DeepCache full steps"] == plan.evaluations
+    assert told_params["DeepCache strategy"] == "custom" and "DeepCache speed up" not in told_params
     assert '"calibrated": "calibrated: ' in told(host, first)
     again = made(host)
     assert '"calibrated": ""' in told(host, again)
@@ -141,7 +141,7 @@ def test_a_press_counts_once(host: Host) -> None:
     [
         ({"pictures": 99}, {}, "pictures = 99 is not allowed: a whole number from 2 to 16"),
         ("soon", {}, "calibrate = 'soon' is not allowed: true, or an object with pictures and tries"),
-        (QUICK, {"steps": 8}, "only 8 evaluations: it needs 12 or more"),
+        (QUICK, {"steps": 8}, "only 8 steps: it needs 12 or more"),
     ],
 )
 def test_what_cannot_be_calibrated_makes_the_picture_and_says_why(
@@ -273,7 +273,7 @@ def test_what_is_tried_is_not_saved_and_has_no_hires_pass(host: Host, monkeypatc
     passes = script(host).host.last_run.passes
     assert [one.report.hires for one in passes] == [False, True] and len(files(host)) == 1
     assert passes[0].planned.remark == passes[1].planned.remark == ""
-    assert result.extra_generation_params["DeepCache hires speed-up"] == 1.6
+    assert result.extra_generation_params["DeepCache hires speed up"] == 1.6
 
 
 def test_a_plan_that_is_refused_is_no_perfect_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,7 +353,7 @@ def test_one_p_with_other_settings_each_time(host):
         p.deepcache_overrides = wanted
         texts.append(processing.process_images(p).infotexts[0])
     assert "DeepCache interval: 3" in texts[0] and "DeepCache start: 0.2" in texts[0]
-    assert "DeepCache speed-up: 1.5" in texts[1] and "interval" not in texts[1] and "start" not in texts[1]
+    assert "DeepCache speed up: 1.5" in texts[1] and "interval" not in texts[1] and "start" not in texts[1]
     assert "DeepCache" not in texts[2]
 
 

@@ -36,7 +36,7 @@ OTHER_EXTENSIONS = {
     "tiled_diffusion",
     "tiled_diffusion_tile_batch_1",
 }
-# Its noise levels follow from what the U-Net says: see the test of its own.
+# Its noise levels follow from what the UNet says: see the test of its own.
 FOLLOWS_THE_WEIGHTS = {"dpm_adaptive"}
 SCENARIOS = sorted(path.stem for path in (TRACES / FOLDER).glob("*.json") if path.stem not in OTHER_EXTENSIONS)
 
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Should have t")
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these U-Nets are too small to share
+    torch.set_num_threads(1)  # these UNets are too small to share
     made = Hosts()
     yield made
     made.close()
@@ -82,7 +82,7 @@ def test_dpm_adaptive_exceeds_the_expected_number_of_evaluations(hosts: Hosts) -
     theirs = trace["events"]
     ticks, recorded = ([e for e in events if e.get("name") == "cfg_denoiser"] for events in (ours, theirs))
     assert outline(ours)[:11] == outline(theirs)[:11]
-    assert not differences(ours[:16], theirs[:16])  # until the first answer of the U-Net decides
+    assert not differences(ours[:16], theirs[:16])  # until the first answer of the UNet decides
     assert len(ticks) > ticks[-1]["denoiser_total_steps"] == recorded[-1]["denoiser_total_steps"]
     assert outline(ours)[-8:] == [
         "post_sample",

@@ -195,12 +195,12 @@ def test_notices_a_ladder_that_moves_controlnets_residuals(monkeypatch: pytest.M
 
 def test_notices_hooks_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.Session, "detach", lambda self: None)
-    assert "left on the U-Net after the generation" in failures("euler_a")
+    assert "left on the UNet after the generation" in failures("euler_a")
 
 
 def test_notices_hooks_that_stay_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachment.Attachment, "unhook", lambda self, raising=False: None)
-    assert "left on the U-Net after the exception" in failures("crash")
+    assert "left on the UNet after the exception" in failures("crash")
 
 
 def test_notices_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def controlled() -> Data:
 
 
 def refined() -> Data:
-    """SD.Next with a refiner: its calls are another U-Net's."""
+    """SD.Next with a refiner: its calls are another UNet's."""
     data = recorded(f"{SDNEXT}/txt2img")
     for call in calls(data)[6:]:
         call.update(id=1, pipe="StableDiffusionXLImg2ImgPipeline", p={**call["p"], "is_refiner_pass": True})

@@ -310,7 +310,7 @@ def test_an_error_of_ours_never_stops_a_generation(host, monkeypatch, caplog):
         if name not in ("_file", "_end_pass"):
             assert same(done, plain), name
         if name in ("_here", "_begin_pass"):
-            assert told(host, done) == "not active: an error inside DeepCache (see the log)", name
+            assert told(host, done) == "not active: an error inside DeepCache (see the console)", name
     assert told(host, make(host, THIRD)) == "3 of 9 full"
 
 

@@ -70,7 +70,7 @@ def test_every_function_of_ours_may_fail(call: int, monkeypatch: pytest.MonkeyPa
 
 def test_notices_hooks_that_stay_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachment.Attachment, "unhook", lambda self, raising=False: None)
-    assert "left on the U-Net after the exception" in "\n".join(one("euler_a", "in the unet", 4).failures)
+    assert "left on the UNet after the exception" in "\n".join(one("euler_a", "in the unet", 4).failures)
 
 
 def test_notices_features_of_the_crashed_picture(monkeypatch: pytest.MonkeyPatch) -> None:

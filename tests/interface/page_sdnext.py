@@ -23,16 +23,49 @@ def prose(page, elem_id):
     return page.locator(f"div.prose#{elem_id}, #{elem_id} div.prose")
 
 
-def test_a_run_and_its_infotext(page, url, page_errors):
+def body(page):
+    return page.locator(f"{OURS}body")
+
+
+def opened(page, url):
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.goto(url, wait_until="domcontentloaded")
     expect(page.locator("#txt2img_generate")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.gradio_config.version") == os.environ["DEEPCACHE_GRADIO"]
-    page.locator(f"{OURS}enabled-visible-checkbox").check()
+    return page.locator(f"{OURS}enabled_accordion, {OURS}enabled:has(> .label-wrap)").first
+
+
+def test_opening_it_switches_nothing_on_and_the_tick_is_seen(page, url, page_errors):
+    """With the host's own rule on ticks in an accordion's head, which the embedded page has."""
+    accordion = opened(page, url)
+    expect(page.locator("#txt2img_hr .input-accordion-checkbox")).to_be_hidden()  # the rule is there
+    head = accordion.locator(".label-wrap").first
+    head.click()
+    tick = accordion.locator("input[type=checkbox]").first
+    expect(tick).to_be_visible()
+    expect(tick).not_to_be_checked()
+    expect(body(page)).to_be_hidden()  # nothing of it has an effect
+    tick.check()
+    expect(page.locator(f"{OURS}preset")).to_be_visible()
+    head.click()
+    expect(tick).to_be_hidden()
+    expect(head).to_contain_text("DeepCache: on")
+    head.click()
+    tick.uncheck()
+    expect(body(page)).to_be_hidden()
+    expect(head).not_to_contain_text("on")
+    assert page_errors == []
+
+
+def test_a_run_and_its_infotext(page, url, page_errors):
+    accordion = opened(page, url)
+    accordion.locator(".label-wrap").first.click()
+    tick = page.locator(f"{OURS}enabled input")
+    tick.check()
     expect(prose(page, "script_txt2img_deepcache_strip")).to_contain_text("The plan is made when the run begins")
-    page.locator(f"{OURS}strategy").first.get_by_text("uniform", exact=True).click()
-    page.locator(f"{OURS}cache_interval input[type=number]").fill("3")
-    page.locator(f"{OURS}last_run .label-wrap").click()
+    speed_up = page.locator(f"{OURS}speed_up input[type=number]")
+    speed_up.fill("2.2")
+    page.locator(f"{OURS}advanced .label-wrap").first.click()
     for name, value in (("steps", 14), ("width", 64), ("height", 64)):
         page.locator(f"#txt2img_{name} input[type=number]").fill(str(value))
     page.locator("#txt2img_generate").click()
@@ -42,10 +75,14 @@ def test_a_run_and_its_infotext(page, url, page_errors):
     figures = prose(page, "script_txt2img_deepcache_last_run_table").locator("tbody td:nth-child(2)")
     expect(figures.nth(0)).to_have_text("14")
     expect(figures.nth(1)).to_have_text("5")
+    expect(prose(page, "script_txt2img_deepcache_last_line")).to_contain_text("by the UNet's own times, 5 of 14 full")
     # Its text, read again, turns the accordion on as it was; one without DeepCache turns it off.
     text = "\n".join(info.locator("p").all_inner_texts())
+    speed_up.fill("1.2")
     for pasted, on in (("a dog\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64", False), (text, True)):
         page.locator("#txt2img_prompt textarea").fill(pasted)
         page.locator("#txt2img_paste").click()
-        expect(page.locator(f"{OURS}enabled-visible-checkbox")).to_be_checked(checked=on)
+        expect(tick).to_be_checked(checked=on)
+        expect(body(page)).to_be_visible(visible=on)
+    expect(page.locator(f"{OURS}speed_up input[type=number]")).to_have_value("2.2")
     assert page_errors == []

@@ -64,7 +64,7 @@ def test_pictures_side_by_side_and_tables(url, tmp_path):
     page, table = (next(tmp_path.glob(f"deepcache_compare-*.{kind}")) for kind in ("html", "csv"))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [row["settings"] for row in rows] == ["without DeepCache", "Quality", "Fast", typed]
-    assert [row["evaluations"] for row in rows] == [
+    assert [row["steps"] for row in rows] == [
         "",
         "8 of 14 full",
         "4 of 14 full",

@@ -6,18 +6,17 @@ import json
 import logging
 from collections import Counter
 from copy import copy
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deepcache_ext.interface import asked, axes, infotext, last_run, plan_strip
+from deepcache_ext.interface import asked, axes, events, last_run, plan_strip
 from deepcache_ext.plan.preview import PassAhead, planned
 from deepcache_ext.report.pass_report import PassReport, Reason
 from deepcache_ext.report.run_report import PassOutcome, RunOutcome, reached
-from deepcache_ext.settings.fields import CUSTOM, FIELD, FIELDS, OBEYED, PRESETS, SELDOM, STRATEGYS_OWN, SettingsError
+from deepcache_ext.settings.fields import FIELD, FIELDS, PRESETS, SettingsError
 from deepcache_ext.settings.settings import Settings, overridden, parse
 from demo.webui.boot import boot
 
@@ -34,7 +33,7 @@ def plan(total=10, hires=False, settings=EVERY_FOURTH, depth=12):
 def test_a_cell_for_each_evaluation():
     html = plan_strip.strip([plan(10), plan(6, hires=True)])
     assert html.count("class='full'") == 3 + 2 and html.count("class='cached'") == 7 + 4
-    assert "3 of 10 full" in html and "Hires pass" in html and "title='4: full'" in html
+    assert "3 of 10 steps run the full UNet: about " in html and "Hires pass" in html and "title='4: full'" in html
     assert "title='5: cached, branch 0'" in html
     # Speed-up by hand: 16 evaluations, 5 of them full, 11 at 7.87 % of a full one's cost.
     assert plan_strip.header([plan(10), plan(6, hires=True)]) == f"{16 / (5 + 11 * 0.0787):.1f}x, 5 of 16 full"
@@ -44,10 +43,11 @@ def test_only_branches_that_run_are_named():
     """A list may leave none to the shallower branch, a short run none to the deeper one."""
     typed = Settings(enabled=True, strategy="custom", full_evaluations="0-9", deeper_branch_id=5)
     short = parse([{"enabled": True, "cache_interval": 10, "deeper_branch_id": 5}])
-    assert "5 of 10 full + 5 medium" in plan_strip.strip([plan(settings=typed)])
-    assert ", branch 5, " in plan_strip.strip([plan(settings=typed)])
-    assert ", branch 0, " in plan_strip.strip([plan(settings=short)])
-    assert ", branch 0 and 5, " in plan_strip.strip([plan(20, settings=short)])
+    assert "5 of 10 steps run the full UNet, 5 a medium part of it" in plan_strip.strip([plan(settings=typed)])
+    assert plan_strip.header([plan(settings=typed)]).endswith("5 of 10 full + 5 medium")
+    assert " branch 5, " in plan_strip.detail([plan(settings=typed)])
+    assert " branch 0, " in plan_strip.detail([plan(settings=short)])
+    assert " branch 0 and 5, " in plan_strip.detail([plan(20, settings=short)])
 
 
 def test_times_of_each_kind_are_told():
@@ -88,12 +88,80 @@ def test_the_table_adds_batches_and_gives_reasons_in_words():
         ],
     )
     html = last_run.table(run)
-    assert "<th>txt2img</th><th>2 first passes</th><th>hires pass</th>" in html
-    for name, first, hires in (("evaluations", 20, 10), ("full", 6, 3), ("cached", 14, 7)):
+    assert "<th>Last run, txt2img</th><th>2 first passes</th><th>hires pass</th>" in html
+    for name, first, hires in (("steps", 20, 10), ("full", 6, 3), ("cached", 14, 7)):
         assert f"<td>{name}</td><td>{first}</td><td>{hires}</td>" in html
     assert f"reached</td><td>{10 * 0.4 / (3 * 0.4 + 7 * 0.1):.2f}x</td><td>not measured</td>" in html
-    assert "2 calls in full: its conditioning changed" in html and "hires pass: off: the UNet has no such" in html
+    assert (
+        "2 calls of the UNet in full: the prompt changed in mid-run" in html
+        and "hires pass: off: the UNet has no such" in html
+    )
     json.dumps(run.as_json())
+
+
+def ran(*passes, settings=EVERY_FOURTH, **more):
+    return RunOutcome("txt2img", settings, passes=list(passes), **more)
+
+
+def with_full(full, **counts):
+    return PassOutcome(plan(20), PassReport(evaluations=20, full_evaluations=full, planned_full=5, **counts))
+
+
+TIMED = {"full_calls": 5, "cached_calls": 15, "full_seconds": [0.4] * 5, "cached_seconds": [0.1] * 15}
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (ran(with_full(5, **TIMED)), "3.5 s instead of 8.0 s by the UNet's own times, 5 of 20 full."),
+        (ran(*[with_full(5, **TIMED)] * 2), "7.0 s instead of 16.0 s by the UNet's own times, 10 of 40 full."),
+        (ran(with_full(5, full_calls=5, cached_calls=15)), "5 of 20 full; how long it took was not measured."),
+        (
+            ran(with_full(12, **TIMED, misses=Counter({Reason.CONDITIONING: 7}))),
+            "12 of 20 full; less than planned: the prompt changed in mid-run.",
+        ),
+        (
+            ran(with_full(5, **{**TIMED, "cached_seconds": [0.5] * 15})),
+            "No time saved: 9.5 s instead of 8.0 s by the UNet's own times, 5 of 20 full.",
+        ),
+        (ran(with_full(20, off="the UNet is compiled")), "No speed-up: the UNet is compiled."),
+        (
+            ran(with_full(20, misses=Counter({Reason.PATCHED: 15}), foreign=Counter({"their.code": 1}))),
+            "No speed-up: another extension may need the part of the UNet that a cached step skips (their.code). "
+            "If you know that it is harmless, you can say so on the settings page, under DeepCache.",
+        ),
+        (ran(inactive="this model has no UNet"), "No speed-up: this model has no UNet."),
+        (ran(settings=Settings(), error="x = 9 is not allowed"), "made without caching: x = 9 is not allowed."),
+        (ran(settings=Settings()), "DeepCache was off."),
+        (ran(with_full(20)), "No speed-up: as things were set, the full UNet ran at every step."),
+    ],
+)
+def test_the_last_run_in_a_line(run, words):
+    html = last_run.line(run)
+    assert words in unescape(html) and "<b>Last run</b>" in html
+    assert ("deepcache-nothing" in html) is ("No " in words or "not allowed" in words)
+
+
+def test_before_the_first_run_there_is_no_line():
+    assert last_run.line(None) == ""
+
+
+def test_a_plan_that_skips_nothing_says_so_and_why():
+    few = planned(parse([{"enabled": True}]), PassAhead(False, 8, None, 12))
+    never = planned(parse([{"enabled": True, "cache_interval": 1}]), PassAhead(False, 20, None, 12))
+    assert "No speed-up: nothing is skipped in a run of fewer than 12 steps." in plan_strip.strip([few])
+    assert "No speed-up: as things are set, all 20 steps run the full UNet." in plan_strip.strip([never])
+    assert plan_strip.header([few]) == plan_strip.header([never]) == "no speed-up" and plan_strip.detail([few]) == ""
+
+
+def test_steps_are_called_evaluations_where_a_step_has_several():
+    asked_for = {"steps": 6, "hr_second_pass_steps": 0}
+    assert "of 10 evaluations" in plan_strip.strip([plan()], asked=asked_for)
+    assert "of 10 steps" in plan_strip.strip([plan()], asked={"steps": 10}) and "of 10 steps" in plan_strip.strip(
+        [plan()]
+    )
+    hires = plan_strip.strip([plan(hires=True)], asked={**asked_for, "hr_second_pass_steps": 10})
+    assert "of 10 steps" in hires
 
 
 def test_the_table_of_runs_without_passes():
@@ -116,107 +184,6 @@ def test_the_pages_plan_is_made_as_if_enabled_and_says_what_is_wrong():
     assert problem == "" and passes[0].fraction == "4 of 20 full"
     passes, problem = asked.of_page([False, "Custom", 5, 0, "copy", 1, 0], {"steps": 20}, foresee)
     assert passes == [] and problem.startswith("start = 1.0 is not allowed")
-
-
-# Infotexts ---------------------------------------------------------------------------------------------------
-
-
-def pasted(params):
-    return {field.name: infotext.reader(field.name)(params) for field in FIELDS}
-
-
-@pytest.mark.parametrize(
-    "given_settings",
-    [
-        Settings(enabled=True, preset=CUSTOM, strategy="custom", full_evaluations="0, 4-9:2", estimator="copy"),
-        Settings(
-            enabled=True,
-            preset=CUSTOM,
-            strategy="non-uniform",
-            center=0.4,
-            power=1.2,
-            passes="first only",
-            cache_branch_id=3,
-        ),
-        parse([True, "Fast"]),
-    ],
-)
-def test_an_infotext_comes_back_whole(given_settings):
-    written = {key: str(value) for key, value in given_settings.infotext().items()}
-    back = pasted(written)
-    assert back.pop("enabled") is True and infotext.note(written) == ""
-    absent = {name for name, value in back.items() if value is None}
-    assert absent == set(STRATEGYS_OWN) - set(OBEYED[given_settings.strategy]) - set(SELDOM)
-    assert all(getattr(given_settings, name) == value for name, value in back.items() if name not in absent)
-
-
-def test_what_is_seldom_written_goes_back_to_its_default():
-    back = pasted({"DeepCache version": "2", "DeepCache preset": "Custom", "DeepCache strategy": "uniform"})
-    assert (back["start"], back["passes"], back["hires_cache_branch_id"]) == (0.0, "both", -1)
-    assert back["cache_interval"] is None is back["speed_up"]
-
-
-def test_a_preset_brings_what_it_sets_and_not_what_came_of_it():
-    params = {"DeepCache version": "2", "DeepCache preset": "Fast", "DeepCache estimator": "forecast"}
-    assert pasted(params)["estimator"] == "auto" and pasted(params)["speed_up"] == 2.6
-    assert pasted({**params, "DeepCache preset": "Custom"})["estimator"] == "forecast"
-    assert pasted({**params, "DeepCache preset": "?"})["estimator"] == "forecast"
-
-
-def test_an_infotext_without_it_switches_off_and_leaves_the_rest():
-    back = pasted({"Steps": "20", "Sampler": "Euler"})
-    assert back.pop("enabled") is False and set(back.values()) == {None}
-    assert infotext.note({"Steps": "20"}) == "" == infotext.shown_note({"Steps": "20"})
-
-
-def test_the_first_version_meant_uniform():
-    back = pasted({"DeepCache version": "1", "DeepCache preset": "Balanced", "DeepCache interval": "4"})
-    assert (back["preset"], back["strategy"], back["cache_interval"]) == ("Custom", "uniform", 4)
-
-
-@pytest.mark.parametrize("key", ["DeepCache pass", "Pass to DeepCache"])
-@pytest.mark.parametrize(
-    ("value", "enabled", "passes"),
-    [
-        ("both passes", True, "both"),
-        ("second pass", True, "hires only"),
-        ("disable", False, None),
-        ("?", False, None),
-    ],
-)
-def test_the_older_extension(key, value, enabled, passes):
-    back = pasted({key: value})
-    assert (back["enabled"], back["passes"]) == (enabled, passes)
-    assert ("another DeepCache extension" in infotext.note({key: value})) is enabled
-
-
-def test_a_newer_version_and_wrong_values_are_noted(caplog):
-    logging.getLogger("deepcache").propagate = True
-    params = {"DeepCache version": "3", "DeepCache interval": "<i>", "DeepCache strategy": "weighted"}
-    assert pasted(params)["cache_interval"] is None
-    shown = infotext.shown_note(params)
-    assert "newer version (3)" in shown and "cache_interval = &#x27;&lt;i&gt;&#x27; is not allowed" in shown
-    assert "pasted infotext" in caplog.text
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from([field.infotext for field in FIELDS] + ["DeepCache version", "DeepCache pass"]),
-        st.one_of(st.text(), st.floats().map(str), st.integers().map(str), st.none(), st.integers(), st.booleans()),
-    )
-)
-def test_no_infotext_raises_and_only_usable_values_come(params):
-    logging.getLogger("deepcache").setLevel(logging.ERROR)
-    for name, value in pasted(params).items():
-        assert value is None or FIELD[name].parse(value) == value
-    infotext.note(params)
-
-
-def test_both_tabs_read_with_the_same_objects():
-    one, other = ({field.name: object() for field in FIELDS} for _ in range(2))
-    fields = infotext.paste_fields(one, object()), infotext.paste_fields(other, object())
-    assert infotext.paste_names(fields[0]) == infotext.paste_names(fields[1])
-    assert len(infotext.paste_names(fields[0])) == len(FIELDS)
 
 
 # Overrides and axes ------------------------------------------------------------------------------------------
@@ -294,7 +261,7 @@ def axes_of(depth=12):
         ("Hires branch", [-1, 11], 12, "the loaded model's branches are 0 to 11"),
         ("Preset", ["Off", "fast"], "Slow", "one of Quality"),
         ("Strategy", ["uniform"], "best", "one of weighted"),
-        ("Full evaluations", ["0-3, 6"], "x", "evaluations counted from 0"),
+        ("Full steps", ["0-3, 6"], "x", "steps counted from 0"),
         ("Passes", ["hires only"], "none", "one of both"),
     ],
 )
@@ -337,6 +304,36 @@ def test_a_grid_makes_each_cell_with_its_own_settings():
 
 
 # The page ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_where_it_is_not_active_shows_no_plan():
+    page = events.Page(lambda values: [PassAhead(False, 20, None, 12)], lambda: None, None, lambda: "it is off")
+    assert page._plan("txt2img", (), {"steps": 20}) == ([], "No speed-up: it is off.")
+
+
+def test_a_checkpoint_that_cannot_be_cached_is_known_before_a_run():
+    with boot(model="tinyA") as host:
+        ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
+        args = [field.default for field in FIELDS]
+        passes, problem = ours.joined._plan("txt2img", args, {"steps": 20})
+        assert passes and not problem and ours.host.refused() == ""
+        host.unet._compiled_call_impl = lambda *_: None
+        assert ours.joined._plan("txt2img", args, {"steps": 20}) == ([], "No speed-up: the UNet is compiled.")
+        host.unet._compiled_call_impl = None
+        ours.host.disabled = True
+        assert ours.joined._plan("txt2img", args, {"steps": 20})[1].startswith("No speed-up: DeepCache is switched off")
+
+
+def test_sdnexts_model_is_not_loaded_to_be_looked_at(monkeypatch):
+    with boot(model="tinyA", host="sdnext") as host:
+        ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
+        host.unet._compiled_call_impl = lambda *_: None
+        monkeypatch.setattr(host.module("shared"), "sd_loaded", False, raising=False)
+        assert ours.host.refused() == ""
+        monkeypatch.setattr(host.module("shared"), "sd_loaded", True)
+        assert ours.host.refused() == "the UNet is compiled"
+        host.unet._compiled_call_impl = None
+        assert ours.host.refused() == ""
 
 
 def test_a_component_that_is_made_anew_joins_nothing():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 import pytest
 from playwright.sync_api import expect
 
+from deepcache_ext.interface.shown import UNSET, effective
+from deepcache_ext.settings.fields import FIELD, FIELDS
 from demo.webui.boot import boot
 
 expect.set_options(timeout=20_000)  # plans come from the server, and the machine may be busy
@@ -16,14 +19,16 @@ GRADIO = os.environ.get("DEEPCACHE_GRADIO", "3.41.2")
 HOST = os.environ.get("DEEPCACHE_HOST", "a1111")
 
 OBEYED = {
-    "weighted": {"speed_up", "hires_speed_up"},
-    "uniform": {"cache_interval", "hires_cache_interval"},
-    "non-uniform": {"cache_interval", "center", "power", "hires_cache_interval"},
-    "custom": {"full_evaluations", "hires_speed_up"},
-    "calibrated": {"speed_up", "hires_speed_up"},
+    "weighted": {"speed_up"},
+    "uniform": {"cache_interval"},
+    "non-uniform": {"cache_interval", "center", "power"},
+    "custom": {"full_evaluations"},
+    "calibrated": {"speed_up"},
 }
 STALE = 4.5
-ALWAYS = {"cache_branch_id", "estimator", "start", "end", "passes", "hires_cache_branch_id"}
+ALWAYS = {"cache_branch_id", "estimator", "start", "end", "deeper_branch_id_unset"}
+SLIDERS_OF_BOXES = {"deeper_branch_id", "hires_speed_up", "hires_cache_interval", "hires_cache_branch_id"}
+BOXES_OF_HIRES = {"hires_speed_up_unset", "hires_cache_branch_id_unset"}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def enable(page, tab):
 
 def open_inner(page, tab, *names):
     """Gradio 4 may draw the accordion anew just then, on a busy machine after the click: closed."""
-    for name in names or ("advanced", "hires"):
+    for name in names or ("advanced",):
         head = ours(page, tab, name).locator(".label-wrap")
         for _ in range(5):
             if "open" not in (head.get_attribute("class") or "").split():
@@ -139,8 +144,102 @@ def test_only_what_the_strategy_obeys_is_there(opened, tab):
         choose(opened, tab, "strategy", strategy)
         for name in ALWAYS | OBEYED[strategy]:
             expect(ours(opened, tab, name)).to_be_visible()
-        for name in set().union(*OBEYED.values()) - OBEYED[strategy]:
+        for name in set().union(*OBEYED.values(), SLIDERS_OF_BOXES, BOXES_OF_HIRES, {"passes"}) - OBEYED[strategy]:
             expect(ours(opened, tab, name)).to_be_hidden()
+
+
+def test_what_is_to_be_seen_is_what_has_an_effect(opened):
+    """By `shown.effective`, which test_shown.py holds against the plans that come of each control."""
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img")
+    state = {field.name: field.default for field in FIELDS}
+
+    def check(hires=False):
+        wanted = effective(state, hires)
+        for name in FIELD:
+            if name != "enabled":
+                place = ours(opened, "txt2img", f"{name}_unset" if name in UNSET else name)
+                expect(place).to_be_visible(visible=name in wanted)
+
+    check()
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    check(hires=True)
+    for strategy in ("uniform", "custom"):
+        choose(opened, "txt2img", "strategy", strategy)
+        state["strategy"] = strategy
+        check(hires=True)
+    state["full_evaluations"] = "0-5, 9/5"
+    ours(opened, "txt2img", "full_evaluations").locator("input, textarea").first.fill("0-5, 9/5")
+    check(hires=True)
+    choose(opened, "txt2img", "passes", "hires only")
+    state["passes"] = "hires only"
+    check(hires=True)
+    opened.locator("#txt2img_hr-visible-checkbox").uncheck()
+    check()
+
+
+def test_at_first_sight_there_is_one_slider(opened):
+    enable(opened, "txt2img")
+    inside = ours(opened, "txt2img", "enabled")
+    expect(inside.locator("input[type=range]:visible")).to_have_count(1)
+    expect(ours(opened, "txt2img", "speed_up")).to_be_visible()
+    expect(inside.locator("fieldset:visible")).to_have_count(1)
+    expect(inside.locator("button:visible:not(.label-wrap)")).to_have_count(0)
+    expect(shown(opened, "txt2img", "strip").locator("p")).to_have_text(
+        "Plan 11 of 20 steps run the full UNet: about 1.7x as fast."
+    )
+
+
+def test_what_the_hires_pass_has_of_its_own(opened):
+    """A box says "same as first pass"; without it the slider is there, at the first pass's value."""
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img")
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    same = ours(opened, "txt2img", "hires_speed_up_unset").locator("input")
+    expect(same).to_be_checked()
+    expect(ours(opened, "txt2img", "hires_cache_interval_unset")).to_be_hidden()
+    same.uncheck()
+    expect(number(opened, "txt2img", "hires_speed_up")).to_have_value("1.6")
+    plan = shown(opened, "txt2img", "strip").locator(".deepcache-pass")
+    expect(plan).to_have_count(2)
+    expect(plan.nth(1)).to_contain_text("11 of 20 steps")
+    type_number(opened, number(opened, "txt2img", "hires_speed_up"), 2.5)
+    expect(plan.nth(1)).to_contain_text("7 of 20 steps run the full UNet: about 2.5x as fast")
+    same.check()
+    expect(plan.nth(1)).to_contain_text("11 of 20 steps")
+    expect(ours(opened, "txt2img", "hires_speed_up")).to_be_hidden()
+    # A text brings both with it.
+    paste(opened, INFOTEXT.replace("strategy: custom", "strategy: weighted, DeepCache hires speed up: 2.2"))
+    expect(number(opened, "txt2img", "hires_speed_up")).to_have_value("2.2")
+    choose(opened, "txt2img", "passes", "both")
+    expect(same).not_to_be_checked()
+    # Nothing of it has an effect where that pass is not cached, nor where there is none.
+    choose(opened, "txt2img", "passes", "first only")
+    expect(same).to_be_hidden()
+    opened.locator("#txt2img_hr-visible-checkbox").uncheck()
+    expect(ours(opened, "txt2img", "passes")).to_be_hidden()
+
+
+def test_medium_steps_are_of_no_preset(opened):
+    enable(opened, "txt2img")
+    open_inner(opened, "txt2img")
+    none = ours(opened, "txt2img", "deeper_branch_id_unset").locator("input")
+    none.uncheck()
+    expect(number(opened, "txt2img", "deeper_branch_id")).to_have_value("5")
+    expect(ours(opened, "txt2img", "preset").locator("input[value=Custom]")).to_be_checked()
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("a medium part of it")
+    choose(opened, "txt2img", "preset", "Quality")
+    expect(none).to_be_checked()
+    expect(ours(opened, "txt2img", "deeper_branch_id")).to_be_hidden()
+
+
+def test_where_nothing_is_gained_the_page_says_so_and_why(opened):
+    enable(opened, "txt2img")
+    generate(opened, steps=8)
+    expect(shown(opened, "txt2img", "header")).to_have_text("no speed-up")
+    few = "No speed-up: nothing is skipped in a run of fewer than 12 steps."
+    expect(shown(opened, "txt2img", "strip")).to_contain_text(f"Plan {few}")
+    expect(shown(opened, "txt2img", "last_line")).to_contain_text(f"Last run {few}", timeout=120_000)
 
 
 def test_presets_set_the_controls_and_turn_to_custom(opened):
@@ -152,8 +251,10 @@ def test_presets_set_the_controls_and_turn_to_custom(opened):
     type_number(opened, speed_up, 3.5)
     expect(ours(opened, "txt2img", "preset").locator("input[value=Custom]")).to_be_checked()
     expect(speed_up).to_have_value("3.5")
+    open_inner(opened, "txt2img")
     choose(opened, "txt2img", "strategy", "uniform")
     expect(ours(opened, "txt2img", "cache_interval")).to_be_visible()
+    expect(speed_up).to_be_hidden()
     choose(opened, "txt2img", "preset", "Quality")
     expect(speed_up).to_be_visible()
     expect(speed_up).to_have_value("1.6")
@@ -179,6 +280,7 @@ def test_the_plan_follows_our_controls_and_the_hosts(opened):
     enable(opened, "txt2img")
     expect(head).to_have_text("1.7x, 11 of 20 full")
     expect(cells(opened, "txt2img", ".full")).to_have_count(11)
+    open_inner(opened, "txt2img")
     choose(opened, "txt2img", "strategy", "uniform")
     type_number(opened, number(opened, "txt2img", "cache_interval"), 5)
     expect(cells(opened, "txt2img", ".full")).to_have_count(4)
@@ -189,12 +291,14 @@ def test_the_plan_follows_our_controls_and_the_hosts(opened):
     opened.locator("#txt2img_sampling input").click()
     opened.locator("ul.options li[aria-label='Heun']").click()
     expect(cells(opened, "txt2img")).to_have_count(79)
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("16 of 79 evaluations run the full UNet")
     opened.locator("#txt2img_hr-visible-checkbox").check()
     expect(shown(opened, "txt2img", "strip")).to_contain_text("Hires pass")
     expect(cells(opened, "txt2img")).to_have_count(79 + 79)
-    open_inner(opened, "txt2img", "hires")
     choose(opened, "txt2img", "passes", "first only")
-    expect(shown(opened, "txt2img", "strip").locator(".deepcache-pass").nth(1)).to_contain_text("79 of 79 full")
+    expect(shown(opened, "txt2img", "strip").locator(".deepcache-pass").nth(1)).to_contain_text(
+        "No speed-up: as things are set, all 79 evaluations run the full UNet"
+    )
     # The head tells it where the accordion is closed too, and is empty when it is off.
     expect(head).to_be_visible()
     ours(opened, "txt2img", "enabled-visible-checkbox").uncheck()
@@ -209,19 +313,21 @@ def test_the_plan_of_img2img_counts_its_part_of_the_steps(opened):
     expect(cells(opened, "img2img")).to_have_count(16)
     type_number(opened, opened.locator("#img2img_denoising_strength input[type=number]"), 0.2)
     expect(cells(opened, "img2img")).to_have_count(5)
-    expect(shown(opened, "img2img", "strip")).to_contain_text("nothing is skipped in so short a run")
+    expect(shown(opened, "img2img", "strip")).to_contain_text("nothing is skipped in a run of fewer than 12 steps")
 
 
 def test_generate_tells_what_it_did(opened):
     enable(opened, "txt2img")
-    open_inner(opened, "txt2img", "last_run")
     generate(opened, steps=14)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=120_000)
     expect(prose(opened, "html_info_txt2img")).to_contain_text("DeepCache: 8 of 14 full", timeout=30_000)
     heads = shown(opened, "txt2img", "last_run_table").locator("thead th")
-    expect(heads).to_have_text(["txt2img", "first pass"])
+    saved = r"\d+\.\d+ s instead of \d+\.\d+ s by the UNet's own times, 8 of 14 full\."
+    expect(shown(opened, "txt2img", "last_line")).to_have_text(re.compile(f"^Last run (No time saved: )?{saved}$"))
+    open_inner(opened, "txt2img")
+    expect(heads).to_have_text(["Last run, txt2img", "first pass"])
     figures = shown(opened, "txt2img", "last_run_table").locator("tbody td:nth-child(2)")
-    expect(figures).to_have_text(["14", "8", "0", "6", "1.65x", re.compile(r"^\d+\.\d\dx$")])
+    expect(figures).to_have_text(["14", "8", "6", "1.65x", re.compile(r"^\d+\.\d\dx$")])
     lines = figures.first.evaluate("e => [getComputedStyle(e).borderLeftWidth, getComputedStyle(e).borderBottomWidth]")
     assert lines == ["0px", "1px"]
     assert shown(opened, "txt2img", "header").inner_text() == "1.7x, 8 of 14 full"
@@ -230,20 +336,20 @@ def test_generate_tells_what_it_did(opened):
     choose(opened, "txt2img", "preset", "Fast")
     opened.locator("#txt2img_hr-visible-checkbox").check()
     generate(opened, steps=14)
-    expect(heads).to_have_text(["txt2img", "first pass", "hires pass"], timeout=120_000)
+    expect(heads).to_have_text(["Last run, txt2img", "first pass", "hires pass"], timeout=120_000)
 
 
 @pytest.mark.slow
-def test_calibrate_makes_a_profile_and_goes_on_with_it(opened):
+def test_calibrate_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
+    press = sys.modules["deepcache_ext.interface.calibrate"].Requests.press  # the host's own
+    monkeypatch.setattr(press, "__defaults__", (2, 5))  # pictures and tries: fewer, for time
     for name, value in {"width": 64, "height": 64, "steps": 14}.items():
         type_number(opened, opened.locator(f"#txt2img_{name} input[type=number]"), value)
     enable(opened, "txt2img")
-    open_inner(opened, "txt2img", "calibrate")
+    open_inner(opened, "txt2img")
     status = shown(opened, "txt2img", "calibrated")
-    expect(status).to_contain_text("tinyA, Euler, 14 evaluations: not calibrated yet. Takes about as long as 113")
-    for name, value in {"calibrate_pictures": 2, "calibrate_tries": 5}.items():
-        type_number(opened, number(opened, "txt2img", name), value)
-    expect(status).to_contain_text("Takes about as long as 13 uncached pictures.")
+    expect(status).to_contain_text("tinyA, Euler, 14 steps: not calibrated yet.")
+    expect(status).to_contain_text("It takes about as long as 113 uncached pictures.")
     ours(opened, "txt2img", "calibrate_button").click()
     expect(status).to_contain_text(re.compile(r"1\.6x \d+\.\d dB \(weighted \d+\.\d\)"), timeout=120_000)
     info = prose(opened, "html_info_txt2img")
@@ -253,9 +359,9 @@ def test_calibrate_makes_a_profile_and_goes_on_with_it(opened):
     # Generate goes by it, and does not calibrate once more, though the button's word is still on the page.
     opened.locator("#txt2img_generate").click()
     type_number(opened, opened.locator("#txt2img_steps input[type=number]"), 15)
-    expect(status).to_contain_text("15 evaluations: not calibrated yet")
+    expect(status).to_contain_text("15 steps: not calibrated yet")
     expect(shown(opened, "txt2img", "strip")).to_contain_text(
-        "made for 14 evaluations, this run has 15: weighted instead of calibrated"
+        "made for 14 steps, this run has 15: weighted instead of calibrated"
     )
 
 
@@ -264,6 +370,7 @@ def test_a_generation_without_it_does_not_mention_it(opened):
     generate(opened, steps=4)
     expect(prose(opened, "html_info_txt2img")).to_contain_text("Steps: 4", timeout=120_000)
     expect(prose(opened, "html_info_txt2img")).not_to_contain_text("DeepCache")
+    expect(shown(opened, "txt2img", "last_line")).to_contain_text("Last run DeepCache was off.")
     expect(shown(opened, "txt2img", "last_run_table")).to_contain_text("DeepCache was off")
 
 
@@ -285,11 +392,11 @@ def test_compare_from_the_script_dropdown(opened):
 def test_what_cannot_be_used_is_said_before_and_after(opened):
     """Start after end, and what is typed for full evaluations, are what the controls allow and the settings do not."""
     enable(opened, "txt2img")
+    open_inner(opened, "txt2img")
     choose(opened, "txt2img", "strategy", "custom")
     ours(opened, "txt2img", "full_evaluations").locator("input, textarea").first.fill("0-3, <b>x</b>")
     expect(shown(opened, "txt2img", "strip")).to_contain_text("full_evaluations = '0-3, <b>x</b>' is not allowed")
     choose(opened, "txt2img", "strategy", "weighted")
-    open_inner(opened, "txt2img", "advanced", "last_run")
     type_number(opened, number(opened, "txt2img", "start"), 0.9)
     type_number(opened, number(opened, "txt2img", "end"), 0.2)
     problem = "start = 0.9 is not allowed: a number from 0 to end (0.2)"
@@ -318,8 +425,10 @@ def test_paste_switches_on_and_off(opened, tab):
     expect(number(opened, tab, "cache_branch_id")).to_have_value("2")
     expect(number(opened, tab, "start")).to_have_value("0.25")
     expect(ours(opened, tab, "full_evaluations").locator("input, textarea").first).to_have_value("0-2, 5")
-    radios = [chosen(opened, tab, name) for name in ("preset", "strategy", "passes")]
-    assert radios == ["Custom", "custom", "first only"]
+    assert [chosen(opened, tab, name) for name in ("preset", "strategy")] == ["Custom", "custom"]
+    if tab == "txt2img":
+        opened.locator("#txt2img_hr-visible-checkbox").check()
+        expect(ours(opened, tab, "passes").locator("input:checked")).to_have_value("first only")
     paste(opened, "a dog\nSteps: 9, Sampler: Euler, Seed: 1, Size: 64x64", tab)
     expect(ours(opened, tab, "preset")).to_be_hidden()
 
@@ -364,8 +473,8 @@ def test_two_pages_at_once(opened, url):
     expect(shown(other, "txt2img", "header")).to_have_text("1.7x, 11 of 20 full")
     generate(opened, steps=13)
     expect(opened.locator("#txt2img_gallery img").first).to_be_visible(timeout=60_000)
-    open_inner(other, "txt2img", "last_run")
-    ours(other, "txt2img", "refresh").click()
+    other.evaluate("window.dispatchEvent(new Event('focus'))")
+    open_inner(other, "txt2img")
     expect(shown(other, "txt2img", "last_run_table").locator("tbody td").nth(1)).to_have_text("13")
     other.close()
 
@@ -374,8 +483,10 @@ def test_two_pages_at_once(opened, url):
 def test_no_clipping_in_a_narrow_window(opened):
     opened.set_viewport_size({"width": 420, "height": 1400})
     enable(opened, "txt2img")
-    open_inner(opened, "txt2img", "advanced", "hires", "last_run")
-    for name in ("enabled", "strip", "advanced", "hires", "last_run"):
+    open_inner(opened, "txt2img")
+    opened.locator("#txt2img_hr-visible-checkbox").check()
+    expect(ours(opened, "txt2img", "passes")).to_be_visible()
+    for name in ("enabled", "strip", "advanced", "passes", "calibrate_button"):
         box = ours(opened, "txt2img", name).bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 420
     assert (

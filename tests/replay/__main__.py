@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         print(f"no recordings in {folder}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # the U-Nets' libraries are old
+    warnings.simplefilter("ignore", FutureWarning)  # the UNets' libraries are old
     passed = 0
     for path in paths:
         try:

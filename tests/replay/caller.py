@@ -1,4 +1,4 @@
-"""Makes a recorded call on a real U-Net: which one, with what arguments, and what becomes of it."""
+"""Makes a recorded call on a real UNet: which one, with what arguments, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Caller:
     """
 
     order: tuple[str, ...] = ("x", "timesteps", "context", "y")
-    """The U-Net's positional arguments."""
+    """The UNet's positional arguments."""
 
     constants: ClassVar[dict[str, Any]] = {}
     """Keywords that the host gives with always the same value."""

@@ -16,7 +16,7 @@ from .models import Models
 from .recording import Event, Generation, in_timesteps
 from .reference import WALKS, Answer, Rule, Verdict, answer, noise_level
 
-FEW = "evaluations: caching may change the picture much"
+FEW = "so few steps: caching may change the picture much"
 
 FORECAST_TOLERANCE = 3e-6
 """Of the largest value in the output: the reference adds up the same numbers in another order."""
@@ -76,7 +76,7 @@ class Result:
 
 
 class Truths:
-    """What the whole U-Net gives at each call, by the reference; the same with all settings. `left_out`: calls that
+    """What the whole UNet gives at each call, by the reference; the same with all settings. `left_out`: calls that
     cannot be made.
     """
 
@@ -243,11 +243,11 @@ class Checker:
         for unet in self.models.all():
             before = self.clean.get(id(unet), traces(unet))
             if traces(unet) != before:
-                self.fail(f"left on the U-Net {when}: {traces(unet)}, before: {before}")
+                self.fail(f"left on the UNet {when}: {traces(unet)}, before: {before}")
 
 
 def traces(unet: nn.Module) -> object:
-    """What could be left on a U-Net: hooks, and names in its `__dict__`; `forward` is ControlNet's affair."""
+    """What could be left on a UNet: hooks, and names in its `__dict__`; `forward` is ControlNet's affair."""
     hooks = len(unet._forward_pre_hooks), len(unet._forward_hooks), len(unet._forward_hooks_with_kwargs)
     return hooks, frozenset(unet.__dict__) - {"forward"}
 

@@ -84,7 +84,7 @@ class ForgePlayer(Player):
 
     def _run(self, event: Event, given: dict[str, Any]) -> torch.Tensor:
         if event.get("y"):
-            self._cannot("unet.y")  # the U-Nets here are SD 1.x
+            self._cannot("unet.y")  # the UNets here are SD 1.x
         recorded, x = event["transformer_options"], given["x"]
         marks = recorded["cond_or_uncond"]
         rows = [mark for mark in marks for _ in range(len(x) // len(marks))]

@@ -1,4 +1,4 @@
-"""Real U-Nets, small, with weights that matter; and what ControlNet puts on one."""
+"""Real UNets, small, with weights that matter; and what ControlNet puts on one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL_XL: dict[str, Any] = {
 
 
 class Torch:
-    """`torch` as the host gives it to the U-Nets: a `cat` that fits sizes together, for odd latents."""
+    """`torch` as the host gives it to the UNets: a `cat` that fits sizes together, for odd latents."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -59,7 +59,7 @@ class Torch:
 
 @contextlib.contextmanager
 def as_in_the_host() -> Iterator[None]:
-    """The U-Nets' modules as A1111 changes them, for the time of a replay."""
+    """The UNets' modules as A1111 changes them, for the time of a replay."""
     before = ldm_openaimodel.th, sgm_openaimodel.th, sgm_openaimodel.SpatialTransformer
     ldm_openaimodel.th = sgm_openaimodel.th = Torch()
     sgm_openaimodel.SpatialTransformer = sgm_attention.SpatialTransformer
@@ -71,7 +71,7 @@ def as_in_the_host() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a recorded call tells of its U-Net's layout."""
+    """What a recorded call tells of its UNet's layout."""
 
     channels: int
     context: int
@@ -84,7 +84,7 @@ class Kind:
 
 
 def make(kind: Kind, seed: int) -> nn.Module:
-    """A fresh U-Net. ldm starts its last convolutions at zero, which would hide what the deep blocks do."""
+    """A fresh UNet. ldm starts its last convolutions at zero, which would hide what the deep blocks do."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         shared: dict[str, Any] = {"in_channels": kind.channels, "context_dim": kind.context}
@@ -106,7 +106,7 @@ def weights(make: Make, kind: Kind, seed: int) -> dict[str, torch.Tensor]:
 
 
 class Models:
-    """The checkpoints of one recording, by the recorded numbers of U-Net objects and of their weights."""
+    """The checkpoints of one recording, by the recorded numbers of UNet objects and of their weights."""
 
     def __init__(self, make: Make = make) -> None:
         self._make = make
@@ -116,7 +116,7 @@ class Models:
         self.current = -1
 
     def use(self, kind: Kind, unet: int, weights_number: int) -> None:
-        """Make a U-Net object current, with these weights; one that is there gets them in place."""
+        """Make a UNet object current, with these weights; one that is there gets them in place."""
         if unet not in self._unets:
             self._unets[unet] = self._make(kind, weights_number)
             self._first[unet] = kind, weights_number
@@ -169,7 +169,7 @@ class Control:
 
 
 def strength(t: float, generation_request: dict[str, Any], progress: float) -> Control:
-    """ControlNet's settings of a request at one moment, as far as they act on the U-Net."""
+    """ControlNet's settings of a request at one moment, as far as they act on the UNet."""
     scripts = generation_request.get("alwayson_scripts") or {}
     units = scripts.get("controlnet", {}).get("args", [])
     unit = units[0] if units and isinstance(units[0], dict) else {}
@@ -180,7 +180,7 @@ def strength(t: float, generation_request: dict[str, Any], progress: float) -> C
 
 
 def control_forward(unet: nn.Module, control: Callable[[], Control]) -> Any:
-    """What ControlNet puts on a U-Net: the class's forward, written anew, with residuals by position."""
+    """What ControlNet puts on a UNet: the class's forward, written anew, with residuals by position."""
     embedding = ldm_openaimodel.timestep_embedding
 
     def forward_webui(

@@ -64,7 +64,7 @@ def _rows(shape: object) -> int:
 
 
 def lay_out(announced: Event, calls: Sequence[Event], evaluation: int) -> Layout:
-    """From the `cfg_denoiser` event and the U-Net calls after it.
+    """From the `cfg_denoiser` event and the UNet calls after it.
 
     The host repeats each image for each of its prompts, then appends the images once more for the
     negative prompt.

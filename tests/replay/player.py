@@ -1,6 +1,6 @@
-"""Walks a recording's events: calls hooks and callbacks with the recorded arguments, and a real U-Net.
+"""Walks a recording's events: calls hooks and callbacks with the recorded arguments, and a real UNet.
 
-Each pass has one latent that drifts slowly; the U-Net gets the part of it that the recorded call held.
+Each pass has one latent that drifts slowly; the UNet gets the part of it that the recorded call held.
 """
 
 from __future__ import annotations

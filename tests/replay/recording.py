@@ -19,8 +19,8 @@ CLASS_FORWARD = "(the class forward, bound)"
 
 
 def in_timesteps(event: Event) -> bool:
-    """Whether an announced evaluation's `sigma` is a timestep. Forge's timestep samplers have made a sigma of it."""
-    return event["denoiser_class"] == "CFGDenoiserTimesteps" and float(event["sigma"][0]).is_integer()
+    """Whether an announced evaluation's `sigma` is a timestep: only in A1111; Forge has made a sigma of it."""
+    return event["denoiser_class"] == "CFGDenoiserTimesteps" and event.get("host", "").startswith("a1111")
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,9 @@ class Recording:
 
 def load(path: Path) -> Recording:
     file = reading.read(path.read_text(encoding="utf-8", errors="replace"))
+    for _, events in file.generations:
+        for event in events:
+            event["host"] = file.host
     generations = [
         Generation(f"{path.stem}/{number}", request, events)
         for number, (request, events) in enumerate(file.generations)

@@ -23,7 +23,7 @@ CAUSES = {
     "ngms": "cond alone and cond with uncond take turns",
     "prompt_edit": "the prompt changes between two full evaluations",
     "refiner_inplace": "other weights between two full evaluations",
-    "refiner_new_object": "another U-Net between two full evaluations",
+    "refiner_new_object": "another UNet between two full evaluations",
 }
 """Why some scenarios cache fewer calls than the plan allows."""
 

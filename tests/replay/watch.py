@@ -1,4 +1,4 @@
-"""Sees which blocks of a U-Net run, and raises there what the recording raised."""
+"""Sees which blocks of a UNet run, and raises there what the recording raised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Provoked(RuntimeError):
-    """The recorded exception in the U-Net."""
+    """The recorded exception in the UNet."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class BlockWatch:
-    """Sees which blocks of a U-Net run, through torch's own hooks, and can raise the recorded exception."""
+    """Sees which blocks of a UNet run, through torch's own hooks, and can raise the recorded exception."""
 
     unet: nn.Module
     ran: list[str] = field(default_factory=list)

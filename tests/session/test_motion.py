@@ -76,7 +76,7 @@ def test_a_run_is_followed(guided, scaled):
 
 def test_runs_with_fresh_noise_are_followed():
     assert alarms(ancestral(), Motion(fresh_noise=True)) == []
-    assert alarms(ancestral()), "what the noise adds is more than a sampler without any may move"
+    assert alarms(lcm(), Motion(fresh_noise=True)), "it is what all new noise adds"
     assert alarms(lcm(), Motion(fresh_noise=True, all_fresh=True)) == []
 
 
@@ -92,7 +92,7 @@ def test_steps_that_ask_below_their_end_are_followed(ratio):
             return super()._is_within(turned, allowed)
 
     assert alarms(latents, Watched(fresh_noise=True), sigmas) == []
-    assert max(shares) < 0.7  # there is room for what guidance adds
+    assert max(shares) < 0.8  # there is room for what guidance adds
 
 
 CHANGES = {
@@ -112,7 +112,7 @@ def test_what_is_elsewhere_is_noticed(change, fresh):
     latents = [CHANGES[change](x, k) for k, x in enumerate(ancestral() if fresh else euler())]
     noticed = alarms(latents, Motion(fresh_noise=fresh))
     # Towards the end hardly any noise is left, and what a sampler adds allows for more.
-    assert set(range(1, 8 if fresh else 13)) <= set(noticed)
+    assert set(range(1, 9 if fresh else 12)) <= set(noticed)
 
 
 def test_one_row_of_a_batch_is_enough():

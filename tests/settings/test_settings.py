@@ -175,10 +175,10 @@ def test_an_infotext_is_enough_to_make_the_picture_again(values):
 
 
 def test_an_infotext_is_short_where_nothing_special_was_set():
-    keys = {"version", "preset", "strategy", "branch", "estimator", "speed-up"}
+    keys = {"version", "preset", "strategy", "branch", "estimator", "speed up"}
     assert set(parse([{"enabled": True}]).infotext()) == {f"DeepCache {key}" for key in keys}
     typed = parse([{"enabled": True, "full_evaluations": "0, 5", "end": 0.5}]).infotext()
-    assert set(typed) == {f"DeepCache {key}" for key in keys - {"speed-up"} | {"full evaluations", "end"}}
+    assert set(typed) == {f"DeepCache {key}" for key in keys - {"speed up"} | {"full steps", "end"}}
 
 
 JSON = st.recursive(

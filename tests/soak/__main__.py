@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample; number of the first scene")
     wanted = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # the U-Nets' libraries are old
+    warnings.simplefilter("ignore", FutureWarning)  # the UNets' libraries are old
     say = functools.partial(print, flush=True)
     failed = False
     started = time.monotonic()

@@ -2,7 +2,7 @@
 
 Each fault is played in a host of its own: the generation with the fault, then the same one without (and now and then
 one with the extension off), which must equal that of a fresh process bit for bit, call by call. After each nothing may
-be left on the U-Net.
+be left on the UNet.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def at_the_keyboard(unet: Any, _: int) -> Any:
 
 
 def in_a_hook_before(unet: Any, _: int) -> Any:
-    """In another extension's hook on the U-Net, after ours has put the shadows up."""
+    """In another extension's hook on the UNet, after ours has put the shadows up."""
     return _hooked(unet.register_forward_pre_hook, Provoked("provoked"))
 
 
 def in_a_hook_after(unet: Any, _: int) -> Any:
-    """In another extension's hook on the U-Net, behind ours."""
+    """In another extension's hook on the UNet, behind ours."""
     return _hooked(unet.register_forward_hook, Provoked("provoked"))
 
 
@@ -207,7 +207,7 @@ class Watcher:
         for unet in self.models.all():
             before = self.clean.setdefault(id(unet), traces(unet))
             if traces(unet) != before:
-                self.failures.append(f"left on the U-Net {when}: {traces(unet)}, before: {before}")
+                self.failures.append(f"left on the UNet {when}: {traces(unet)}, before: {before}")
 
     def pass_begins(self, sampler: str, hires: bool) -> None: ...
     def evaluation_begins(self, announced: Event) -> None: ...
@@ -245,7 +245,7 @@ class Ground:
             # Whoever else listens (pytest does) would hold the frames of an error, and so its tensors.
             logging.getLogger("deepcache").propagate = False
             # A crashed generation's p may live on, held by a traceback, or be gone when the next one begins. If it
-            # lives, and no hook of ours was told of the error, ours are on the U-Net until then.
+            # lives, and no hook of ours was told of the error, ours are on the UNet until then.
             leaks = fault.call % 2 == 1
             watcher.sure_after_a_crash = not (leaks and fault.kind in ("at the keyboard", "in a hook after"))
             player = FaultyPlayer(host, models, watcher, CONFIG.args, keep_p=leaks)

@@ -18,7 +18,7 @@ from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...unet.controlnet import ControlledLadder
 from ...unet.ladder import AnyLadder
-from ...unet.support import twice
+from ...unet.support import UnknownLayout, twice
 from ..adapter import Adapter, guarded, is_hires, sampler_of
 from ..checkpoint import checkpoint_of, prediction_of
 from ..generations import Generation
@@ -40,6 +40,15 @@ class A1111(Adapter):
 
     def branches(self) -> int:
         return preview.branches()
+
+    def refused(self) -> str:
+        unet = preview.loaded_unet()
+        try:
+            if unet is not None:
+                self.ladder_of(unet)
+        except UnknownLayout as reason:
+            return str(reason)
+        return ""
 
     @guarded
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:

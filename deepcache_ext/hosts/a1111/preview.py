@@ -135,6 +135,11 @@ def _unet(model: Any) -> Any:
     return getattr(getattr(model if forge is None else forge, "model", None), "diffusion_model", None)
 
 
+def loaded_unet() -> Any:
+    """The loaded checkpoint's UNet, or None."""
+    return _unet(loaded_model())
+
+
 def _output_blocks(model: Any) -> Any:
     return getattr(_unet(model), "output_blocks", None)
 

@@ -23,7 +23,7 @@ without_autocast = autocast
 
 
 class NansException(Exception):
-    """The U-Net gave nothing but NaN."""
+    """The UNet gave nothing but NaN."""
 
 
 def test_for_nans(x: torch.Tensor, where: str) -> None:

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import extensions, gradio_extensions, paths, script_callbacks
+from modules import embedded, extensions, gradio_extensions, paths, script_callbacks
 
 _ELSEWHERE = re.compile(r"""<script[^>]+src="https?://[^>]*>\s*</script>|<link[^>]+href="https?://[^>]*>""")
 _template_response = gr.routes.templates.TemplateResponse
 
 
 def head() -> str:
-    """Everything inline, so that no further file has to be served."""
-    roots = [Path(paths.script_path) / "page", *(Path(extension.path) for extension in extensions.active())]
+    """Everything inline, so that no further file has to be served. The host's own first: what all have, then what this
+    kind of host has.
+    """
+    own = [Path(paths.script_path) / "page"]
+    if embedded.table.folder:
+        own.append(Path(paths.script_path) / embedded.table.folder / "page")
     parts = []
-    for root in roots:
-        folder = root if root == roots[0] else root / "javascript"
+    for root in [*own, *(Path(extension.path) for extension in extensions.active())]:
+        folder = root if root in own else root / "javascript"
         for path in sorted(folder.glob("*.js")) + sorted(folder.glob("*.mjs")):
             kind = "module" if path.suffix == ".mjs" else "text/javascript"
             text = path.read_text(encoding="utf-8").replace("</script", "<\\/script")

@@ -12,7 +12,7 @@ from modules import embedded, errors
 
 @dataclass
 class CFGDenoiserParams:
-    """An evaluation is about to call the U-Net.
+    """An evaluation is about to call the UNet.
 
     `x` [B * (parts + 1), 4, h, w]: the batch for all calls, conds first, not yet scaled; `sigma` [the same B] (a
     timestep for timestep samplers); `text_cond`, `text_uncond`: [rows, tokens, width], or a dict of such for SDXL.
@@ -30,7 +30,7 @@ class CFGDenoiserParams:
 
 @dataclass
 class CFGDenoisedParams:
-    """What the U-Net gave for all rows, `x` as in `CFGDenoiserParams`."""
+    """What the UNet gave for all rows, `x` as in `CFGDenoiserParams`."""
 
     x: Any
     sampling_step: int

@@ -1,4 +1,4 @@
-"""A loaded checkpoint as A1111 keeps it: `sd_model.model.diffusion_model` is the U-Net."""
+"""A loaded checkpoint as A1111 keeps it: `sd_model.model.diffusion_model` is the UNet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AT_FIRST = None
 
 
 class DiffusionWrapper(nn.Module):
-    """Holds the U-Net and calls it as the host does."""
+    """Holds the UNet and calls it as the host does."""
 
     def __init__(self, unet: nn.Module, conditioning_key: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LatentDiffusion(LoadedCheckpoint):
         return self.model.diffusion_model
 
     def load(self, info: Any) -> None:
-        """Put the checkpoint's weights into the U-Net that is there."""
+        """Put the checkpoint's weights into the UNet that is there."""
         super().load(info)
         self._unet.load_state_dict(state_dict(info.checkpoint, self._unet))
 
@@ -53,7 +53,7 @@ class LatentDiffusion(LoadedCheckpoint):
 
 
 def loaded(info: Any, before: Any) -> Any:
-    """The checkpoint `info`: in the object of `before` where its U-Net fits, else in a new one."""
+    """The checkpoint `info`: in the object of `before` where its UNet fits, else in a new one."""
     if before is not None and before.sd_checkpoint_info.checkpoint.same_unet(info.checkpoint):
         before.load(info)
         return before
@@ -65,7 +65,7 @@ def unet_of(model: Any) -> Any:
 
 
 def takes_masks(model: Any) -> bool:
-    """Whether the U-Net has further channels for a mask and a masked picture."""
+    """Whether the UNet has further channels for a mask and a masked picture."""
     return model.model.conditioning_key == "hybrid"
 
 

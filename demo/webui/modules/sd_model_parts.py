@@ -14,7 +14,7 @@ from demo.webui.checkpoints import picture_code, text_encoder
 
 
 class LoadedCheckpoint(nn.Module):
-    """All but the U-Net, which each host keeps in a place of its own: subclasses have it as `_unet`."""
+    """All but the UNet, which each host keeps in a place of its own: subclasses have it as `_unet`."""
 
     cond_stage_key = "txt"
     is_sd2 = is_sd3 = is_ssd = False
@@ -40,7 +40,7 @@ class LoadedCheckpoint(nn.Module):
         return self.alphas_cumprod.device
 
     def as_noise(self, said: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Noise in x [B, 4, h, w] at timesteps t [B], also of a U-Net that says v: all samplers ask for noise."""
+        """Noise in x [B, 4, h, w] at timesteps t [B], also of a UNet that says v: all samplers ask for noise."""
         if self.parameterization != "v":
             return said
         kept = self.alphas_cumprod[t.float().round().long().clamp(0, 999)].view(-1, 1, 1, 1)

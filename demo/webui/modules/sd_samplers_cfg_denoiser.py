@@ -1,4 +1,4 @@
-"""One evaluation: the guided result of one or more calls of the U-Net."""
+"""One evaluation: the guided result of one or more calls of the UNet."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def join(conds: list[Any]) -> Any:
 
 
 class Denoiser(torch.nn.Module):
-    """Classifier-free guidance around the U-Net: what the sampling functions call `model`.
+    """Classifier-free guidance around the UNet: what the sampling functions call `model`.
 
     `step` counts evaluations of the pass; `total_steps` is how many the host expects.
     """

@@ -1,4 +1,4 @@
-"""Replacements of the whole U-Net (TensorRT and the like). This host has none."""
+"""Replacements of the whole UNet (TensorRT and the like). This host has none."""
 
 from __future__ import annotations
 

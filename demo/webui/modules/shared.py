@@ -14,7 +14,7 @@ __all__ = ["OptionHTML", "OptionInfo", "cmd_opts", "demo", "device", "options_se
 state = State()
 device = devices.device
 sd_model: Any = None
-"""The loaded checkpoint; its U-Net is `modules.sd_model.unet_of(sd_model)`."""
+"""The loaded checkpoint; its UNet is `modules.sd_model.unet_of(sd_model)`."""
 demo: Any = None
 """The Gradio page."""
 

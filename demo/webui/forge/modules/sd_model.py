@@ -1,4 +1,4 @@
-"""A loaded checkpoint as Forge keeps it: `sd_model.forge_objects.unet.model.diffusion_model` is the U-Net."""
+"""A loaded checkpoint as Forge keeps it: `sd_model.forge_objects.unet.model.diffusion_model` is the UNet."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def unet_of(model: Any) -> Any:
 
 
 def takes_masks(model: Any) -> bool:
-    """Whether the U-Net has further channels for a mask and a masked picture."""
+    """Whether the UNet has further channels for a mask and a masked picture."""
     return model.takes_masks
 
 

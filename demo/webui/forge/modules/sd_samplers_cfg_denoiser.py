@@ -1,4 +1,4 @@
-"""One evaluation as Forge does it: noise levels everywhere, uncond first, the U-Net told by its options who is who."""
+"""One evaluation as Forge does it: noise levels everywhere, uncond first, the UNet told by its options who is who."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class CFGDenoiser(Denoiser):
         return cond if math.isclose(scale, 1.0) else said[0] + (cond - said[0]) * scale
 
     def _ask(self, params: Any, asked: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-        """One call of the U-Net: for each (mark, text) the denoised images."""
+        """One call of the UNet: for each (mark, text) the denoised images."""
         images, count = len(params.x), len(asked)
         length = math.lcm(*(text.shape[1] for _, text in asked))
         context = torch.cat([text.repeat(1, length // text.shape[1], 1) for _, text in asked])

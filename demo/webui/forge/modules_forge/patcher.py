@@ -1,4 +1,4 @@
-"""The U-Net as Forge keeps it: in a model that knows noise levels, in a patcher that is cloned for every pass."""
+"""The UNet as Forge keeps it: in a model that knows noise levels, in a patcher that is cloned for every pass."""
 
 from __future__ import annotations
 

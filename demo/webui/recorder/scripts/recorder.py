@@ -1,11 +1,11 @@
-"""Writes down how the host calls a script and the U-Net, in the format of the recordings of real hosts."""
+"""Writes down how the host calls a script and the UNet, in the format of the recordings of real hosts."""
 
 import gradio as gr
 import torch
 from modules import embedded, script_callbacks, scripts, sd_model, shared
 
 EVENTS = []
-_seen = []  # (U-Net, its hook)
+_seen = []  # (UNet, its hook)
 _weights = []
 
 NAMES = {
@@ -15,7 +15,7 @@ NAMES = {
     "encoder_hidden_states": "context",
     "added_cond_kwargs": "y",
 }
-"""Of the U-Nets' arguments: ldm's, then diffusers'."""
+"""Of the UNets' arguments: ldm's, then diffusers'."""
 
 OWN = (
     "steps",
@@ -62,7 +62,7 @@ def own(p):
 
 
 def restart():
-    """Begin a new recording: forget the events, and number U-Nets and weights anew."""
+    """Begin a new recording: forget the events, and number UNets and weights anew."""
     for _, hook in _seen:
         hook.remove()
     for entries in (EVENTS, _seen, _weights):
@@ -70,7 +70,7 @@ def restart():
 
 
 def identify(unet):
-    """Numbers for the U-Net object and for its weights, in order of appearance."""
+    """Numbers for the UNet object and for its weights, in order of appearance."""
     if not any(unet is known for known, _ in _seen):
         _seen.append((unet, unet.register_forward_pre_hook(on_unet, with_kwargs=True)))
     place = next(i for i, (known, _) in enumerate(_seen) if known is unet)

@@ -1,4 +1,4 @@
-"""A loaded checkpoint as SD.Next keeps it: `sd_model` is a real diffusers pipeline, and its `unet` the U-Net."""
+"""A loaded checkpoint as SD.Next keeps it: `sd_model` is a real diffusers pipeline, and its `unet` the UNet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Parts(LoadedCheckpoint):
 
 
 def make_diffusers_unet(checkpoint: Checkpoint) -> diffusers.UNet2DConditionModel:
-    """The checkpoint's U-Net in diffusers' layout, with the same weights under their names there."""
+    """The checkpoint's UNet in diffusers' layout, with the same weights under their names there."""
     if checkpoint.layout != "sd1":
         raise NotImplementedError(f"the embedded SD.Next has no checkpoint of the layout {checkpoint.layout}")
     ldm = make_unet(checkpoint)
