@@ -79,5 +79,7 @@ script_callbacks.on_after_component(joined.component_made)
 if hasattr(script_callbacks, "on_after_process"):  # SD.Next: comes even where `postprocess` does not
     script_callbacks.on_after_process(host.after_process)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
+if hasattr(script_callbacks, "on_cfg_after_cfg"):
+    script_callbacks.on_cfg_after_cfg(host.on_cfg_after_cfg)
 script_callbacks.on_model_loaded(host.on_model_loaded)
 script_callbacks.on_script_unloaded(host.on_script_unloaded)

@@ -14,7 +14,7 @@ import torch
 
 from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, called, of_half
 
-from . import proposed, table, ways
+from . import table, ways
 from .results import Results
 from .samplers import SAMPLERS
 from .studio import Studio
@@ -51,7 +51,7 @@ def measure(studio: Studio, cells: list[tuple[float, int, str]], beginnings: tup
     for guidance, steps, sampler in cells:
         begun = time.perf_counter()
         ahead = ways.of(SAMPLERS[sampler].sigmas(steps), studio.depth, studio.nature(sampler))
-        every = [one for one in (*ways.every(ahead), *proposed.every(ahead)) if one.name.startswith(beginnings)]
+        every = [one for one in ways.every(ahead) if one.name.startswith(beginnings)]
         missing = [one for one in every if not results.has(sampler, steps, guidance, one.key, studio.count)]
         for one in missing:
             estimator = one.estimator() if one.estimator else None

@@ -17,9 +17,9 @@ import torch
 
 from bench import unets
 from deepcache_ext.plan.estimators import Forecast, Kept, Moment
+from deepcache_ext.plan.importance import MIDDLE, MIDDLE_FRESH
 from train.learn import fused_attention
 
-from .proposed import MIDDLE, MIDDLE_FRESH
 from .samplers import SAMPLERS
 from .studio import Studio
 

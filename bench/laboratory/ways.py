@@ -76,33 +76,24 @@ def every(ahead: Pass) -> Iterator[Way]:
             if full:
                 plan = ListedPlan(even(ahead.steps, full), branch, ahead.steps)
                 yield way(f"uniform {estimator} b{branch}", wanted, plan, ESTIMATORS[estimator], ahead)
-        for branch, estimator in WEIGHTED_FRESH if ahead.nature.fresh_noise else WEIGHTED:
-            if full_for(ahead, wanted, branch):
-                yield shipped(f"weighted {estimator} b{branch}", wanted, branch, 0, estimator, ahead)
-        yield shipped("by depth", wanted, 0, 5, "auto", ahead)
+        yield shipped("by depth", wanted, 5, ahead)
+        yield shipped("preset", wanted, 0, ahead)
         if not ahead.nature.fresh_noise:
             yield from fewer(ahead.steps, wanted)
 
 
 UNIFORM = ((0, "copy"), (0, "forecast"), (1, "copy"), (2, "copy"))
-WEIGHTED = ((0, "copy"), (0, "forecast"))
-WEIGHTED_FRESH = ((0, "copy"), (0, "forecast"), (1, "copy"))
 """Branch and estimator."""
 
 
-def shipped(name: str, wanted: float, branch: int, deeper: int, estimator: str, ahead: Pass) -> Way:
-    """A plan of the extension's weighted strategy."""
-    asked = {
-        "enabled": True,
-        "strategy": "weighted",
-        "speed_up": wanted,
-        "cache_branch_id": branch,
-        "deeper_branch_id": deeper,
-        "estimator": estimator,
-    }
+def shipped(name: str, wanted: float, deeper: int, ahead: Pass) -> Way:
+    """What the extension's presets run at that speed-up; or, with a `deeper` branch, its plan by depth."""
+    asked = {"enabled": True, "strategy": "weighted", "speed_up": wanted, "deeper_branch_id": deeper}
     settings = parse([asked])
     plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature)
-    return way(name, wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas), ahead)
+    return way(
+        name, wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature), ahead
+    )
 
 
 SLOWEST, FASTEST = cost.NEARLY, 1.08

@@ -158,6 +158,9 @@ class Adapter:
     def on_cfg_denoiser(self, params: Any) -> None:
         """An evaluation begins, on hosts that announce it."""
 
+    def on_cfg_after_cfg(self, params: Any) -> None:
+        """An evaluation's calls are over, on hosts that say so."""
+
     @guarded
     def on_model_loaded(self, _model: Any) -> None:
         """Other weights, in the same UNet object or in a new one."""
@@ -202,9 +205,8 @@ class Adapter:
             generation.settings = generation.outcome.settings = settings
             for key in INFOTEXT_KEYS:
                 p.extra_generation_params.pop(key, None)
-            p.extra_generation_params.update(generation.infotext())
-        generation.planned = found
-        generation.estimators.add(found.estimator.name)
+        generation.plans(found)
+        p.extra_generation_params.update(generation.infotext())
         return found
 
     def _session(self, found: PlannedPass, ladder: Callable[[Any], AnyLadder]) -> Session:

@@ -11,9 +11,13 @@ from ..plan.preview import PlannedPass
 from ..report.pass_report import PassReport, summary
 from ..report.run_report import PassOutcome, RunOutcome
 from ..session.session import Session
+from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 
 log = logging.getLogger("deepcache")
+
+BY_LEVELS = ("weighted", CALIBRATED)
+"""Strategies that go by noise levels: a remark on their plan says why it is another one."""
 
 
 @dataclass(eq=False)
@@ -37,6 +41,7 @@ class Generation:
     reports: list[PassReport] = field(default_factory=list)
     estimators: set[str] = field(default_factory=set)
     planned: PlannedPass | None = None
+    notes: dict[str, None] = field(default_factory=dict)
 
     def announce(self, *hires: bool) -> bool:
         """The host says that passes come, hires ones or others: whether one of them is to be cached."""
@@ -65,14 +70,22 @@ class Generation:
                 log.info("%s", line)
         return report
 
+    def plans(self, found: PlannedPass) -> None:
+        """The pass at hand will run that plan."""
+        self.planned = found
+        self.estimators.add(found.estimator.name)
+        if found.remark and self.settings.for_pass(found.hires).strategy in BY_LEVELS:
+            self.notes[found.remark] = None
+
     def infotext(self) -> dict[str, Any]:
-        """What to write under the picture: the settings, and what really happened."""
+        """What to write under the picture: the settings, and what really happened so far."""
         values = self.settings.infotext()
         if len(self.estimators) == 1:
             values["DeepCache estimator"] = next(iter(self.estimators))
-        if self.reports:
-            values = {"DeepCache": summary(self.reports), **values}
-        return values
+        if self.notes:
+            values["DeepCache note"] = "; ".join(self.notes)
+        reports = self.reports if self.session is None else [*self.reports, self.session.so_far()]
+        return {"DeepCache": summary(reports), **values} if reports else values
 
 
 class Generations:

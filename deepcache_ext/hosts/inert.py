@@ -58,4 +58,5 @@ class Inert:
     def nothing(self, *_: Any) -> None:
         """There is nothing to end, to drop or to take off."""
 
-    after_sampling = after_batch = after_process = on_cfg_denoiser = on_model_loaded = on_script_unloaded = nothing
+    after_sampling = after_batch = after_process = nothing
+    on_cfg_denoiser = on_cfg_after_cfg = on_model_loaded = on_script_unloaded = nothing

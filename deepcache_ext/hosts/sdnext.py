@@ -32,6 +32,8 @@ from .checkpoint import checkpoint_of
 
 OWN_CACHE = "SD.Next's own DeepCache is active (model compile backend deep-cache); both at once would cache twice"
 
+NO_LIST = "the number of steps is not known before the run: every Nth one is full"
+
 
 class SDNext(Adapter):
     """The adapter; `on_after_process` goes to `after_process`. `generation.ready` holds from `process_batch` to
@@ -147,11 +149,11 @@ class SDNext(Adapter):
             sampler_of(p),
         )
         if is_refiner(now) and settings.is_of_one_pass:
-            generation.planned = found = planned(settings.for_pass(hires=True), ahead)
-            generation.estimators.add(found.estimator.name)
+            generation.plans(found := planned(settings.for_pass(hires=True), ahead))
         elif total is None:  # no list of timesteps: only a plan that needs no end can be followed
-            generation.planned = found = planned(replace(settings, strategy="uniform"), ahead)
-            generation.estimators.add(found.estimator.name)
+            generation.plans(found := planned(replace(settings, strategy="uniform"), ahead))
+            if settings.strategy != "uniform":
+                generation.notes[NO_LIST] = None
         else:
             found = self._planned(p, generation, ahead)
         if found.remark and total is not None:

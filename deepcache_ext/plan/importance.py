@@ -51,27 +51,18 @@ BY_DEPTH = Law(order=2.0, tilt=-0.2)
 def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRANCH) -> np.ndarray:
     """How much an error of the UNet's kept feature at each evaluation counts in the finished picture, (n,).
 
-    Three factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate
-    that the step takes into the latent. 1 / sqrt(1 + s'^2): what of a change of the latent at that level is left at
-    the end, exact for Gaussian data. (0.8 + 0.35 s) s / sqrt(1 + s^2): roughly how fast the estimate drifts there by
-    log s, measured on the demo's checkpoint. A single error is forgotten faster than the second factor says, but
-    early errors feed on each other; of the laws that were tried this one gave the best pictures (research/plans.md).
-    A sampler that adds fresh noise forgets more of what went wrong early; there the third factor is left out.
-
-    That is for a UNet that predicts v, of which the denoised estimate takes s / sqrt(1 + s^2) times an error. Of noise
-    it takes s times as much: there the third factor gets the quotient of the two, sqrt(1 + s^2), and stays with fresh
-    noise too.
+    Two factors, of the noise level s before and s' after the step. 1 - s'/s: the share of the denoised estimate that
+    the step takes into the latent. s / sqrt(s^2 + m^2): above m all errors count alike, below in proportion to s. So it
+    was measured, one cached evaluation at a time, on networks that predict noise (bench/laboratory); m is `MIDDLE`.
     """
     now = np.asarray(sigmas, dtype=np.float64)
     after = np.append(now[1:], 0.0)
-    taken = np.abs(1 - after / now)
-    left = 1 / np.sqrt(1 + after**2)
-    drift = (0.8 + 0.35 * now) * now / np.sqrt(1 + now**2)
-    if nature.prediction != "v":
-        drift *= np.sqrt(1 + now**2)
-    elif nature.fresh_noise:
-        drift = np.ones_like(now)
-    return taken * left * drift * now**law.tilt
+    middle = MIDDLE_FRESH if nature.fresh_noise else MIDDLE
+    return np.abs(1 - after / now) * now / np.sqrt(now**2 + middle**2) * now**law.tilt
+
+
+MIDDLE, MIDDLE_FRESH = 2.5, 1.0
+"""m of `weights`. A sampler that adds fresh noise forgets more of what went wrong early."""
 
 
 def weighted(
@@ -83,8 +74,9 @@ def weighted(
 ) -> tuple[int, ...]:
     """The `full` evaluations (more where `must` asks for more) with the least predicted error of all such choices.
 
-    A cached evaluation adds the square of its weight times (distance in log sigma from the last full one)^order;
-    dynamic programming over the last full evaluation and how many there were.
+    A cached evaluation adds its weight times (distance in log sigma from the last full one)^order: what is kept lags
+    behind in one direction, so errors add up. Dynamic programming over the last full evaluation and how many there
+    were.
     """
     count = len(sigmas)
     full = max(full, len(must | {0}))
@@ -102,7 +94,7 @@ def weighted(
                 break
             if k + gap in must:
                 break
-            total += float((weight[k + gap] * abs(place[k + gap] - place[k]) ** law.order) ** 2)
+            total += float(weight[k + gap] * abs(place[k + gap] - place[k]) ** law.order)
     best = np.full(count, np.inf)
     best[0] = 0.0
     came_from = np.zeros((full, count), dtype=int)

@@ -121,7 +121,7 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
         plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
-    estimator = estimator_for(own, plan, ahead.total, sigmas)
+    estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
     wide = own.strategy in ("weighted", CALIBRATED) and plan.caches and (gap(plan, sigmas) or 0) > WIDE
     return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide else "")
 

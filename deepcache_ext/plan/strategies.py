@@ -24,6 +24,11 @@ FEW = 12
 the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
+SECOND = 1
+"""The branch that weighted plans run at least on UNets where it costs next to nothing (9 output blocks: 3.8 % of a full
+call for 1.5), and with samplers that add fresh noise: there the shallowest features age fastest (bench/laboratory).
+"""
+
 DEEPER = {12: 5, 9: 5}
 """The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x and SDXL. Chosen among 2, 4,
 5, 6 and 8 by the demo's checkpoint, which is of SD1.x's layout (research/plans.md); SDXL was not measured.
@@ -41,6 +46,8 @@ def plan_for(
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
     deeper = settings.deeper_branch_id
+    if settings.strategy == "weighted" and deeper <= branch and (nature.fresh_noise or depth == 9):
+        branch = max(branch, SECOND)
     uniform = UniformPlan(settings.cache_interval, branch, total, *window, deeper)
     few = total < FEW
     if settings.strategy == "uniform":
@@ -97,12 +104,16 @@ def _in_turns(listed: Sequence[int], branch: int, total: int, window: tuple[floa
     return ListedPlan(tuple(listed[::2]), branch, total, *window, tuple(listed[1::2]), deeper)
 
 
-def estimator_for(settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None) -> Estimator:
+def estimator_for(
+    settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None, nature: Nature = USUAL
+) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
-    enough. `total`: the number of evaluations, or 0 where it is not known.
+    enough and the sampler adds no noise. `total`: the number of evaluations, or 0 where it is not known.
     """
     name = settings.estimator
-    if name == "auto":
+    if name == "auto" and nature.fresh_noise:
+        name = "copy"
+    elif name == "auto":
         apart = gap(plan, sigmas)
         if apart is not None:
             near = apart <= (FORECAST_BY_DEPTH_UP_TO if len(plan.branches) > 1 else FORECAST_UP_TO)

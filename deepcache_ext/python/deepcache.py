@@ -198,7 +198,7 @@ class DeepCache:
         plan, remark = plan_for(settings, total or 0, sigmas, depth=self._depth, nature=nature)
         if remark and total is not None:
             _warn(remark)
-        estimator = estimator_for(settings, plan, total or 0, sigmas)
+        estimator = estimator_for(settings, plan, total or 0, sigmas, nature)
         session = Session(plan, estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
         if total is None and (settings.start > 0 or settings.end < 1):
             session.turn_off("start and end need the number of steps, which cannot be known here")

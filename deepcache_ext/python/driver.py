@@ -58,8 +58,8 @@ class Loop:
 @dataclass
 class Run:
     """What is under way in one thread. `session`: of its pass, None where nothing is to be cached. `is_over`: nothing
-    more is expected of the pass. `calls`: of this evaluation so far; `calls_before`: of the one before; `evaluations`:
-    of the pass so far.
+    more is expected of the pass. `calls`: of this evaluation so far; `calls_before`: of the one before; `is_even`: all
+    evaluations so far had as many; `evaluations`: of the pass so far.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -68,6 +68,7 @@ class Run:
     is_over: bool = False
     calls: int = 0
     calls_before: int = 0
+    is_even: bool = True
     evaluations: int = 0
     loop: Loop | None = None
 
@@ -169,8 +170,9 @@ class Driver:
 
     def _call_is_over(self, session: Session | None) -> None:
         run = self._runs.get(threading.get_ident())
-        if run is not None and run.session is session and run.clock.remaining == 1 and run.calls == run.calls_before:
-            run.is_over = True
+        if run is not None and run.session is session and run.clock.remaining == 1:
+            # Where their number varies, a further call of this evaluation may come.
+            run.is_over = run.is_over or (run.is_even and run.calls == run.calls_before)
         # Where nothing is to come, what was kept need not lie about while the VAE works.
         try:
             for run in [run for run in self._runs.values() if run.is_over]:
@@ -194,6 +196,8 @@ class Driver:
             return run.session
         if beat is Beat.PASS:
             self._begin_pass(run, here, timestep)
+        if run.evaluations > 1:
+            run.is_even = run.is_even and run.calls == run.calls_before
         run.calls_before, run.calls, run.evaluations = run.calls, 1, run.evaluations + 1
         if run.evaluations == 2 and run.loop is not None:
             run.loop.goes_on()
@@ -206,7 +210,7 @@ class Driver:
         alive = set(sys._current_frames())  # not the frames: they would hold what is in them
         for thread in [thread for thread in self._runs if thread not in alive]:
             self._end_pass(self._runs.pop(thread))
-        run.key, run.is_over, run.calls, run.evaluations = here.key, False, 0, 0
+        run.key, run.is_over, run.is_even, run.calls, run.evaluations = here.key, False, True, 0, 0
         run.loop = Loop(timestep, lambda: self._loop_is_over(run)) if self._trusts_loops else None
         run.session = self._begin(here, run.clock)
 

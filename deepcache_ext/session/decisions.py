@@ -13,7 +13,7 @@ from ..plan.estimators import Estimator
 from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.calls import Call
+from ..unet.calls import WHOLE, Call
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, is_traced, own_forward
@@ -89,6 +89,8 @@ class Decisions:
         key = self._slots.place(call)
         if key is None:
             return self._plain(now, Reason.UNPLACED)
+        if at.foreign().counting and not self._is_alone(call, key, last):
+            now.together = now.together or Reason.LAYERS
         forward, branch = own_forward(at.unet), self._plan.branch_at(now.moment.index)
         if branch is not None and now.together is None:
             slot, reason = self._slots.find(key, call, forward, branch, self._plan.source(now.moment.index))
@@ -114,12 +116,16 @@ class Decisions:
         elif at.weights_changed(values=is_first):
             self.drop(Reason.WEIGHTS)
         forwards = at.forwards()
-        if at.foreign().counting:
-            if now.calls > now.ran[Kind.FULL]:
-                raise UnknownLayout(Reason.LAYERS.value)
-            if last is not None and last.calls > 1:
-                now.together = now.together or Reason.LAYERS
+        if at.foreign().counting and now.calls > now.ran[Kind.FULL]:
+            raise UnknownLayout(Reason.LAYERS.value)
         return forwards
+
+    def _is_alone(self, call: Call, key: Key, last: Evaluation | None) -> bool:
+        """Whether this is the only call of its evaluation: as far as the one before tells, and as it holds both prompts
+        (A1111's latent has the rows of both).
+        """
+        both = key[1] == WHOLE if call.has_both is None else call.has_both
+        return both and (last is None or last.calls <= 1)
 
     def _plain(self, now: Evaluation, reason: Reason) -> PlainCall:
         """A call that runs without us, in full, by its nature: so the others of its evaluation do too."""

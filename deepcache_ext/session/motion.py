@@ -19,12 +19,14 @@ import torch
 from ..plan.estimators import Moment
 
 GUIDED = 5.0
-"""So long may d be. On the laboratory's trained networks it needed to be 0.6 to 1.0 (six samplers, 20 steps, guidance
-7), but 3.9 on one that knows its 40 pictures by heart, whose multistep samplers overshoot.
+"""So long may d be. On trained networks (the laboratory's; six samplers, 20 steps, guidance 7) it needed to be 0.6 to
+1.0, but 3.9 on one that knows its 40 pictures by heart, whose multistep samplers overshoot.
 """
 
-FRESH = 1.2
-"""So many times may the noise be that is added. With it d needed to be 2.4 there: ancestral steps go further down."""
+FRESH = 1.5
+"""So many times may the noise be that is added. Some samplers ask below the end of a step, and add the noise of the
+whole step there: DPM fast, DPM adaptive. How much of the angle all samplers of the hosts use: research/motion.md.
+"""
 
 ROUNDING = 0.02
 """Radians that are allowed in any case: half precision, and a second-order sampler's corrections at one level."""
@@ -35,7 +37,7 @@ UNKNOWN = 1.0
 
 @dataclass(frozen=True)
 class _Seen:
-    """A latent that went by: its rows scaled to length 1, (rows, n)."""
+    """A latent that went by: its rows scaled to length 1, (rows, n), and the angle that its step allowed."""
 
     rows: torch.Tensor
     moment: Moment
@@ -68,7 +70,11 @@ class Motion:
         if last.rows.device != rows.device:
             return False
         apart = float(torch.linalg.vector_norm(rows - last.rows, dim=1).max()) / 2
-        return 2 * math.asin(min(apart, 1.0)) <= allowed + ROUNDING
+        return self._is_within(2 * math.asin(min(apart, 1.0)), allowed + ROUNDING)
+
+    def _is_within(self, turned: float, allowed: float) -> bool:
+        """Both in radians."""
+        return turned <= allowed
 
     def _step(self, before: Moment, now: Moment) -> float:
         """Radians that the sampler may turn a latent by between the two."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -134,6 +135,13 @@ class Session:
     @property
     def is_off(self) -> bool:
         return bool(self.report.off)
+
+    def so_far(self) -> PassReport:
+        """The report, with the evaluation under way as if it were over."""
+        report = replace(self.report)
+        if self._evaluation is not None:
+            self._evaluation.count(report, was_watched=self._attached)
+        return report
 
     def close(self) -> PassReport:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""

@@ -271,7 +271,7 @@ STRATEGYS_OWN = tuple(dict.fromkeys(name for names in OBEYED.values() for name i
 
 
 INFOTEXT_KEYS = (
-    *("DeepCache", "DeepCache version", "DeepCache error"),
+    *("DeepCache", "DeepCache version", "DeepCache error", "DeepCache note"),
     *(key for field in FIELDS for key in field.infotexts),
 )
 """What is ours under a picture, earlier versions' too."""

@@ -26,7 +26,8 @@ class Call:
     timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
     `state`: what acts on the call besides its arguments, as far as it is known (active control units, loaded LoRAs).
     `functions`: the origins (see `neighbours`) of other people's code that the call takes along. `whole`: why it can
-    only run in full, whatever that code is; "" where it need not.
+    only run in full, whatever that code is; "" where it need not. `has_both`: whether prompt and negative prompt are
+    both in it, where its arguments say so; None where they do not.
     """
 
     x: torch.Tensor
@@ -35,6 +36,7 @@ class Call:
     state: Hashable = None
     functions: tuple[str, ...] = ()
     whole: str = ""
+    has_both: bool | None = None
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:

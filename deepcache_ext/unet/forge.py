@@ -68,7 +68,9 @@ class ForgeLadder(Ladder):
         kept = sorted(str(name) for name in options if name not in RENEWED)
         others += [(f"option {name}", options[name]) for name in kept if name in options]
         functions = tuple(names_of_functions([options[name] for name in kept if name in options]))
-        return replace(Call.of_named(x, others), functions=functions, whole=self._whole(options))
+        marks = options.get("cond_or_uncond")
+        both = {0, 1} <= set(marks) if isinstance(marks, (list, tuple)) else None
+        return replace(Call.of_named(x, others), functions=functions, whole=self._whole(options), has_both=both)
 
     def _whole(self, options: Mapping[str, Any]) -> str:
         forward, inner = own_forward(self._unet), options.get("block_inner_modifiers")

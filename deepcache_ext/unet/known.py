@@ -16,7 +16,8 @@ class Answer(Enum):
     """What a cached call may do about code in blocks that it skips."""
 
     HARMLESS = "may be skipped"
-    COUNTS_LAYERS = "counts layers: right only where prompt and negative prompt are one call"
+    COUNTS_LAYERS = "counts the layers of an evaluation: right only where that has a single call"
+    NEEDS_ALL = "must see every layer at every call"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,14 @@ TABLE = (
     Known(r"scripts\.patching", "FABRIC: two walks in one call, whose rows are watched", "run"),
     Known(r"scripts\.lora_compvis|lora_compvis", "additional-networks", "read"),
     Known(r"scripts\.latent", "Regional Prompter with LoRA, latent mode", "run"),
+    # With regions it counts by layers which of them comes next.
+    Known(r"negpip\.py:.* with regions", "NegPiP with Regional Prompter's latent mode", "read", Answer.NEEDS_ALL),
+    # Begins to count anew at each evaluation, and looks at the count only to tell a second call's layers from the first
+    # one's: a single call is right with any number of rows (CFG 1 too).
     Known(r"negpip\.py", "NegPiP", "run", Answer.COUNTS_LAYERS),
-    Known(r"scripts\.attention", "Regional Prompter, attention mode", "run", Answer.COUNTS_LAYERS),
+    # Its count goes on from evaluation to evaluation; where a call has the rows of one prompt alone (NGMS, Forge at CFG
+    # 1) it decides whose regions they get. Prompt mode sums up all layers' attention.
+    Known(r"scripts\.attention", "Regional Prompter, attention mode", "read", Answer.NEEDS_ALL),
     # Forge and its kin
     Known(r"forge_freeu\.py|ldm_patched\.contrib\.nodes_freelunch", "FreeU", "run"),
     Known(r"kohya_hrfix\.py|ldm_patched\.contrib\.nodes_model_downscale", "Forge's Kohya HRFix", "run"),

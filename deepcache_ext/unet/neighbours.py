@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .known import Answer, known
-from .support import WEIGHT_MOVERS
+from .support import CACHES, WEIGHT_MOVERS
 
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
@@ -46,8 +46,8 @@ CASTING = frozenset(
 
 @dataclass(frozen=True)
 class Foreign:
-    """What lives in the skipped part. `unknown`: names of modules of code that the table does not have, as a user
-    should see them; `counting`: of those that count the layers of a whole evaluation.
+    """What lives in the skipped part. `unknown`: names of modules of code that must see every layer, or that the table
+    does not have, as a user should see them; `counting`: of those that count the layers of a whole evaluation.
     """
 
     unknown: tuple[str, ...] = ()
@@ -74,10 +74,12 @@ def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collectio
     names = [name for name in found if not LIBRARIES.match(name)]
     answers = {name: known(name) for name in names if _shown(name) not in trusted}
     return Foreign(
-        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is None)),
+        tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer in REFUSED)),
         tuple(dict.fromkeys(_shown(name) for name, answer in answers.items() if answer is Answer.COUNTS_LAYERS)),
     )
 
+
+REFUSED = (None, Answer.NEEDS_ALL)
 
 WATCHED = frozenset({*FORWARDS, "processor", "_diffusers_hook", "_hf_hook"})
 
@@ -120,6 +122,20 @@ def class_forward(kind: type, home: Collection[str]) -> str | None:
     return None
 
 
+def cache_above(wrapper: Any) -> str | None:
+    """The name of a wrapper around a UNet's calls that is known to leave some out: Spectrum's, whoever ships it (Forge
+    Neo's `lib_spectrum.forecaster`, the extensions' `spectrum_core.forecaster`, `spectrum_reforge.py`), and caches'.
+    """
+    if wrapper is None:
+        return None
+    name = origin(wrapper)
+    tells = (_shown(name), name.rpartition(".")[2])
+    return next((part for part in tells if SKIPPING.search(part) or CACHES.search(part)), None)
+
+
+SKIPPING = re.compile("spectrum", re.IGNORECASE)
+
+
 def names_of_functions(value: Any) -> Iterator[str]:
     """The origins of all functions in nested lists and mappings."""
     if isinstance(value, Mapping):
@@ -159,7 +175,8 @@ def _of_instance(one: nn.Module) -> Iterator[str]:
             type(one), name, None
         )
         if forward is not None and not plain:
-            yield origin(forward)
+            regions = getattr(_closed_over(forward), "enable_rp_latent", False)
+            yield origin(forward) + (" with regions" if regions else "")
     processor = own.get("processor")
     if processor is not None:
         yield origin(type(processor))
@@ -170,6 +187,16 @@ def _of_instance(one: nn.Module) -> Iterator[str]:
     for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
         if name not in CASTING:
             yield f"diffusers hook {name}:{type(hook).__qualname__}"
+
+
+def _closed_over(function: Any) -> Any:
+    """What a function knows as `self` from around it: of many extensions the script."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(function, "__closure__", None) or (), strict=False))
+    try:
+        return cells["self"].cell_contents
+    except (KeyError, ValueError):  # none, or not yet filled
+        return None
 
 
 def _inside(forward: Any) -> Any:

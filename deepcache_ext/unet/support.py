@@ -30,6 +30,11 @@ sd-webui-deepcache-standalone), `_teacache_patched` (feffy380's sd-webui-teacach
 """
 
 
+def twice(name: str) -> UnknownLayout:
+    """What is to be said where another cache, of this name, is at work."""
+    return UnknownLayout(f"another extension caches this UNet already ({name}); use one of the two", others_skip=True)
+
+
 def other_cache(unet: nn.Module) -> str | None:
     """The name that another extension's cache left on this UNet, if one is at work there: never both at once."""
     for name, value in vars(unet).items():
@@ -106,9 +111,7 @@ def check_ldm(unet: Any) -> None:
     _check_module(unet)
     other = other_cache(unet)
     if other is not None:
-        raise UnknownLayout(
-            f"another extension caches this UNet already ({other}); use one of the two", others_skip=True
-        )
+        raise twice(other)
     children = unet._modules
     if any(children.get(name) is None for name in NAMES):
         raise UnknownLayout("the model is not a UNet with input, middle and output blocks")

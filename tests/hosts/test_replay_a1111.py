@@ -252,6 +252,7 @@ def test_the_stand_in_host_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> N
             "after_component",
             "app_started",
             "before_ui",
+            "cfg_after_cfg",
             "cfg_denoiser",
             "model_loaded",
             "script_unloaded",

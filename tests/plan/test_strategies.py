@@ -96,7 +96,7 @@ def predicted(sigmas, chosen):
         if k in chosen:
             last = k
         else:
-            error += (weight[k] * abs(math.log(sigmas[k] / sigmas[last])) ** ONE_BRANCH.order) ** 2
+            error += weight[k] * abs(math.log(sigmas[k] / sigmas[last])) ** ONE_BRANCH.order
     return error
 
 
@@ -203,6 +203,24 @@ def test_a_deeper_branch_is_run_where_it_is_asked_for():
     assert window[:6] == [-1] * 6 and window[27:] == [-1] * 3 and 5 in window
 
 
+@pytest.mark.parametrize(
+    ("depth", "fresh_noise", "asked", "branch"),
+    [(12, False, {}, 0), (12, True, {}, 1), (9, False, {}, 1), (9, True, {"cache_branch_id": 2}, 2)],
+)
+def test_the_branch_is_part_of_the_plan(depth, fresh_noise, asked, branch):
+    settings = Settings(enabled=True, strategy="weighted", speed_up=2.0, **asked)
+    plan, _ = plan_for(settings, 30, KARRAS, depth, Nature(fresh_noise))
+    assert plan.branches == (branch,)
+    gained = cost.speed_up([plan.branch_at(k) for k in range(30)], depth)
+    assert 0.99 * 2 <= gained < 2.1
+
+
+def test_fresh_noise_is_copied():
+    settings, plan = Settings(enabled=True), UniformPlan(2, 0, 30)
+    assert isinstance(estimator_for(settings, plan, 30, KARRAS, Nature(fresh_noise=True)), Copy)
+    assert isinstance(estimator_for(settings, plan, 30, KARRAS, Nature()), Forecast)
+
+
 @pytest.mark.parametrize("deeper", [1, 5, 9])
 @pytest.mark.parametrize("wanted", [1.0, 1.15, 1.3])
 def test_a_deeper_branch_is_no_faster_than_wanted(deeper, wanted):
@@ -297,12 +315,12 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
 @pytest.mark.parametrize(
     ("steps", "interval", "expected"),
     [
-        (30, 3, Forecast),
-        (30, 4, Copy),
-        (20, 2, Forecast),
-        (20, 3, Copy),
-        (50, 5, Forecast),
-        (50, 7, Copy),
+        (30, 5, Forecast),
+        (30, 6, Copy),
+        (20, 3, Forecast),
+        (20, 4, Copy),
+        (50, 8, Forecast),
+        (50, 10, Copy),
     ],
 )
 def test_auto_counts_in_log_sigma_where_the_levels_are_known(steps, interval, expected):

@@ -183,6 +183,17 @@ def test_calls_are_counted_anew_in_each_pass(unet):
     ]
 
 
+def test_calls_whose_number_varies(unet):
+    """Guidance that pauses at one evaluation: the last one's second call belongs to the pass all the same."""
+    with DeepCache(unet, **THIRD) as cache:
+        for k, t in enumerate(torch.arange(900, 300, -100)):
+            for text in range(1 if k == 4 else 2):
+                call(unet, k, t, text=text)
+    (report,) = cache.report().passes
+    assert (report.full_calls, report.cached_calls) == (4, 7)
+    assert (report.evaluations, report.mixed_evaluations) == (6, 0)
+
+
 def test_a_pass_that_caches_nothing_has_no_misses(unet):
     """Its calls are full, as planned; so they are once caching is off."""
     plain = picture(unet)

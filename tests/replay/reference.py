@@ -170,7 +170,10 @@ def noise_level(announced: float, timesteps: bool) -> float | None:
     return math.sqrt((1 - alpha) / alpha)
 
 
-AUTO_GAP, AUTO_STEPS = 0.75, 3.4
+FRESH_NOISE = {"DPM adaptive", "DPM fast", "DPM++ SDE", "Euler a", "LCM", "Restart"}
+"""The recorded samplers that add noise in the course of a run: `auto` copies with them."""
+
+AUTO_GAP, AUTO_STEPS = 1.1, 3.4
 """How far apart full evaluations may lie, in log sigma or, where levels are unknown, in evaluations, for `auto` to
 forecast (docs/strategies.md)."""
 
@@ -188,6 +191,7 @@ class Rule:
         self.begin_pass("")
 
     def begin_pass(self, sampler: str) -> None:
+        self.fresh_noise = sampler in FRESH_NOISE
         self.index, self.sigma = -1, None
         self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
         self.broken = self.together = False
@@ -199,7 +203,8 @@ class Rule:
         self.sigma, self.broken = sigma, False
         self.together, self.ran = len(set(self.ran)) > 1, []
         if self.index == 0:
-            self.looks_back = self.estimator == "forecast" or (self.estimator == "auto" and self._near(total, levels))
+            automatic = self.estimator == "auto" and not self.fresh_noise and self._near(total, levels)
+            self.looks_back = self.estimator == "forecast" or automatic
 
     def _near(self, total: int, levels: Sequence[float]) -> bool:
         known = bool(levels) and min(levels) > 0

@@ -139,3 +139,68 @@ def test_offloaded_weights_are_the_same():
     before = watch.version()
     offload()
     assert watch.version() == before
+
+
+class Added:
+    """What Forge Neo has in a layer's `weight_function`: its later versions in `patch`, 2.26 by `key` in `patches`."""
+
+    def __init__(self, strength, by_key=False):
+        patches = [(strength, object(), 1.0, None, None, "lora")]
+        if by_key:
+            self.key, self.patches = "weight", {"weight": patches}
+        else:
+            self.patch = [list(patches[0])]
+
+
+def forge(layer, strength):
+    layer.forge_online_loras = {"weight": [[strength, object(), 1.0, None, None]]}
+
+
+def neo(layer, strength):
+    layer.weight_function = [Added(strength)]
+
+
+def older_neo(layer, strength):
+    layer.weight_function = [Added(strength, by_key=True)]
+
+
+def halve(layer):
+    """In place, as extensions do it."""
+    if "forge_online_loras" in layer.__dict__:
+        layer.forge_online_loras["weight"][0][0] *= 0.5
+    elif hasattr(layer.weight_function[0], "patch"):
+        layer.weight_function[0].patch[0][0] *= 0.5
+    else:
+        patches = layer.weight_function[0].patches
+        patches["weight"] = [(one[0] * 0.5, *one[1:]) for one in patches["weight"]]
+
+
+@pytest.mark.parametrize("add", [forge, neo, older_neo])
+def test_loras_that_are_added_on_the_fly(add):
+    unet = unets.make("three-levels")
+    watch = WeightsWatch(unet)
+    layers = [child for _, _, child in linears(unet)]
+    versions = [watch.version()]
+    for layer in layers:
+        add(layer, 0.8)
+    versions.append(watch.version())
+    assert watch.version() == watch.version(values=False) == versions[-1]
+    for layer in layers:
+        halve(layer)
+    versions.append(watch.version(values=False))  # between two calls of one evaluation
+    for layer in layers:
+        for name in ("forge_online_loras", "weight_function"):
+            layer.__dict__.pop(name, None)
+    versions.append(watch.version())
+    assert len(set(versions)) == 3 and versions[0] == versions[-1]
+
+
+def test_what_is_added_in_an_unknown_way_is_told_by_its_objects():
+    unet = unets.make("three-levels")
+    watch = WeightsWatch(unet)
+    versions = [watch.version()]
+    for _, _, layer in linears(unet):
+        layer.weight_function, layer.forge_online_loras = [lambda weight: weight * 2, Added(1.0)], {"weight": [3]}
+        layer.weight_function[1].patches = {}
+    versions.append(watch.version())
+    assert len(set(versions)) == 2 and watch.version() == versions[-1]

@@ -41,6 +41,18 @@ def ancestral(sigmas=KARRAS):
         x = smooth(0) + down / level * (x - smooth(0)) + up * noise(100 + k)
 
 
+def dpm_fast(sigmas, steps=6):
+    """Steps that ask three times, on a way that goes further down than they end, and add noise at their end."""
+    x = smooth(0) + sigmas[0] * noise(1)
+    for k in range(steps):
+        start, end = sigmas[k], sigmas[k + 1]
+        down = end**2 / start
+        for third in range(3):
+            at = start * (down / start) ** (third / 3)
+            yield smooth(0) + at / start * (x - smooth(0)), at
+        x = smooth(0) + down / start * (x - smooth(0)) + (end**2 - down**2) ** 0.5 * noise(100 + k)
+
+
 def lcm(sigmas=KARRAS):
     for k, level in enumerate(sigmas):
         yield smooth(0) + level * noise(100 + k)
@@ -66,6 +78,21 @@ def test_runs_with_fresh_noise_are_followed():
     assert alarms(ancestral(), Motion(fresh_noise=True)) == []
     assert alarms(lcm(), Motion(fresh_noise=True)), "it is what all new noise adds"
     assert alarms(lcm(), Motion(fresh_noise=True, all_fresh=True)) == []
+
+
+@pytest.mark.parametrize("ratio", [0.6, 0.9, 0.97])
+def test_steps_that_ask_below_their_end_are_followed(ratio):
+    """DPM fast and DPM adaptive with eta: what they add is the noise of a whole step, not of its last third."""
+    latents, sigmas = zip(*dpm_fast([14.6 * ratio**k for k in range(7)]), strict=True)
+    shares = []
+
+    class Watched(Motion):
+        def _is_within(self, turned, allowed):
+            shares.append(turned / allowed)
+            return super()._is_within(turned, allowed)
+
+    assert alarms(latents, Watched(fresh_noise=True), sigmas) == []
+    assert max(shares) < 0.8  # there is room for what guidance adds
 
 
 CHANGES = {

@@ -636,6 +636,35 @@ def test_prompt_and_negative_prompt_apart_beside_one_who_counts_layers(unet, mon
         del layer.forward
 
 
+def test_some_evaluations_with_the_prompt_alone_beside_one_who_counts_layers(unet):
+    """NGMS, and two calls where that pauses, prompts being of unequal length: the first of the two looks like the only
+    one of the evaluation before."""
+    seen = []
+
+    def count(own):
+        space = {"__name__": "negpip.py", "own": own, "seen": seen}
+        exec("def forward(*args, **more):\n    seen.append(1)\n    return own(*args, **more)", space)
+        return space["forward"]
+
+    layers = [layer for layer in unet.modules() if type(layer).__name__ == "CrossAttention"]
+    for layer in layers:
+        layer.forward = count(layer.forward)
+    try:
+        cache, latent = session(6, total=6), drifting(1)
+        cache.attach(unet)
+        for k in range(6):
+            seen.clear()
+            x = latent(k).repeat(2, 1, 1, 1)
+            calls = [call(rows=1, x=x[:1]), call(rows=1, seed=1, x=x[1:])][: 1 + (k == 3)]
+            evaluate(cache, unet, k, x, *calls)
+            assert len(seen) == len(layers) * len(calls)
+        report = cache.close()
+    finally:
+        for layer in layers:
+            del layer.forward
+    assert report.fraction == "6 of 6 full" and report.misses == {Reason.LAYERS: 6}
+
+
 def test_weights_without_a_counter(unet):
     """Forge loads under inference_mode: a refiner's weights come in place, and nothing counts."""
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from deepcache_ext.unet import known, neighbours
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.known import Answer
 from deepcache_ext.unet.ldm import Ladder
-from deepcache_ext.unet.neighbours import class_forward, home_of, look, origin, unknown_names
+from deepcache_ext.unet.neighbours import cache_above, class_forward, home_of, look, origin, unknown_names
 from tests import diffusers_unets, forge_unets, unets
 
 HERE = "tests.unet.test_neighbours"
@@ -192,6 +192,7 @@ EXAMPLES = {
     "additional-networks": "scripts.lora_compvis:LoRAModule.forward",
     "Regional Prompter with LoRA, latent mode": "scripts.latent:h_Linear_forward",
     "NegPiP": "negpip.py:hook_forward.<locals>.forward",
+    "NegPiP with Regional Prompter's latent mode": "negpip.py:hook_forward.<locals>.forward with regions",
     "Regional Prompter, attention mode": "scripts.attention:hook_forward.<locals>.forward",
     "Forge's Kohya HRFix": "kohya_hrfix.py:KohyaHRFix.patch.<locals>.input_block_patch",
     "FreeU": "forge_freeu.py:Script.patch.<locals>.output_block_patch",
@@ -238,3 +239,43 @@ def test_those_who_count_layers_are_told_apart(unet):
     found = looked(unet, Ladder(unet))
     assert found.unknown == () and found.counting == ("negpip.py",)
     assert known.known("negpip.py:found") is Answer.COUNTS_LAYERS
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_negpip_beside_latent_regions_must_see_every_layer(unet, regions):
+    """It says so on the script that its forwards know as `self`."""
+    layer = unet.middle_block[0].in_layers[2]
+    code = """
+def found(self, own):
+    def forward(*args):
+        self.count += 1
+        return own(*args)
+    return forward
+"""
+    script = SimpleNamespace(count=0, enable_rp_latent=regions)
+    layer.forward = from_file("negpip.py", code)(script, layer.forward)
+    found = looked(unet, Ladder(unet))
+    assert (found.unknown, found.counting) == ((("negpip.py",), ()) if regions else ((), ("negpip.py",)))
+
+
+def test_regional_prompter_must_see_every_layer(unet):
+    layer = unet.middle_block[0].in_layers[2]
+    layer.forward = from_file("scripts.attention", "def found(*args): return own(*args)", own=layer.forward)
+    assert looked(unet, Ladder(unet)).unknown == ("scripts.attention",)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "shown"),
+    [
+        ("lib_spectrum.forecaster", "spectrum_unet_wrapper", "lib_spectrum.forecaster"),
+        ("spectrum_core.forecaster", "spectrum_unet_wrapper", "spectrum_core.forecaster"),
+        ("spectrum_reforge.py", "spectrum_unet_wrapper", "spectrum_reforge.py"),
+        ("nodes", "Teacache.patch.<locals>.teacache_wrapper", "teacache_wrapper"),
+        ("lib_multidiffusion.tiled_diffusion", "MultiDiffusion.__call__", None),
+        ("sd_forge_radial.py", "unet_wrapper_function", None),
+    ],
+)
+def test_caches_above_the_calls_go_by_their_names(module, name, shown):
+    wrapper = from_file(module, f"def found(): pass\nfound.__qualname__ = {name!r}")
+    assert cache_above(wrapper) == cache_above(functools.partial(wrapper)) == shown
+    assert cache_above(None) is None

@@ -18,7 +18,7 @@ from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...unet.controlnet import ControlledLadder
 from ...unet.ladder import AnyLadder
-from ...unet.support import UnknownLayout
+from ...unet.support import UnknownLayout, twice
 from ..adapter import Adapter, guarded, is_hires, sampler_of
 from ..checkpoint import checkpoint_of, prediction_of
 from ..generations import Generation
@@ -77,9 +77,22 @@ class A1111(Adapter):
         session = generation.session
         if session is not None:
             if session.plan.caches:
+                above = self.cache_above(p, params)
+                if above is not None:
+                    session.turn_off(twice(above))
                 session.attach(self.unet_of(p, params))
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
+
+    @guarded
+    def on_cfg_after_cfg(self, _params: Any) -> None:
+        """An evaluation's calls are over. What is known so far goes into the text under the picture: ersatzForge writes
+        that when the last pass has ended, before it calls any hook; others write a picture before hires so.
+        """
+        generation = self._generations.active
+        p = generation.p() if generation is not None and generation.session is not None else None
+        if generation is not None and p is not None:
+            p.extra_generation_params.update(generation.infotext())
 
     # The model ----------------------------------------------------------------------------------------------
 
@@ -89,6 +102,10 @@ class A1111(Adapter):
         """
         model = getattr(p, "sd_model", None) or shared.sd_model
         return getattr(getattr(model, "model", None), "diffusion_model", None)
+
+    def cache_above(self, p: Any, params: Any) -> str | None:
+        """The name of another cache that stands above the UNet's calls, where that is seen."""
+        return None
 
     def ladder_of(self, unet: Any) -> AnyLadder:
         """The ladder of one of this host's UNets. Raises `UnknownLayout`."""

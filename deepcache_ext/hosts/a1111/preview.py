@@ -224,7 +224,11 @@ def _sigmas(p: Any, model: Any, steps: int, last: int | None, total: int) -> tup
 
 
 def _as_configured(sampler: Any) -> None:
-    """A sampler learns its eta from the host's options when a run begins; this one never runs."""
+    """A sampler learns its eta and its churn from the host's options when a run begins; this one never runs."""
     option = getattr(sampler, "eta_option_field", None)
     if option is not None and getattr(sampler, "eta", None) is None:
         sampler.eta = getattr(shared.opts, option, 0.0)
+    for name in ("s_churn", "s_tmin", "s_tmax"):
+        value = getattr(shared.opts, name, None)
+        if value:
+            setattr(sampler, name, value)

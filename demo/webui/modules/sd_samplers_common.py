@@ -12,6 +12,8 @@ from modules import embedded, extra_networks, sd_models, shared
 from modules.shared import opts, state
 from tqdm import tqdm
 
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
 
 class InterruptedException(BaseException):
     """The user wants to stop. No `Exception`: nothing on its way may catch it."""
@@ -62,7 +64,7 @@ def apply_refiner(denoiser: Any, sigma: torch.Tensor) -> bool:
 class Sampler:
     """Runs one sampling function. Subclasses know how its noise levels are named."""
 
-    eta_option = "eta_ancestral"
+    eta_option_field = "eta_ancestral"
 
     def __init__(self, func: Callable[..., torch.Tensor], denoiser: Any) -> None:
         self.func = func
@@ -71,6 +73,9 @@ class Sampler:
         self.sampler_extra_args: dict[str, Any] = {}
         self.model_wrap_cfg = denoiser(self)
         self.p: Any = None
+        self.eta: float | None = None
+        self.s_churn = self.s_tmin = 0.0
+        self.s_tmax, self.s_noise = float("inf"), 1.0
 
     def callback_state(self, info: dict[str, Any]) -> None:
         """A step is done: number `i`. (Hence the counter lags one evaluation behind.)"""
@@ -105,8 +110,13 @@ class Sampler:
         denoiser.init_latent = init_latent
         self.last_latent = x if init_latent is None else init_latent
         wanted = inspect.signature(self.func).parameters
-        eta = p.eta if p.eta is not None else getattr(opts, self.eta_option)
-        offered = {"eta": eta, "noise_sampler": self.noise_sampler(p, x, noise_levels), **noise_levels}
+        self.eta = p.eta if p.eta is not None else getattr(opts, self.eta_option_field)
+        offered = {"eta": self.eta, "noise_sampler": self.noise_sampler(p, x, noise_levels), **noise_levels}
+        for name in CHURN:  # of the options, where they say otherwise than k-diffusion
+            value = getattr(opts, name, None)
+            if value and name in wanted:
+                offered[name] = value
+                setattr(self, name, value)
         if self.config.options.get("solver_type"):
             offered["solver_type"] = self.config.options["solver_type"]
         self.sampler_extra_args = {

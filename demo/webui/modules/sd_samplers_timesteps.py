@@ -77,7 +77,9 @@ def unipc(
     disable: bool,
     is_img2img: bool = False,
 ) -> torch.Tensor:
-    """Zhao and others, 2023: predicts data, variant B(h) = h, order 3, equal steps in time from 1 to 1/1000."""
+    """Zhao and others, 2023: predicts data, variant B(h) = h, order 3, from time 1 to 1/1000: by equal steps of time,
+    or of log(alpha / sigma) where the option `uni_pc_skip_type` says logSNR.
+    """
     log_alphas = model.inner_model.inner_model.alphas_cumprod.double().log() / 2
     steps, order = len(timesteps), 3
     start = (int(timesteps[-1]) + 1) / 1000 if is_img2img else 1.0
@@ -94,6 +96,11 @@ def unipc(
         alpha, sigma, _ = level(times[i])
         return (x - sigma * model(x, times[i] * x.new_ones(len(x)), **extra_args)) / alpha
 
+    if getattr(shared.opts, "uni_pc_skip_type", "time_uniform") == "logSNR":
+        halves = [level(float(t))[2] for t in range(1000)]
+        ends = level(times[0])[2], halves[0]
+        wanted = [ends[0] + (ends[1] - ends[0]) * i / steps for i in range(steps + 1)]
+        times = [_inverse(halves, half) for half in wanted]
     known = [data(x, 0)]  # the latest first
     for i in range(1, steps + 1):
         p = min(order, i, steps + 1 - i)
@@ -127,6 +134,14 @@ def unipc(
     return x
 
 
+def _inverse(falling: list[float], value: float) -> float:
+    """Where between the numbers of a falling list a value stands."""
+    above = max((i for i, one in enumerate(falling) if one >= value), default=0)
+    if above == len(falling) - 1:
+        return float(above)
+    return above + (falling[above] - value) / (falling[above] - falling[above + 1])
+
+
 class NoiseOf(torch.nn.Module):
     """The checkpoint as a function of timesteps."""
 
@@ -153,7 +168,7 @@ class CFGDenoiserTimesteps(CFGDenoiser):
 
 
 class CompVisSampler(sd_samplers_common.Sampler):
-    eta_option = "eta_ddim"
+    eta_option_field = "eta_ddim"
 
     def get_timesteps(self, p: Any, steps: int) -> torch.Tensor:
         """Rising, from 1; without rest 1000 / steps of them apart."""

@@ -15,6 +15,11 @@ COND, UNCOND = 0, 1
 
 
 class CFGDenoiser(Denoiser):
+    @property
+    def classic_ddim_eps_estimation(self) -> bool:
+        """The host's own name for a sampler of timesteps, whose levels are handed over as noise levels."""
+        return bool(self.mask_before_denoising)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -105,12 +110,10 @@ class CFGDenoiser(Denoiser):
         concat = None
         if params.image_cond.shape[-2:] == params.x.shape[-2:]:
             concat = params.image_cond.repeat(count, 1, 1, 1)
-        out = self._model.apply_model(
-            params.x.repeat(count, 1, 1, 1),
-            params.sigma.repeat(count),
-            c_concat=concat,
-            c_crossattn=context,
-            control=None,
-            transformer_options=options,
-        )
-        return out.chunk(count)
+        x, sigma = params.x.repeat(count, 1, 1, 1), params.sigma.repeat(count)
+        c = {"c_concat": concat, "c_crossattn": context, "control": None, "transformer_options": options}
+        wrapper = self._patcher.model_options.get("model_function_wrapper")
+        if wrapper is not None:
+            given = {"input": x, "timestep": sigma, "c": c, "cond_or_uncond": marks}
+            return wrapper(self._model.apply_model, given).chunk(count)
+        return self._model.apply_model(x, sigma, **c).chunk(count)
