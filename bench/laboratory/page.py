@@ -1,4 +1,4 @@
-"""docs/laboratory.md and the README's table of presets: how near the presets come on networks that did not choose them."""
+"""docs/laboratory.md and the README's table of presets: how near these come on networks that did not choose them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ ABOUT = """# On networks that did not choose the rules
 For whoever wants to know what the presets are worth on a network that nobody tuned them to.
 
 Written by `python -m bench.laboratory --write`. Eight small networks, made by `make lab`
-([cards](../train/laboratory/networks.md)), in two halves that were fixed before anything was measured: rules are chosen
-on one half and judged on the other ([how](../research/laboratory.md)). They have 2.8 to 3.8 million parameters and draw
-16x16 pixels: far smaller than yours.
+([cards](../train/laboratory/networks.md)), in two halves that were fixed before anything was measured: rules are
+chosen on one half and judged on the other ([how](../research/laboratory.md)). They have 2.8 to 3.8 million parameters
+and draw 16x16 pixels: far smaller than yours.
 
 PSNR in dB to the picture without DeepCache, mean of 8 pictures a network: the mean over the networks, in brackets the
 worst network. *Plain DeepCache*: every Nth step full and a copy between, at branch 0, made as fast as the preset. *Fewer

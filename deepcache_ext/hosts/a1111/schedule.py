@@ -23,8 +23,8 @@ except ImportError:
 
 MATCH = 2e-3
 """How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own. Chosen by
-hand between what rounding makes (below 1e-6 with the samplers of the embedded host) and how near to each other the levels
-of the longest run lie (0.017 with UniPC, 0.02 with DDIM and Euler, 0.028 with Karras's, at 150 steps).
+hand between what rounding makes (below 1e-6 with the samplers of the embedded host) and how near to each other the
+levels of the longest run lie (0.017 with UniPC, 0.02 with DDIM and Euler, 0.028 with Karras's, at 150 steps).
 """
 
 UNIPC_POWERS = {"time_uniform": 1, "time_quadratic": 2}
