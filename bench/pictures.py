@@ -1,6 +1,6 @@
 """`python -m bench.pictures`: pictures of docs/which_settings.md, from the demo's trained checkpoint, and tables.
 
-With `--tables` the tables alone, in no time: means and presets from docs/evidence.json, the controls from the settings.
+With `--tables` the tables alone, in no time: means from docs/evidence.json, the controls from the settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ EVIDENCE = DOCS / "evidence.json"
 PAGES = {
     DOCS / "which_settings.md": ("means",),
     DOCS / "settings.md": ("controls",),
-    REPOSITORY / "README.md": ("presets",),
 }
 """Pages, and the tables that each has a marked place for."""
 GAIN = 10
@@ -158,34 +157,6 @@ def _told(row: Mapping[str, Any] | None) -> str:
     return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else NONE
 
 
-GOOD_FOR = {"Quality": "final pictures", "Balanced": "everyday work", "Fast": "drafts"}
-IN_SHORT = ("Euler", "DPM++ 2M Karras", "Euler a")
-"""Samplers of the README's table."""
-
-
-def presets(evidence: Mapping[str, Any]) -> str:
-    """Of each preset at 30 steps: PSNR, and in brackets how far it is above plain DeepCache and above fewer steps."""
-    lines = []
-    for name, use in GOOD_FOR.items():
-        told = [_in_short(evidence, sampler, name) for sampler in IN_SHORT]
-        lines.append((name, f"{PRESETS_SET[name]['speed_up']:g}x", use, *told))
-    return "\n".join(markdown(("preset", "UNet", "good for", *IN_SHORT), lines))
-
-
-def _in_short(evidence: Mapping[str, Any], sampler: str, name: str) -> str:
-    wanted = (sampler, 30, GUIDANCE)
-    for section in evidence["sections"]:
-        for row in section["settings"]:
-            if (section["sampler"], section["steps"], section["guidance"]) != wanted or row["arm"] != f"preset {name}":
-                continue
-            if not _is_of_today(row):
-                return NOT_MEASURED
-            above = [row["over_copy_psnr"], row["ahead_psnr"]]
-            told = "; ".join(f"{one['mean']:+.1f}" if one else NONE for one in above)
-            return f"{row['likeness']['psnr']['mean']:.1f} ({told})"
-    return NOT_MEASURED
-
-
 def _is_of_today(row: Mapping[str, Any]) -> bool:
     """Whether the row is not of an earlier preset of that name, of which some had medium steps."""
     today = PRESETS_SET.get(str(row["arm"]).removeprefix("preset "))
@@ -222,7 +193,7 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
 
 def renewed(page: Path, evidence: Mapping[str, Any]) -> str:
     """One of `PAGES` with its tables as they are now."""
-    made = {"means": means(evidence), "controls": controls(), "presets": presets(evidence)}
+    made = {"means": means(evidence), "controls": controls()}
     return with_tables(page.read_text(encoding="utf-8"), {name: made[name] for name in PAGES[page]})
 
 

@@ -1,6 +1,7 @@
 """`python -m bench.laboratory`: every way on every network of the laboratory, into JSON; what is there is kept.
 
-`--half choosing` or `judging`, or names of networks; `--table` only prints the tables of what is there.
+`--half choosing` or `judging`, or names of networks; `--table` only prints the tables of what is there, `--write` puts
+them into docs/laboratory.md and the README.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ import torch
 
 from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, called, of_half
 
-from . import table, ways
+from . import page, table, ways
+from .page import GUIDANCES, STEPS
 from .results import Results
 from .samplers import SAMPLERS
 from .studio import Studio
-
-GUIDANCES, STEPS = (7.0, 3.0), (20, 30)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--ways", default="", help="only those whose names begin with one of these, comma-separated")
     parser.add_argument("--table", action="store_true", help="the tables alone")
+    parser.add_argument("--write", action="store_true", help="the pages alone")
     options = parser.parse_args(argv)
+    if options.write:
+        page.write()
+        return 0
     torch.set_num_threads(1)
     chosen = [called(name) for name in options.names] or (of_half(options.half) if options.half else NETWORKS)
     guidances, steps = map(float, options.guidance.split(",")), map(int, options.steps.split(","))

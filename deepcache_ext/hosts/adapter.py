@@ -226,6 +226,8 @@ class Adapter:
         p.extra_generation_params.update(generation.infotext())
         if report.off:
             self._say(p, f"not active: {report.off}")
+        elif report.misses and not report.cached_calls:
+            self._say(p, f"no speed-up: {report.reasons()[0][1]}")
 
     def _tell_unseen(self, p: Any, generation: Generation) -> None:
         """The settings are under the picture: where nothing came of them, that must be there too."""

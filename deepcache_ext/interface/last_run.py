@@ -45,7 +45,12 @@ def _why_none(run: RunOutcome) -> str:
     off = next((one.report.off for one in run.passes if one.report.off), "")
     remark = next((one.planned.remark for one in run.passes if one.planned.remark), "")
     nothing = "as things were set, the full UNet ran at every step" if run.passes else "no pass was to be cached"
-    return run.inactive or off or _most_frequent(run) or remark or nothing
+    return run.inactive or _with_advice(off) or _most_frequent(run) or remark or nothing
+
+
+def _with_advice(why: str) -> str:
+    """What is in backticks is another extension's code, as the settings page takes it."""
+    return f"{why}. {TRUST}" if "`" in why else why
 
 
 def _most_frequent(run: RunOutcome) -> str:

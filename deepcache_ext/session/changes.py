@@ -41,9 +41,9 @@ def same_parts(one: Parts, other: Parts) -> bool:
 
 EACH = 3
 """How many modules of each name are watched (`to_q`, `conv1`, `middle_block`). One would do for what goes by names, as
-a LoRA does; one on some blocks alone shows where such a block is watched. Of SD1.x's 25 blocks these are 3 with one of
-each name, 14 with three, 18 with six, and to compare them took 5, 12 and 20 microseconds a call on a CPU core. Chosen
-by hand.
+a LoRA does; a LoRA on some blocks alone shows where one of those is watched. Of SD1.x's 25 blocks it is 3 with one of
+each name, 14 with three, 18 with six, and comparing them took 5, 12 and 20 microseconds a call on one CPU core. Chosen
+by hand between the two.
 """
 
 

@@ -157,7 +157,8 @@ FIELDS: tuple[Field, ...] = (
         "cache_branch_id",
         "Branch",
         0,
-        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer.",
+        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer. Weighted "
+        "plans take 1 at least on SDXL and with samplers that add noise, such as Euler a.",
         minimum=0,
         maximum=MAX_BRANCH,
     ),

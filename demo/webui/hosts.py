@@ -24,6 +24,7 @@ class HostTable:
     `refiner_by_steps`: the refiner takes over by its share of the steps, not of the noise levels, and the networks
     are activated again.
     `calls_setup`: whether the hook of this name is ever called, which exists everywhere.
+    `plain_keys`: of an infotext's keys it reads letters, digits and blanks alone.
     `uncond_at_cfg_1`: whether the negative prompt is read where it has no effect.
     """
 
@@ -40,6 +41,7 @@ class HostTable:
     refiner_by_steps: bool = False
     uncond_at_cfg_1: bool = True
     calls_setup: bool = True
+    plain_keys: bool = False
 
 
 A1111 = HostTable(
@@ -131,6 +133,7 @@ SDNEXT = HostTable(
     pins={"gradio": "3.43.2", "fastapi": "0.94.0", "pydantic": "1.10"},
     folder="sdnext",
     calls_setup=False,
+    plain_keys=True,
 )
 
 HOSTS = {host.name: host for host in (A1111, FORGE, SDNEXT)}

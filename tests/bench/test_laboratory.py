@@ -7,7 +7,7 @@ import torch
 
 from bench import unets
 from bench.laboratory import __main__ as program
-from bench.laboratory import results, table, ways
+from bench.laboratory import page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
 from bench.laboratory.studio import NotAsPlanned, Studio
 from deepcache_ext.plan.estimators import Copy
@@ -16,7 +16,7 @@ from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.session.session import Session
 from tests.train.test_laboratory import TINY, pictures
 from train.laboratory import learn
-from train.laboratory.networks import CHOOSING, Network
+from train.laboratory.networks import CHOOSING, JUDGING, Network
 from train.learn import fused_attention
 
 LISTED = ListedPlan((0, 2, 3), 0, 5)
@@ -125,3 +125,14 @@ def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(stud
     assert next(row for row in table.whole([one], cells).splitlines() if f"2x | {table.PLAIN}" in row).count(
         "0.0 (0.0)"
     )
+
+
+def test_the_pages_are_those_of_the_results():
+    assert page.with_presets(page.README.read_text(encoding="utf-8")) == page.README.read_text(encoding="utf-8")
+    told = page.PAGE.read_text(encoding="utf-8")
+    assert all(line in told for half in (JUDGING, CHOOSING) for line in page.table(half)), "bench.laboratory --write"
+
+
+def test_a_page_without_a_place_is_told():
+    with pytest.raises(ValueError, match="no place"):
+        page.with_presets("# README")

@@ -17,6 +17,7 @@ import requests
 import torch
 from PIL import Image
 
+from deepcache_ext.interface import last_run
 from deepcache_ext.report.pass_report import Reason
 from demo.webui.boot import boot
 from tests import neighbours, unets
@@ -323,6 +324,22 @@ def test_a_unet_that_is_replaced_as_a_whole(host):
         type(unet).forward = original
     assert same(done, alone) and not same(done, plain)
     assert Reason.NO_EFFECT.value in infotext(host, done)["DeepCache"] and Reason.NO_EFFECT.value in str(done.comments)
+
+
+def test_where_a_neighbour_forbids_it_that_stands_beside_the_picture(host):
+    """Code in the deepest block of which nothing is known: in comments below the picture and in the last run."""
+    ours = host_module(host)
+    handle = host.unet.middle_block.register_forward_hook(lambda *_: None)
+    ours.trusted = ()
+    try:
+        done = make(host)
+    finally:
+        handle.remove()
+        ours.trusted = TRUSTED
+    told = "`tests.hosts.test_compatibility` watches layers that a cached call would skip"
+    assert infotext(host, done)["DeepCache"] == f"7 of 7 full ({told})" and f"not active: {told}" in str(done.comments)
+    assert f"No speed-up: {told}. If you know that it is harmless" in last_run.line(ours.last_run)
+    assert "not active" not in str(make(host).comments)
 
 
 # The host's life -----------------------------------------------------------------------------------------------------

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from modules import embedded
 
-_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_VALUE = r':\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
+_PARAMETER = re.compile(r"\s*(\w[\w \-/]+)" + _VALUE)
+_PLAIN_PARAMETER = re.compile(r"\s*([\w ]+)" + _VALUE)
+"""Where a key is letters, digits and blanks: of one with a hyphen only what stands behind that is left."""
 
 
 class PasteField(tuple):
@@ -26,14 +30,15 @@ class PasteField(tuple):
 
 def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) -> dict[str, Any]:
     """The values in an infotext: "Prompt", "Negative prompt", and the last line's by their keys."""
+    parameter = _PLAIN_PARAMETER if embedded.table.plain_keys else _PARAMETER
     *lines, last = x.strip().split("\n")
-    if len(_PARAMETER.findall(last)) < 3:
+    if len(parameter.findall(last)) < 3:
         lines, last = [*lines, last], ""
     text, _, negative = "\n".join(lines).partition("\nNegative prompt:")
     if text.startswith("Negative prompt:"):
         text, negative = "", text.removeprefix("Negative prompt:")
     found: dict[str, Any] = {"Prompt": text.strip(), "Negative prompt": negative.strip()}
-    for key, value in _PARAMETER.findall(last):
+    for key, value in parameter.findall(last):
         found[key] = json.loads(value) if value.startswith('"') and value.endswith('"') else value.strip()
         if re.fullmatch(r"\d+x\d+", found[key]):
             found[f"{key}-1"], found[f"{key}-2"] = found[key].split("x")
