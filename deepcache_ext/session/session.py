@@ -138,9 +138,9 @@ class Session:
 
     def so_far(self) -> PassReport:
         """The report, with the evaluation under way as if it were over."""
-        report = replace(self.report)
-        if self._evaluation is not None:
-            self._evaluation.count(report, was_watched=self._attached)
+        report, now = replace(self.report), self._evaluation
+        if now is not None:
+            now.count(report, was_watched=self._attached)
         return report
 
     def close(self) -> PassReport:
@@ -163,8 +163,9 @@ class Session:
         if self._attached and self._last is not None and not self._last.is_begun:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
-        together = self._decisions.begin(self._index, self._last)
-        self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
+        self._evaluation = Evaluation(
+            Moment(self._index, sigma), latent, self._decisions.begin(self._index, self._last)
+        )
         public.begins(self)
         self._thread = threading.get_ident()
         self.report.planned_full += self.plan.is_full(self._index) and not self.report.is_blind

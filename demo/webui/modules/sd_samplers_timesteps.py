@@ -97,10 +97,7 @@ def unipc(
         return (x - sigma * model(x, times[i] * x.new_ones(len(x)), **extra_args)) / alpha
 
     if getattr(shared.opts, "uni_pc_skip_type", "time_uniform") == "logSNR":
-        halves = [level(float(t))[2] for t in range(1000)]
-        ends = level(times[0])[2], halves[0]
-        wanted = [ends[0] + (ends[1] - ends[0]) * i / steps for i in range(steps + 1)]
-        times = [_inverse(halves, half) for half in wanted]
+        times = _evenly_by_half([level(float(t))[2] for t in range(1000)], level(times[0])[2], steps)
     known = [data(x, 0)]  # the latest first
     for i in range(1, steps + 1):
         p = min(order, i, steps + 1 - i)
@@ -132,6 +129,11 @@ def unipc(
             x = ahead
         callback({"x": x, "i": i - 1, "sigma": 0, "sigma_hat": 0, "denoised": known[0]})
     return x
+
+
+def _evenly_by_half(halves: list[float], first: float, steps: int) -> list[float]:
+    """Timesteps from that with `first` to 0, evenly in log(alpha / sigma), which `halves` has by timestep."""
+    return [_inverse(halves, first + (halves[0] - first) * i / steps) for i in range(steps + 1)]
 
 
 def _inverse(falling: list[float], value: float) -> float:
