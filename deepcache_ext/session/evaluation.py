@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -58,3 +58,9 @@ class Evaluation:
         report.full_evaluations += self.ran[Kind.FULL] == self.calls
         report.mixed_evaluations += self.is_mixed
         report.medium_evaluations += not self.ran[Kind.FULL] and self.ran[Kind.MEDIUM] > 0
+
+    def counted(self, report: PassReport, was_watched: bool) -> PassReport:
+        """A copy of the report in which it is booked."""
+        whole = replace(report)
+        self.count(whole, was_watched)
+        return whole

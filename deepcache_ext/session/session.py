@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,10 +137,8 @@ class Session:
 
     def so_far(self) -> PassReport:
         """The report, with the evaluation under way as if it were over."""
-        report, now = replace(self.report), self._evaluation
-        if now is not None:
-            now.count(report, was_watched=self._attached)
-        return report
+        now = self._evaluation
+        return self.report if now is None else now.counted(self.report, was_watched=self._attached)
 
     def close(self) -> PassReport:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""
@@ -163,9 +160,8 @@ class Session:
         if self._attached and self._last is not None and not self._last.is_begun:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
-        self._evaluation = Evaluation(
-            Moment(self._index, sigma), latent, self._decisions.begin(self._index, self._last)
-        )
+        together = self._decisions.begin(self._index, self._last)
+        self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
         public.begins(self)
         self._thread = threading.get_ident()
         self.report.planned_full += self.plan.is_full(self._index) and not self.report.is_blind
