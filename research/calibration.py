@@ -16,7 +16,7 @@ from statistics import fmean
 
 from bench.evidence.metrics import psnr
 from bench.tables import markdown, row
-from deepcache_ext.calibrate.search import Wanted, Wish, search
+from deepcache_ext.calibrate.search import Proposal, Wanted, Wish, search
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.preview import PassAhead, PlannedPass, planned
@@ -75,15 +75,15 @@ def line(tuning: Trial, judging: Trial, others: Trial, ahead: PassAhead, speed_u
     weighted = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
     first = planned(weighted, ahead)
 
-    def listed(text: str) -> PlannedPass:
-        return planned(replace(weighted, strategy="custom", full_evaluations=text), ahead)
+    def listed(one: Proposal) -> PlannedPass:
+        own = {"full_evaluations": one.text, "cache_branch_id": one.branch, "estimator": one.estimator}
+        return planned(replace(weighted, strategy="custom", **own), ahead)
 
     assert ahead.sigmas is not None
     wanted = Wanted(ahead.sigmas, speed_up, 0, ahead.depth, ahead.nature)
-    found = search(
-        wanted, tuple(first.branches), tuning.scores(first)[0], tries, lambda text: tuning.scores(listed(text))[0]
-    )
-    best = listed(found.plan)
+    beaten = Proposal(tuple(first.branches))
+    found = search(wanted, beaten, tuning.scores(first)[0], tries, lambda one: tuning.scores(listed(one))[0])
+    best = listed(found.best)
     if fmean(judging.scores(best)[0]) <= fmean(judging.scores(first)[0]):
         best = first
     copying = next(

@@ -17,7 +17,7 @@ from typing import Any
 from ..plan import cost
 from ..plan.preview import PassAhead
 from ..settings.evaluation_list import custom, ranges
-from ..settings.fields import MAX_TEXT
+from ..settings.fields import FIELD, MAX_TEXT
 from ..settings.settings import Settings
 
 VERSION = 1
@@ -103,9 +103,9 @@ class MadeFor:
 
 @dataclass(frozen=True)
 class CalibratedPlan:
-    """`evaluations`: as typed for the strategy `custom`. `psnr`: mean over `pictures` that the search did not see, to
-    the uncached ones, in dB; `weighted_psnr`: of the same pictures with the weighted plan. `tries`: how many plans were
-    tried.
+    """`evaluations`: as typed for the strategy `custom`; `branch` and `estimator`: what it runs with. `psnr`: mean over
+    `pictures` that the search did not see, to the uncached ones, in dB; `weighted_psnr`: of the same pictures with the
+    weighted plan. `tries`: how many plans were tried.
     """
 
     speed_up: float
@@ -114,6 +114,8 @@ class CalibratedPlan:
     weighted_psnr: float
     pictures: int
     tries: int
+    branch: int = 0
+    estimator: str = "auto"
 
     @property
     def in_words(self) -> str:
@@ -185,16 +187,28 @@ def _made_for(
 
 
 def _plan(
-    made_for: MadeFor, *, speed_up: Any, evaluations: Any, psnr: Any, weighted_psnr: Any, pictures: Any, tries: Any
+    made_for: MadeFor,
+    *,
+    speed_up: Any,
+    evaluations: Any,
+    psnr: Any,
+    weighted_psnr: Any,
+    pictures: Any,
+    tries: Any,
+    branch: Any,
+    estimator: Any,
 ) -> CalibratedPlan:
     if not isinstance(evaluations, str) or len(evaluations) > MAX_TEXT:
         raise ValueError("evaluations")
-    if any(b is not None and not made_for.branch < b < made_for.blocks for _, b in ranges(evaluations)):
+    if estimator not in FIELD["estimator"].choices:
+        raise ValueError("an estimator")
+    own = int(_number(branch, made_for.branch, made_for.blocks - 1))
+    if any(b is not None and not own < b < made_for.blocks for _, b in ranges(evaluations)):
         raise ValueError("a branch that the UNet has not")
     count, faster = len(made_for.sigmas), _number(speed_up, 1, 5)
-    full, renewed, deeper = custom(evaluations, count, made_for.branch)
+    full, renewed, deeper = custom(evaluations, count, own)
     kinds = {**dict.fromkeys(renewed, deeper), **dict.fromkeys(full, None)}
-    reached = cost.speed_up([kinds.get(k, made_for.branch) for k in range(count)], made_for.blocks)
+    reached = cost.speed_up([kinds.get(k, own) for k in range(count)], made_for.blocks)
     if reached > TOO_FAST * faster:
         raise ValueError(f"a plan of {reached:.2f}x that says {faster:g}x")
     return CalibratedPlan(
@@ -204,6 +218,8 @@ def _plan(
         _number(weighted_psnr, 0, 1000),
         int(_number(pictures, 1, 1000)),
         int(_number(tries, 1, 100_000)),
+        own,
+        estimator,
     )
 
 

@@ -1,7 +1,8 @@
 """The plan whose pictures come closest to uncached ones, found by trying: for one checkpoint, sampler and schedule.
 
-An uncached run alone does not tell how errors feed on each other (research/plans.md), so every proposal is run, and
-what its pictures say decides. First come the plans that other weights would have given, then small changes of the best.
+An uncached run alone does not tell how errors feed on each other (research/laboratory.md), so every proposal is run,
+and what its pictures say decides. First come the plans of other rules, each the best on some network of the laboratory,
+then small changes of the best.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..plan import cost
-from ..plan.importance import USUAL, Law, Nature, by_depth, weighted
+from ..plan.importance import ONE_BRANCH, USUAL, Law, Nature, by_depth, weighted
 from ..plan.strategies import DEEPER
 from ..settings.evaluation_list import written
 from ..settings.fields import MAX_TEXT, Field, SettingsError
@@ -21,11 +22,8 @@ from ..settings.fields import MAX_TEXT, Field, SettingsError
 Branches = tuple[int | None, ...]
 """What each evaluation runs; None: the whole UNet."""
 
-Judge = Callable[[str], Sequence[float]]
-"""Runs a plan, as typed for the strategy `custom`; the PSNR in dB of each of its pictures, always of the same ones."""
-
-LAWS = tuple(Law(order, tilt) for order in (2.0, 1.5, 1.0) for tilt in (-0.2, 0.0, -0.4))
-"""Of `importance.weights`, those around the two that are in use; the likeliest first. Chosen by hand."""
+LAWS = tuple(Law(order, tilt) for order in (1.5, 2.0, 1.0) for tilt in (-0.4, 0.0, 0.4))
+"""Of `importance.weights`, those around the one that is in use. Chosen by hand."""
 NEAR = 3
 """No further apart do two evaluations lie that a small change exchanges. Chosen by hand."""
 
@@ -38,15 +36,40 @@ EQUAL = 100.0
 """dB; what two equal pictures count as, since infinity has no mean. Chosen by hand."""
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A plan with its estimator. Of branches deeper than the shallowest there may be one."""
+
+    plan: Branches
+    estimator: str = "auto"
+
+    @property
+    def branch(self) -> int:
+        """What most cached evaluations run (`cache_branch_id`)."""
+        return min((branch for branch in self.plan if branch is not None), default=0)
+
+    @property
+    def text(self) -> str:
+        """As typed for the strategy `custom`."""
+        full = [k for k, branch in enumerate(self.plan) if branch is None]
+        renewed = {k: branch for k, branch in enumerate(self.plan) if branch is not None and branch != self.branch}
+        (deeper,) = set(renewed.values()) or {0}
+        return written(full, list(renewed), deeper)
+
+
+Judge = Callable[[Proposal], Sequence[float]]
+"""Runs a plan; the PSNR in dB of each of its pictures, always of the same ones."""
+
+
 PICTURES = Field(
     "pictures",
     "Pictures",
-    4,
+    2,
     "Seeds by which each plan is judged, and as many others at the end.",
     minimum=2,
     maximum=16,
 )
-TRIES = Field("tries", "Plans to try", 40, "More take longer and may find a better one.", minimum=4, maximum=400)
+TRIES = Field("tries", "Plans to try", 8, "More take longer and may find a better one.", minimum=4, maximum=400)
 
 
 @dataclass(frozen=True)
@@ -100,70 +123,80 @@ class Wanted:
 
     def allows(self, plan: Branches) -> bool:
         """Whether it is fast enough, leaves something out, and can be written down."""
-        fast = cost.speed_up(plan, self.blocks) >= cost.NEARLY * self.speed_up
-        return fast and any(branch is not None for branch in plan) and len(self.text(plan)) <= MAX_TEXT
-
-    def text(self, plan: Branches) -> str:
-        """As typed for the strategy `custom`. Of branches deeper than `branch` there may be one."""
-        full = [k for k, branch in enumerate(plan) if branch is None]
-        renewed = {k: branch for k, branch in enumerate(plan) if branch is not None and branch != self.branch}
-        (deeper,) = set(renewed.values()) or {0}
-        return written(full, list(renewed), deeper)
+        if all(branch is None for branch in plan) or len({*plan, None}) > 3:
+            return False
+        return cost.speed_up(plan, self.blocks) >= cost.NEARLY * self.speed_up and len(Proposal(plan).text) <= MAX_TEXT
 
 
 @dataclass(frozen=True)
 class Found:
-    """`plan` and `first`, the one to beat, as typed for the strategy `custom`; `tries`: how many were."""
+    """The best, the one to beat, and how many were tried."""
 
-    plan: str
-    first: str
+    best: Proposal
+    first: Proposal
     tries: int
 
 
-def search(wanted: Wanted, first: Branches, scores: Sequence[float], tries: int, judge: Judge, seed: int = 0) -> Found:
+def search(wanted: Wanted, first: Proposal, scores: Sequence[float], tries: int, judge: Judge, seed: int = 0) -> Found:
     """The best of at most `tries` plans, with `first`, the one to beat, whose pictures scored `scores`. The same seed
     and scores give the same plans.
     """
     chance, changing = random.Random(seed), False
     best, scored = first, {first: bounded(scores)}
-    proposals = _by_weights(wanted)
+    proposals = by_rules(wanted)
     while len(scored) < tries:
         proposal = next((one for one in proposals if one not in scored), None)
-        if proposal is None or (not changing and len(scored) >= tries / 2):
+        if proposal is None:
             if changing:
                 break
             proposals, changing = _changed(best, wanted, chance), True
             continue
-        scored[proposal] = bounded(judge(wanted.text(proposal)))
+        scored[proposal] = bounded(judge(proposal))
         if _is_better(scored[proposal], scored[best]):
             best = proposal
             if changing:
                 proposals = _changed(best, wanted, chance)
-    return Found(wanted.text(best), wanted.text(first), len(scored))
+    return Found(best, first, len(scored))
 
 
-def _by_weights(wanted: Wanted) -> Iterator[Branches]:
-    """By depth and with one branch, each by several laws."""
-    count, shallow = len(wanted.sigmas), cost.share(wanted.branch, wanted.blocks)
-    full = cost.full_for(count, wanted.speed_up, shallow)
-    rest = (wanted.must, wanted.nature)
-    branches = wanted.branch, wanted.deeper
+def by_rules(wanted: Wanted) -> Iterator[Proposal]:
+    """The present weights at two branches, copied and forecast; evenly, at two branches; by depth; other weights."""
+    branches = [one for one in (wanted.branch, wanted.branch + 1) if one < wanted.blocks]
+    usual = [_listed(wanted, branch, _weighted(wanted, branch)) for branch in branches]
+    even = [_listed(wanted, branch, _evenly(wanted, branch)) for branch in branches]
+    plans = [(one, name) for name in ("forecast", "copy") for one in usual] + [(one, "copy") for one in even]
+    if wanted.deeper > wanted.branch:
+        pair = wanted.branch, wanted.deeper
+        found = by_depth(wanted.sigmas, wanted.speed_up, pair, wanted.blocks, wanted.must, wanted.nature)
+        plans.append((_listed(wanted, wanted.branch, *found), "forecast"))
     for law in LAWS:
-        found: list[tuple[Sequence[int], Sequence[int]]] = [(weighted(wanted.sigmas, full, *rest, law), ())]
-        if wanted.deeper > wanted.branch:
-            found.append(by_depth(wanted.sigmas, wanted.speed_up, branches, wanted.blocks, *rest, law))
-        for listed, renewed in found:
-            kinds: dict[int, int | None] = {**dict.fromkeys(renewed, wanted.deeper), **dict.fromkeys(listed, None)}
-            plan = tuple(kinds.get(k, wanted.branch) for k in range(count))
-            if wanted.allows(plan):
-                yield plan
+        plans.append((_listed(wanted, wanted.branch, _weighted(wanted, wanted.branch, law)), "forecast"))
+    yield from (Proposal(plan, name) for plan, name in plans if wanted.allows(plan))
 
 
-def _changed(plan: Branches, wanted: Wanted, chance: random.Random) -> Iterator[Branches]:
+def _full(wanted: Wanted, branch: int) -> int:
+    return cost.full_for(len(wanted.sigmas), wanted.speed_up, cost.share(branch, wanted.blocks))
+
+
+def _weighted(wanted: Wanted, branch: int, law: Law = ONE_BRANCH) -> Sequence[int]:
+    return weighted(wanted.sigmas, _full(wanted, branch), wanted.must, wanted.nature, law)
+
+
+def _evenly(wanted: Wanted, branch: int) -> Sequence[int]:
+    count, full = len(wanted.sigmas), _full(wanted, branch)
+    return sorted({k * count // full for k in range(full)} | wanted.must)
+
+
+def _listed(wanted: Wanted, branch: int, full: Sequence[int], renewed: Sequence[int] = ()) -> Branches:
+    kinds: dict[int, int | None] = {**dict.fromkeys(renewed, wanted.deeper), **dict.fromkeys(full, None)}
+    return tuple(kinds.get(k, branch) for k in range(len(wanted.sigmas)))
+
+
+def _changed(proposal: Proposal, wanted: Wanted, chance: random.Random) -> Iterator[Proposal]:
     """What differs little, in random order: two near evaluations exchanged, or one that runs more where there is time
     left for it.
     """
-    count = len(plan)
+    plan, count = proposal.plan, len(proposal.plan)
     changes: list[dict[int, int | None]] = []
     for k in range(1, count):
         if k in wanted.must:
@@ -176,7 +209,7 @@ def _changed(plan: Branches, wanted: Wanted, chance: random.Random) -> Iterator[
     for change in changes:
         changed = tuple(change.get(k, branch) for k, branch in enumerate(plan))
         if wanted.allows(changed):
-            yield changed
+            yield Proposal(changed, proposal.estimator)
 
 
 def _cost(branch: int | None, wanted: Wanted) -> float:

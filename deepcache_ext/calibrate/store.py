@@ -38,11 +38,15 @@ class Profiles:
         except ProfileError as error:
             instead = replace(settings, strategy="weighted", deeper_branch_id=NO_DEEPER)
             return instead, f"{error}: weighted instead of calibrated"
+        if plan.branch != settings.cache_branch_id and settings.hires_cache_branch_id < 0:
+            settings = replace(settings, hires_cache_branch_id=settings.cache_branch_id)
         return replace(
             settings,
             strategy="custom",
             preset=CUSTOM,
             full_evaluations=plan.evaluations,
+            cache_branch_id=plan.branch,
+            estimator=plan.estimator,
             deeper_branch_id=NO_DEEPER,
             hires_speed_up=settings.hires_speed_up or settings.speed_up,
         ), ""

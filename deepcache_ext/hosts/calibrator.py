@@ -16,7 +16,7 @@ import torch
 from modules import processing, shared
 
 from ..calibrate.profile import CalibratedPlan, MadeFor, ProfileError
-from ..calibrate.search import Branches, Found, Wanted, Wish, bounded, search
+from ..calibrate.search import Found, Proposal, Wanted, Wish, bounded, search
 from ..calibrate.store import Profiles
 from ..plan.plan import UniformPlan
 from ..plan.strategies import FEW
@@ -49,18 +49,26 @@ def calibrate(
         weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": NO_DEEPER}
         pictures = studio.make(weighted)
         wanted, made_for = _wanted(settings, studio.first_pass)
-        found = _search(wanted, tuple(studio.first_pass.planned.branches), wish.tries, studio, pictures)
+        first = Proposal(tuple(studio.first_pass.planned.branches), settings.estimator)
+        found = _search(wanted, first, wish.tries, studio, pictures)
         # Judged by pictures that the search has not seen: what was found by chance does not stand this.
         studio.seed += wish.pictures
         reference = studio.make(WHOLE)
         before = after = fmean(_scores(studio.make(_listed(found.first)), reference))
-        if found.plan != found.first:
-            after = fmean(_scores(studio.make(_listed(found.plan)), reference))
+        if found.best != found.first:
+            after = fmean(_scores(studio.make(_listed(found.best)), reference))
     finally:
         studio.close()
-    plan = found.plan if after > before else found.first
+    plan = found.best if after > before else found.first
     calibrated = CalibratedPlan(
-        settings.speed_up, plan, round(max(before, after), 2), round(before, 2), wish.pictures, found.tries
+        settings.speed_up,
+        plan.text,
+        round(max(before, after), 2),
+        round(before, 2),
+        wish.pictures,
+        found.tries,
+        plan.branch,
+        plan.estimator,
     )
     try:
         return profiles.add(made_for, calibrated), calibrated
@@ -89,12 +97,12 @@ def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
     return wanted, made_for
 
 
-def _search(wanted: Wanted, first: Branches, tries: int, studio: _Studio, weighted: Sequence[Any]) -> Found:
+def _search(wanted: Wanted, first: Proposal, tries: int, studio: _Studio, weighted: Sequence[Any]) -> Found:
     """`weighted`: the pictures of the plan `first`."""
     uncached = studio.make(WHOLE)
     found = [_scores(weighted, uncached)]
 
-    def judge(plan: str) -> list[float]:
+    def judge(plan: Proposal) -> list[float]:
         studio.told = f"plan {len(found) + 1} of {tries}, best {max(map(fmean, found)):.1f} dB"
         found.append(_scores(studio.make(_listed(plan)), uncached))
         return found[-1]
@@ -102,8 +110,14 @@ def _search(wanted: Wanted, first: Branches, tries: int, studio: _Studio, weight
     return search(wanted, first, found[0], tries, judge)
 
 
-def _listed(plan: str) -> dict[str, Any]:
-    return {"strategy": "custom", "full_evaluations": plan, "deeper_branch_id": NO_DEEPER}
+def _listed(plan: Proposal) -> dict[str, Any]:
+    return {
+        "strategy": "custom",
+        "full_evaluations": plan.text,
+        "cache_branch_id": plan.branch,
+        "estimator": plan.estimator,
+        "deeper_branch_id": NO_DEEPER,
+    }
 
 
 def _scores(images: Sequence[Any], reference: Sequence[Any]) -> list[float]:

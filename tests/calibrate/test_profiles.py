@@ -213,6 +213,8 @@ def signed(body):
         ("plans", {"evaluations": "0" + " " * 1000}),
         ("plans", {"pictures": math.inf}),
         ("plans", {"tries": True}),
+        ("plans", {"branch": 12}),
+        ("plans", {"estimator": "oracle"}),
         ("plans", {"speed_up": 10**400}),
         ("plans", {"psnr": math.nan}),
         ("made_for", {"sigmas": [5e-324]}),

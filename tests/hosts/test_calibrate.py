@@ -108,11 +108,22 @@ def test_it_makes_a_profile_that_the_same_run_and_later_ones_follow(host: Host) 
     assert same(first, again) and not same(first, uncached)
     # Of the infotext alone, without the profile.
     path.unlink()
-    alone = made(host, strategy="custom", full_evaluations=plan.evaluations)
+    own = {"cache_branch_id": plan.branch, "estimator": plan.estimator}
+    alone = made(host, strategy="custom", full_evaluations=plan.evaluations, **own)
     assert same(first, alone)
     assert len(host.txt2img(**WISHES).images) == 1 and same(host.txt2img(**WISHES), uncached)
     assert not SHADOWED & set(vars(host.unet))
     assert not host.unet._forward_hooks and not host.unet._forward_pre_hooks
+
+
+def test_with_fresh_noise_the_plan_to_beat_is_of_another_branch(host: Host) -> None:
+    wishes = {"sampler_name": "Euler a"}
+    assert made(host, wishes, strategy="weighted").extra_generation_params["DeepCache"].count("medium") == 0
+    first = made(host, wishes, calibrate=QUICK)
+    assert '"calibrated": "calibrated: ' in told(host, first)
+    (plan,) = from_text(files(host)[0].read_text(encoding="utf-8")).plans
+    assert first.extra_generation_params["DeepCache branch"] == plan.branch
+    assert same(first, made(host, wishes))
 
 
 def test_a_host_without_a_profile_says_so(host: Host) -> None:
