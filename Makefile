@@ -14,13 +14,14 @@ pytest := $(py) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup screenshots demo test bench evidence lab replay soak train lint house clean distclean
+.PHONY: help setup screenshots demo test bench gpu package constraints evidence lab replay soak train lint house clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
 	@echo "make test    the tests to run before a commit: each promise on each host, a few minutes"
 	@echo "make test-all  all tests, with coverage (test-rest: what make test leaves out)"
 	@echo "make bench   the benchmarks"
+	@echo "make gpu     right, without waits and how fast on this machine's GPU, in nine minutes"
 	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
@@ -52,6 +53,10 @@ test-rest: setup
 
 bench: setup
 	$(py) -m bench $(ARGS)
+
+# With the Python that has torch for the card: .venv is made for CPUs. python -m bench.gpu --wheels: what else it needs.
+gpu:
+	$(or $(PYTHON),python3) -m bench.gpu $(ARGS)
 
 evidence: setup
 	$(py) -m bench.evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)

@@ -7,8 +7,8 @@ or on SIGTERM. Another run on the same card goes on where the last one ended. Ne
 where a result was wrong.
 
 What it needs besides torch and numpy is what the UNets come from: diffusers, DeepCache, stable-diffusion-sdkit (ldm),
-imaginairy (sgm), einops, omegaconf with antlr4-python3-runtime, psutil, and what diffusers imports. On a machine without
-network they travel as wheels: `python -m bench.gpu --wheels` says how, and how large they were.
+imaginairy (sgm), einops, omegaconf, psutil, and what diffusers imports. On a machine without network they travel as
+wheels, 16 MB of them: `python -m bench.gpu --wheels` says how.
 `--device cpu --tiny` tries all of it in a minute, anywhere.
 """
 
@@ -71,24 +71,26 @@ class Step:
 def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]:
     """In the order of their worth, should time run out."""
     device, tiny = options.device, options.tiny
-    half = torch.float32 if tiny else torch.float16
+    half, side = (torch.float32, 8) if tiny else (torch.float16, 32)
     found = []
     webui = [("tiny", half, half), ("tiny", half, torch.bfloat16)] if tiny else gpu_checks.WEBUI
     for net, weights, cast in webui:
         name = f"right: {net} of ldm or sgm, {_short(weights)} under {_short(cast)}"
-        found.append(Step(name, 30, functools.partial(gpu_checks.webui, net, device, weights, cast)))
+        found.append(Step(name, 30, functools.partial(gpu_checks.webui, net, device, weights, cast, side)))
     for net, dtype in [("tiny", half)] if tiny else gpu_checks.TWINS:
         name = f"right: {net} of diffusers, {_short(dtype)}"
-        found.append(Step(name, 30, functools.partial(gpu_checks.twin, net, device, dtype)))
-    nets = [("tiny", 128)] if tiny else [("sd15", 512), ("sdxl", 1024)]
+        found.append(Step(name, 30, functools.partial(gpu_checks.twin, net, device, dtype, side)))
+    nets = [("tiny", 64)] if tiny else [("sd15", 512), ("sdxl", 1024)]
     first = nets[0][0]
-    found.append(Step(f"waits: {first}", 40, functools.partial(gpu_checks.waits, first, device, half, tiny)))
-    found.append(Step("waits: our own Python", 30, functools.partial(gpu_checks.python, device, 10 if tiny else 200)))
-    for net, side in nets:
+    found.append(Step(f"waits: {first}", 40, functools.partial(gpu_checks.waits, first, device, half, nets[0][1] // 8)))
+    found.append(Step("waits: our own Python", 30, functools.partial(gpu_checks.python, device, 5 if tiny else 200)))
+    for net, pixels in nets:
         found.append(
-            Step(f"fast: presets, {net} {side} px", 60, lambda n=net, s=side: presets(n, s // 8, half, options))
+            Step(f"fast: presets, {net} {pixels} px", 60, lambda n=net, s=pixels: presets(n, s // 8, half, options))
         )
-        found.append(Step(f"fast: shares, {net} {side} px", 40, lambda n=net, s=side: shares(n, s // 8, half, options)))
+        found.append(
+            Step(f"fast: shares, {net} {pixels} px", 40, lambda n=net, s=pixels: shares(n, s // 8, half, options))
+        )
     for case in [TINY] if tiny else [*(Case(net, side, side) for net, side in nets), *ROWS]:
         found.append(Step(f"fast: {case.name}", 45, functools.partial(row, case, options, say)))
     return found
@@ -119,7 +121,7 @@ def shares(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace)
 
 
 def presets(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
-    """Whole loops of 20 evaluations over Euler's timesteps, each preset against none, in turns; the UNet's time alone."""
+    """Whole loops of 20 evaluations over Euler's timesteps, each preset and none in turns; the UNet's time alone."""
     device = options.device
     unet = twins.make(net, device, dtype)
     given = twins.inputs(net, 2, (side, side), device, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcache_ext import DeepCacheSDHelper
 from deepcache_ext.plan.estimators import ESTIMATORS, Copy
+from deepcache_ext.unet.calls import same_content
 
 from . import calls, overhead, peers, twins, unets
 from .timing import Clock, Rival, ratio, rounds
@@ -24,7 +25,7 @@ WEBUI = [("sd15", FP16, FP16), ("sdxl", FP16, FP16), ("sd15", BF16, BF16), ("sd1
 """Net, dtype of its weights, and of autocast (fp32: none)."""
 TWINS = [("sd15", FP16), ("sdxl", FP16), ("sd15", BF16), ("svd", FP16), ("ddpm-cifar10", FP32)]
 TOO_MUCH = 1 << 50
-SIDE, BRANCHES = 32, (0, 1, 5)
+BRANCHES = (0, 1, 5)
 
 
 def _allocated(device: torch.device) -> int:
@@ -45,10 +46,10 @@ def _fail_once(block: torch.nn.Module, device: torch.device) -> None:
 # Right ----------------------------------------------------------------------------------------------------------
 
 
-def webui(net: str, device: torch.device, weights: torch.dtype, cast: torch.dtype) -> dict[str, Any]:
+def webui(net: str, device: torch.device, weights: torch.dtype, cast: torch.dtype, side: int) -> dict[str, Any]:
     """A UNet of ldm or sgm through sessions, bit for bit against its forwards by hand. `wrong`: what was not equal."""
     unet = unets.make(net, device, weights)
-    given = unets.inputs(net, 2, SIDE, device, weights)
+    given = unets.inputs(net, 2, side, device, weights)
     wrong: list[str] = []
     kept: dict[int, int] = {}
     with calls.inference(device, cast):
@@ -74,6 +75,7 @@ def _webui_at(
             off = float((got - expected).abs().max() / expected.abs().max())
             wrong.append(f"branch {branch}, {what}: off by {off:.1e} of the largest value")
 
+    live = unets.live(unet, given, branch, feature)  # also takes what the device's libraries keep for themselves
     before = _allocated(device)
     one = calls.Pass(unet, given, branch)
     one.session.estimator = Copy()
@@ -83,7 +85,7 @@ def _webui_at(
         wrong.append(f"branch {branch}: {kept[branch]} bytes kept, not {feature.nbytes}")
     one.only_cached()
     one.hook()
-    same("cached", one.evaluate(), unets.live(unet, given, branch, feature))
+    same("cached", one.evaluate(), live)
     _fail_once(unet.output_blocks[-1], device)
     try:
         one.evaluate()
@@ -103,10 +105,10 @@ def _webui_at(
         wrong.append(f"branch {branch}: {left} bytes are left on the device")
 
 
-def twin(net: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def twin(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict[str, Any]:
     """A UNet of diffusers: full and cached evaluations as the published helper makes them, then off again."""
     unet = twins.make(net, device, dtype)
-    given = twins.inputs(net, 2, (SIDE, SIDE), device, dtype, frames=2)
+    given = twins.inputs(net, 2, (side, side), device, dtype, frames=2)
     shared = {id(parameter): parameter for parameter in unet.parameters()}
     plain, wrong = peers.Runner(unet, given), []
     ours = peers.Runner(copy.deepcopy(unet, dict(shared)), given, DeepCacheSDHelper)
@@ -174,44 +176,32 @@ class Renewed(calls.Pass):
         return super().evaluate()
 
 
-def waits(net: str, device: torch.device, dtype: torch.dtype, tiny: bool = False) -> dict[str, Any]:
-    """Synchronisations of a full and a cached call, the UNet's own aside, with the same conditioning and with one that
-    must be compared; and how much longer a cached call then takes.
+def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict[str, Any]:
+    """How often a full and a cached call of ours make the host wait, the UNet's own waits aside, with the same tensor
+    as conditioning and with an equal one; and what one comparison of it takes of a cached call.
     """
-    unet, given = unets.make(net, device, dtype), unets.inputs(net, 2, 64, device, dtype)
-    passes: dict[str, calls.Pass] = {}
+    unet, given = unets.make(net, device, dtype), unets.inputs(net, 2, side, device, dtype)
     counts: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {}
+    equal = given["context"].clone()
     with calls.inference(device, dtype):
-        for name, kind in (("same", calls.Pass), ("compared", Renewed)):
+        for name, kind in (("same", calls.Pass), ("equal", Renewed)):
             for estimator in ESTIMATORS:
                 one = kind(unet, given, 0)
                 one.estimate_by(estimator)
                 one.evaluate()
                 one.evaluate()
                 own = _count(device, one.plain)
-                counts[f"full, {name}, {estimator}"] = _count(device, one.evaluate) - own
+                counts[f"full, {name} conditioning, {estimator}"] = _count(device, one.evaluate) - own
                 one.only_cached()
                 one.hook()
                 one.evaluate()
-                counts[f"cached, {name}, {estimator}"] = _count(device, one.evaluate) - own
-                if estimator == Copy.name:
-                    passes[name] = one
-                else:
-                    one.session.close()
-                one.unhook()
-        rivals = [
-            Rival(name, one.evaluate, lambda one=one: _alone(one, passes.values())) for name, one in passes.items()
-        ]
-        seconds = rounds(Clock(device), rivals, 4 if tiny else 60, 1 if tiny else 10, budget=10)
-        for one in passes.values():
-            one.session.close()
-    return {"synchronisations": counts, "compared_over_same": ratio(seconds, "compared", "same").as_json()}
-
-
-def _alone(one: calls.Pass, others: Sequence[calls.Pass] | Any) -> None:
-    for other in others:
-        other.unhook()
-    one.hook()
+                counts[f"cached, {name} conditioning, {estimator}"] = _count(device, one.evaluate) - own
+                if not seconds:
+                    comparison = Rival("comparison", lambda: same_content([given["context"]], [equal]))
+                    seconds = rounds(Clock(device), [Rival("cached", one.evaluate), comparison], 60, budget=10)
+                one.session.close()
+    return {"synchronisations": counts, "comparison_over_cached": ratio(seconds, "comparison", "cached").as_json()}
 
 
 def _count(device: torch.device, run: Callable[[], object]) -> int:

@@ -50,7 +50,7 @@ def report(state: Mapping[str, Any]) -> str:
         "# Speed and rightness on one card",
         "Written by `make gpu`. Random weights"
         + (", a UNet far too small for any figure here to mean anything" if state["tiny"] else "")
-        + ". The UNet's time alone, by the device's clock; in brackets the 95 % interval.",
+        + ". The UNet's time alone, on a GPU by its own clock; in brackets the 95 % interval.",
         f"{m['name']}, torch {m['torch']}, Python {m['python']}.",
         "## Right",
         "\n".join(f"- **wrong**: {text}" for text in errors)
@@ -71,11 +71,11 @@ def _waits(done: Mapping[str, Any]) -> list[str]:
     for name, figures in done.items():
         if name.startswith("waits") and "synchronisations" in figures:
             rows = [(what, str(count)) for what, count in figures["synchronisations"].items()]
-            more = figures["compared_over_same"]
-            text = f"{more['value'] - 1:.1%} [{more['low'] - 1:.1%}, {more['high'] - 1:.1%}]"
+            part = figures["comparison_over_cached"]
+            text = f"{part['value']:.2%} [{part['low']:.2%}, {part['high']:.2%}]"
             parts += [
                 "\n".join(markdown(("synchronisations of ours in a call", "number"), rows, numbers=True)),
-                f"Where the conditioning must be compared a cached call takes {text} longer.",
+                f"One comparison of the conditioning takes {text} of a cached call.",
             ]
         elif name.startswith("waits"):
             rows = [(kind, *(f"{seconds * 1e6:.0f}" for seconds in one.values())) for kind, one in figures.items()]
