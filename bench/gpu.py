@@ -73,7 +73,7 @@ def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]
     device, tiny = options.device, options.tiny
     half, side = (torch.float32, 8) if tiny else (torch.float16, 32)
     found = []
-    webui = [("tiny", half, half), ("tiny", half, torch.bfloat16)] if tiny else gpu_checks.WEBUI
+    webui = [("tiny", half, torch.bfloat16)] if tiny else gpu_checks.WEBUI
     for net, weights, cast in webui:
         name = f"right: {net} of ldm or sgm, {_short(weights)} under {_short(cast)}"
         found.append(Step(name, 30, functools.partial(gpu_checks.webui, net, device, weights, cast, side)))
@@ -83,7 +83,7 @@ def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]
     nets = [("tiny", 64)] if tiny else [("sd15", 512), ("sdxl", 1024)]
     first = nets[0][0]
     found.append(Step(f"waits: {first}", 40, functools.partial(gpu_checks.waits, first, device, half, nets[0][1] // 8)))
-    found.append(Step("waits: our own Python", 30, functools.partial(gpu_checks.python, device, 5 if tiny else 200)))
+    found.append(Step("waits: our own Python", 30, functools.partial(gpu_checks.python, device, 1 if tiny else 200)))
     for net, pixels in nets:
         found.append(
             Step(f"fast: presets, {net} {pixels} px", 60, lambda n=net, s=pixels: presets(n, s // 8, half, options))
@@ -106,7 +106,7 @@ def _short(dtype: torch.dtype) -> str:
 def row(case: Case, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """One case of docs/speed.md."""
     given = SimpleNamespace(device=options.device, dtype="fp32" if options.tiny else "fp16")
-    given.pairs, given.seconds = (2, 0.1) if options.tiny else (4, 2.0)
+    given.pairs, given.seconds = (2, 0.01) if options.tiny else (4, 2.0)
     return architectures.run(case, given, say)  # type: ignore[arg-type]
 
 
@@ -116,7 +116,8 @@ def shares(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace)
     clock, unet = Clock(device), unets.make(net, device, dtype)
     given = unets.inputs(net, 2, side, device, dtype)
     with calls.inference(device, dtype):
-        found = calls.measure(unet, given, BRANCHES, [Copy.name], clock, 8, 0.1 if options.tiny else 2.0)
+        budget, branches = (0.01, BRANCHES[:1]) if options.tiny else (2.0, BRANCHES)
+        found = calls.measure(unet, given, branches, [Copy.name], clock, 2 * len(branches), budget, least=2)
     return gpu_report.shares(found, len(unet.output_blocks))
 
 
@@ -145,7 +146,7 @@ def presets(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace
     rivals = [Rival(name or "none", functools.partial(loop, name)) for name in ("", *PRESETS)]
     with torch.no_grad():
         loop("")
-        seconds = rounds(Clock(device), rivals, 2 if options.tiny else 12, least=2, budget=30)
+        seconds = rounds(Clock(device), rivals, 1 if options.tiny else 12, least=1, budget=30)
     gains = {name: ratio(seconds, "none", name).as_json() for name in PRESETS}
     return {"gains": gains, "seconds": seconds, "reports": reports}
 

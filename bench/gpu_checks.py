@@ -114,10 +114,10 @@ def twin(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict[
     ours = peers.Runner(copy.deepcopy(unet, dict(shared)), given, DeepCacheSDHelper)
     theirs = peers.Runner(copy.deepcopy(unet, dict(shared)), given, PublishedHelper)
     with torch.no_grad():
-        for branch in (0, 1, 2):
+        for branch in (0, 2):
             for runner in (plain, ours, theirs):
                 runner.enable(3, branch)
-            for number in range(5):
+            for number in range(4):
                 outputs = [runner.evaluate() for runner in (ours, theirs, plain)]
                 if not torch.equal(outputs[0], outputs[1]):
                     wrong.append(f"branch {branch}, evaluation {number}: not the helper's")
@@ -199,7 +199,12 @@ def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict
                 counts[f"cached, {name} conditioning, {estimator}"] = _count(device, one.evaluate) - own
                 if not seconds:
                     comparison = Rival("comparison", lambda: same_content([given["context"]], [equal]))
-                    seconds = rounds(Clock(device), [Rival("cached", one.evaluate), comparison], 60, budget=10)
+                    seconds = rounds(
+                        Clock(device),
+                        [Rival("cached", one.evaluate), comparison],
+                        60,
+                        budget=10 if device.type == "cuda" else 0.1,
+                    )
                 one.session.close()
     return {"synchronisations": counts, "comparison_over_cached": ratio(seconds, "comparison", "cached").as_json()}
 
