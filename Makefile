@@ -30,6 +30,8 @@ help:
 	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
 	@echo "make lint    ruff, the import contracts and mypy"
 	@echo "make house   rooms, sizes, import contracts, how long the tests took (ARGS=--write: into CONTRIBUTING.md)"
+	@echo "make package  the wheel for Python programs, into dist/"
+	@echo "make constraints  requirements/constraints.txt anew from the lists beside it (ARGS=--newest: newest versions)"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
 	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
 
@@ -82,11 +84,20 @@ lint: setup
 	.venv/bin/lint-imports
 	$(py) -m mypy deepcache_ext
 
+# The wheel for Python programs, into dist/.
+package: setup
+	rm -rf dist build/lib
+	$(py) -m build --no-isolation --outdir dist .
+	$(py) -m twine check --strict dist/*
+
+constraints:
+	python3 -m tools.constraints $(ARGS)
+
 house: setup
 	@$(py) -m tools.house $(ARGS)
 
 clean:
-	rm -rf demo/out build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	rm -rf demo/out build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .import_linter_cache .test-time
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
