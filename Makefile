@@ -14,13 +14,14 @@ pytest := $(py) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 # HOST counts only on make's command line: some shells and conda export a HOST of their own.
 host := $(if $(filter command%,$(origin HOST)),$(HOST))
 
-.PHONY: help setup screenshots demo test bench evidence lab replay soak train lint house clean distclean
+.PHONY: help setup screenshots demo test bench gpu package constraints evidence lab replay soak train lint house clean distclean
 
 help:
 	@echo "make demo    the embedded WebUI with DeepCache (ONCE=1: run once and stop; HOST=a1111, forge or sdnext; PORT=)"
 	@echo "make test    the tests to run before a commit: each promise on each host, a few minutes"
 	@echo "make test-all  all tests, with coverage (test-rest: what make test leaves out)"
 	@echo "make bench   the benchmarks"
+	@echo "make gpu     right, without waits and how fast on this machine's GPU, in nine minutes"
 	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
@@ -29,6 +30,8 @@ help:
 	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
 	@echo "make lint    ruff, the import contracts and mypy"
 	@echo "make house   rooms, sizes, import contracts, how long the tests took (ARGS=--write: into CONTRIBUTING.md)"
+	@echo "make package  the wheel for Python programs, into dist/"
+	@echo "make constraints  requirements/constraints.txt anew from the lists beside it (ARGS=--newest: newest versions)"
 	@echo "make clean   remove what the targets wrote; distclean removes .venv too"
 	@echo "Options for all: PYTHON=interpreter (3.10 or 3.11), ARGS=\"more arguments\""
 
@@ -52,6 +55,10 @@ test-rest: setup
 
 bench: setup
 	$(py) -m bench $(ARGS)
+
+# With the Python that has torch for the card: .venv is made for CPUs. python -m bench.gpu --wheels: what else it needs.
+gpu:
+	$(or $(PYTHON),python3) -m bench.gpu $(ARGS)
 
 evidence: setup
 	$(py) -m bench.evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)
@@ -77,11 +84,20 @@ lint: setup
 	.venv/bin/lint-imports
 	$(py) -m mypy deepcache_ext
 
+# The wheel for Python programs, into dist/.
+package: setup
+	rm -rf dist build/lib
+	$(py) -m build --no-isolation --outdir dist .
+	$(py) -m twine check --strict dist/*
+
+constraints:
+	python3 -m tools.constraints $(ARGS)
+
 house: setup
 	@$(py) -m tools.house $(ARGS)
 
 clean:
-	rm -rf demo/out build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	rm -rf demo/out build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .import_linter_cache .test-time
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 

@@ -81,12 +81,12 @@ def run(case: Case, options: argparse.Namespace, say: Say) -> dict[str, Any]:
     }
     if case.in_webui:
         whole, live = unets.count_flops(case.net, case.rows, case.latent, case.branches)
-        _free()
+        free()
         _webui(case, options, clock, dtype, found, say)
     else:
         whole, live = twins.count_flops(case.net, case.rows, case.latent, case.branches, case.frames)
     found["flops"] = {"full": whole, "live": live}
-    _free()
+    free()
     say(f"{case.name}: the UNet of diffusers, {dtype_name}")
     unet = twins.make(case.net, device, dtype)
     given = twins.inputs(case.net, case.rows, case.latent, device, dtype, case.frames)
@@ -143,7 +143,7 @@ def _webui(
     found["doubts"] += measured.doubts
 
 
-def _free() -> None:
+def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"{case.name}: not enough memory")
             continue
         finally:
-            _free()
+            free()
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         partial.replace(file)

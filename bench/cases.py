@@ -81,6 +81,7 @@ ARCHITECTURES = {
     "ldm-4-g": Architecture("LDM-4-G", 4, True, LDM),
     "ddpm-cifar10": Architecture("DDPM CIFAR-10", 1, False, DDPM),
     "ddpm-lsun": Architecture("DDPM LSUN", 1, False, DDPM),
+    "tiny": Architecture("tiny", 8, True, SD),
 }
 REPORTED = (
     *(
@@ -131,6 +132,9 @@ ON_CPU = (
     Case("sdxl", 512, 512),
 )
 """What a CPU can run, the quick ones first; from 512 px on a case takes many minutes."""
+
+TINY = Case("tiny", 64, 64)
+"""Of no use but to try a benchmark."""
 
 
 def reported(case: Case, interval: int, branch: int) -> tuple[Reported, bool] | None:

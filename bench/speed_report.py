@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from .calls import BY_HAND, HOOKED, PLAIN
-from .cases import ON_CPU, ON_GPU, Case, reported
+from .cases import ON_CPU, ON_GPU, TINY, Case, reported
 from .loops import Setting, compose, helpers
 from .tables import markdown
 from .timing import Ratio
@@ -57,7 +57,7 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def case_named(name: str) -> Case:
-    return next(case for case in (*ON_GPU, *ON_CPU) if case.name == name)
+    return next(case for case in (*ON_GPU, *ON_CPU, TINY) if case.name == name)
 
 
 def write(work: Path, docs: Path) -> str:
@@ -101,7 +101,7 @@ def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
         "- *reported*: what the method's authors give, on their GPUs: a CPU's ratio is no repetition of it.",
         "Machine: " + "; ".join(machines) + "." + _load(cases),
         "## Speed-up of the loop",
-        *_speed_table(rows),
+        *speed_table(rows),
         "## Targets",
         "\n".join(targets(rows)),
         "## Calls and memory",
@@ -165,7 +165,7 @@ def _setting(row: Mapping[str, Any]) -> str:
     return f"{setting.steps}, I={setting.interval} b={setting.branch}"
 
 
-def _speed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def speed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     head = (
         "pixels, pictures",
         "device",

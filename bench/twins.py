@@ -128,6 +128,15 @@ NETS = {
             "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
         },
     ),
+    "tiny": Net(
+        TEXT,
+        peers.SIZES["sd15"]
+        | {
+            "block_out_channels": (32, 64, 128, 128),
+            "attention_head_dim": 4,
+            "cross_attention_dim": 64,
+        },
+    ),
 }
 
 

@@ -6,7 +6,6 @@ interrupted set-up has none, and the next run starts over.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -15,11 +14,16 @@ import sys
 import venv
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: one set-up at a time is the user's own care
+    fcntl = None  # type: ignore[assignment]
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 VENV = ROOT / ".venv"
 STAMP = VENV / ".stamp"
-PYTHON = VENV / "bin" / "python"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def fingerprint() -> str:
@@ -35,7 +39,7 @@ def is_ready(wanted: str) -> bool:
 
 
 def pip_install(*args: str) -> None:
-    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
     # -qq: errors only. close_fds=False hands the lock down: should we be killed, it lasts until pip ends too.
     subprocess.run([*pip, "-qq", *args], check=True, stdin=subprocess.DEVNULL, close_fds=False)
 
@@ -60,10 +64,11 @@ def build(wanted: str) -> None:
 
 def main() -> int:
     wanted = fingerprint()
-    # One set-up at a time in a checkout; the lock goes with the process, however it ends.
-    lock = os.open(REQUIREMENTS, os.O_RDONLY)
-    os.set_inheritable(lock, True)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    if fcntl is not None:
+        # One set-up at a time in a checkout; the lock goes with the process, however it ends.
+        lock = os.open(REQUIREMENTS, os.O_RDONLY)
+        os.set_inheritable(lock, True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     if is_ready(wanted):
         return 0
     try:

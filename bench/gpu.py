@@ -1,0 +1,246 @@
+"""`python -m bench.gpu` (`make gpu`): what one card can tell in nine minutes, the most important first.
+
+Right (cached calls against the live blocks by hand and against the published helper), nothing waits (synchronisations
+and our own time a call), fast (presets, shares by branch, the rows of docs/speed.md). Every step has a budget of
+seconds and is written down when it is over, to speed-gpu.json, and in words to speed-gpu.md; so also when time is up
+or on SIGTERM. Another run on the same card goes on where the last one ended. Never fails because of a time; returns 1
+where a result was wrong.
+
+What it needs besides torch and numpy is what the UNets come from: diffusers, DeepCache, stable-diffusion-sdkit (ldm),
+imaginairy (sgm), einops, omegaconf, psutil, and what diffusers imports. On a machine without network they travel as
+wheels, 16 MB of them: `python -m bench.gpu --wheels` says how.
+`--device cpu --tiny` tries all of it in a minute, anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+
+from deepcache_ext import DeepCache
+from deepcache_ext.plan.estimators import Copy
+
+from . import architectures, calls, gpu_checks, gpu_report, twins, unets
+from .cases import TINY, Case
+from .report import machine
+from .timing import Clock, Rival, ratio, rounds
+
+PRESETS = ("Quality", "Balanced", "Fast")
+BRANCHES = [0, 1, 2, 5]
+ROWS = (
+    *(Case("sd21", side, side, pictures) for side in (512, 768, 1024) for pictures in (1, 4, 8)),
+    Case("svd", 576, 1024, 1, 25),
+    Case("ldm-4-g", 256, 256),
+    Case("ddpm-cifar10", 32, 32),
+    Case("ddpm-lsun", 256, 256),
+)
+WHEELS = """\
+On a machine with network, for the other one's Python (here 3.12), then carry .whl:
+  pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl diffusers==0.41.0 DeepCache==0.1.1 \\
+      stable-diffusion-sdkit==2.1.5 imaginairy==15.0.0 omegaconf==2.4.0 einops==0.8.2
+There, where transformers, huggingface-hub, psutil, pyyaml and safetensors are installed already:
+  pip install --no-index --no-deps --target /tmp/site .whl/*.whl
+  PYTHONPATH=/tmp/site timeout --signal=TERM 580 python -m bench.gpu --out OUT"""
+
+
+class Cut(BaseException):
+    """Time is up, or the process is to end. No `Exception`: whoever goes on after errors must not go on after this."""
+
+
+class Step:
+    """`run` gives figures as JSON; it has `seconds`, after which it is cut."""
+
+    def __init__(self, name: str, seconds: float, run: Callable[[], dict[str, Any]]) -> None:
+        self.name, self.seconds, self.run = name, seconds, run
+
+
+def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]:
+    """In the order of their worth, should time run out."""
+    device, tiny = options.device, options.tiny
+    half, side = (torch.float32, 8) if tiny else (torch.float16, 32)
+    found = []
+    webui = [("tiny", half, torch.bfloat16)] if tiny else gpu_checks.WEBUI
+    for net, weights, cast in webui:
+        name = f"right: {net} of ldm or sgm, {_short(weights)} under {_short(cast)}"
+        found.append(Step(name, 30, functools.partial(gpu_checks.webui, net, device, weights, cast, side)))
+    for net, dtype in [("tiny", half)] if tiny else gpu_checks.TWINS:
+        name = f"right: {net} of diffusers, {_short(dtype)}"
+        found.append(Step(name, 30, functools.partial(gpu_checks.twin, net, device, dtype, side)))
+    nets = [("tiny", 64)] if tiny else [("sd15", 512), ("sdxl", 1024)]
+    first = nets[0][0]
+    found.append(Step(f"waits: {first}", 40, functools.partial(gpu_checks.waits, first, device, half, nets[0][1] // 8)))
+    found.append(Step("waits: our own Python", 30, functools.partial(gpu_checks.python, device, 1 if tiny else 200)))
+    for net, pixels in nets:
+        found.append(
+            Step(f"fast: presets, {net} {pixels} px", 60, lambda n=net, s=pixels: presets(n, s // 8, half, options))
+        )
+        found.append(
+            Step(f"fast: shares, {net} {pixels} px", 40, lambda n=net, s=pixels: shares(n, s // 8, half, options))
+        )
+    for case in [TINY] if tiny else [*(Case(net, side, side) for net, side in nets), *ROWS]:
+        found.append(Step(f"fast: {case.name}", 45, functools.partial(row, case, options, say)))
+    return found
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Fast -----------------------------------------------------------------------------------------------------------
+
+
+def row(case: Case, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """One case of docs/speed.md."""
+    given = SimpleNamespace(device=options.device, dtype="fp32" if options.tiny else "fp16")
+    given.pairs, given.seconds = (2, 0.01) if options.tiny else (4, 2.0)
+    return architectures.run(case, given, say)  # type: ignore[arg-type]
+
+
+def shares(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
+    """What a cached call takes of a full one, by branch, in the WebUI's layout; and what `plan/cost.py` foresees."""
+    device = options.device
+    clock, unet = Clock(device), unets.make(net, device, dtype)
+    given = unets.inputs(net, 2, side, device, dtype)
+    with calls.inference(device, dtype):
+        budget, branches = (0.01, BRANCHES[:1]) if options.tiny else (2.0, BRANCHES)
+        found = calls.measure(unet, given, branches, [Copy.name], clock, 2 * len(branches), budget, least=2)
+    return gpu_report.shares(found, len(unet.output_blocks))
+
+
+def presets(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
+    """Whole loops of 20 evaluations over Euler's timesteps, each preset and none in turns; the UNet's time alone."""
+    device = options.device
+    unet = twins.make(net, device, dtype)
+    given = twins.inputs(net, 2, (side, side), device, dtype)
+    scheduler = diffusers.EulerDiscreteScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(20, device=device)
+    rest = {name: value for name, value in given.items() if name != "sample"}
+    reports: dict[str, str] = {}
+
+    def loop(preset: str) -> None:
+        x, cache = given["sample"], None
+        if preset:
+            cache = DeepCache(SimpleNamespace(unet=unet, scheduler=scheduler), preset=preset).enable()
+        try:
+            for timestep in scheduler.timesteps:
+                x = x - 0.05 * unet(x, timestep, **rest, return_dict=False)[0]
+        finally:
+            if cache is not None:
+                cache.disable()
+                reports[preset] = str(cache.report())
+
+    rivals = [Rival(name or "none", functools.partial(loop, name)) for name in ("", *PRESETS)]
+    with torch.no_grad():
+        loop("")
+        seconds = rounds(Clock(device), rivals, 1 if options.tiny else 12, least=1, budget=30)
+    gains = {name: ratio(seconds, "none", name).as_json() for name in PRESETS}
+    return {"gains": gains, "seconds": seconds, "reports": reports}
+
+
+# The run ---------------------------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    add("--tiny", action="store_true", help="a very small UNet: to try all of it")
+    add("--minutes", type=float, default=9, help="at most; default: %(default)s")
+    add("--only", default="", help="steps whose name begins so: right, waits, fast")
+    add("--out", type=Path, help="default: docs on a GPU, else build/gpu")
+    add("--wheels", action="store_true", help="say what to carry to a machine without network, and stop")
+    options = parser.parse_args(argv)
+    if options.device.type == "cpu" and not options.tiny and not options.wheels:
+        parser.error("no GPU here; --device cpu --tiny tries it")
+    options.out = options.out or Path("docs" if options.device.type == "cuda" else "build/gpu")
+    return options
+
+
+def _cut(*_: object) -> None:
+    raise Cut
+
+
+def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """All steps that are not done; the state is on disk after each."""
+    until = time.monotonic() + options.minutes * 60
+    file = options.out / "speed-gpu.json"
+    state: dict[str, Any] = {"machine": machine(options.device), "tiny": options.tiny, "steps": {}}
+    if file.exists():
+        last = json.loads(file.read_text(encoding="utf-8"))
+        if last["machine"]["name"] == state["machine"]["name"] and last["tiny"] == options.tiny:
+            state["steps"] = last["steps"]
+    for step in steps(options, say):
+        done = state["steps"].get(step.name, {})
+        if "figures" in done or not step.name.startswith(options.only):
+            continue
+        left = min(step.seconds, until - time.monotonic())
+        if left < 1:
+            state["steps"].setdefault(step.name, {"not_done": "time was up"})
+            continue
+        say(f"{step.name}, at most {left:.0f} s")
+        state["steps"][step.name] = result = attempt(step, left)
+        gpu_report.write(options.out, state)
+        if result.get("not_done") == "stopped":
+            break
+    return state
+
+
+def attempt(step: Step, left: float) -> dict[str, Any]:
+    """The step's figures, or why there are none. It is over after `left` seconds."""
+    started, alarm = time.monotonic(), hasattr(signal, "setitimer")
+    try:
+        try:
+            if alarm:
+                signal.setitimer(signal.ITIMER_REAL, left)
+            figures = {"figures": step.run()}
+        finally:
+            if alarm:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            architectures.free()
+    except (Cut, KeyboardInterrupt):
+        figures = {"not_done": "time was up" if time.monotonic() - started >= left else "stopped"}
+    except Exception as error:  # the next step may go well
+        text = traceback.format_exc(limit=-3)
+        figures = {"not_done": f"{type(error).__name__}: {error}", "traceback": text}
+    return {"seconds": round(time.monotonic() - started, 1), **figures}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    if options.wheels:
+        print(WHEELS)
+        return 0
+    started = time.perf_counter()
+    warnings.simplefilter("ignore")
+    logging.getLogger("deepcache").setLevel(logging.ERROR)
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - started:5.1f} s] {text}", file=sys.stderr, flush=True)
+
+    handlers = [s for s in (signal.SIGTERM, getattr(signal, "SIGALRM", None)) if s is not None]
+    before = [signal.signal(s, _cut) for s in handlers]
+    try:
+        state = run(options, say)
+    finally:
+        for number, handler in zip(handlers, before, strict=True):
+            signal.signal(number, handler)
+    print(gpu_report.write(options.out, state))
+    return int(any(gpu_report.wrong(state)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""`make gpu` on a very small UNet and a CPU: every step runs, what is done stays done, a cut run tells what is missing,
+and what is wrong is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gpu, gpu_checks, gpu_report, unets
+
+TINY = ("--device", "cpu", "--tiny")
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def figures(out: Path) -> dict[str, Any]:
+    return json.loads((out / "speed-gpu.json").read_text())["steps"]
+
+
+def test_all_of_it_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([*TINY, "--out", str(tmp_path)]) == 0
+    found, text = figures(tmp_path), capsys.readouterr().out
+    assert [name.split(":")[0] for name in found] == ["right"] * 2 + ["waits"] * 2 + ["fast"] * 3
+    assert all("figures" in step for step in found.values()), text
+    assert text.strip() == (tmp_path / "speed-gpu.md").read_text().strip()
+    assert "too small" in text and "Not done" not in text
+    counts = found["waits: tiny"]["figures"]["synchronisations"]
+    assert all(count >= 0 for count in counts.values()) and len(counts) == 8
+    assert set(found["fast: presets, tiny 64 px"]["figures"]["gains"]) == set(gpu.PRESETS)
+
+
+def steps_of(*names: str, run: Any) -> Any:
+    return lambda options, say: [gpu.Step(name, 5, lambda name=name: run(name)) for name in names]
+
+
+def test_a_second_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(name: str) -> dict[str, Any]:
+        ran.append(name)
+        if ran == ["right: a", "right: b"]:
+            raise RuntimeError("out of memory")
+        return {"wrong": []}
+
+    monkeypatch.setattr(gpu, "steps", steps_of("right: a", "right: b", run=run))
+    gpu.main([*TINY, "--out", str(tmp_path)])
+    assert "out of memory" in (tmp_path / "speed-gpu.md").read_text()
+    gpu.main([*TINY, "--out", str(tmp_path)])
+    assert ran == ["right: a", "right: b", "right: b"]
+    assert "Not done" not in (tmp_path / "speed-gpu.md").read_text()
+
+
+@pytest.mark.parametrize("how", ["budget", "SIGTERM"])
+def test_a_cut_run_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    def run(name: str) -> dict[str, Any]:
+        if name == "right: b":
+            if how == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return {"wrong": []}
+
+    monkeypatch.setattr(gpu, "steps", steps_of("right: a", "right: b", "fast: c", run=run))
+    before, began = signal.getsignal(signal.SIGTERM), time.monotonic()
+    gpu.main([*TINY, "--minutes", "0.03", "--out", str(tmp_path)])
+    assert time.monotonic() - began < 10
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = figures(tmp_path)
+    assert "figures" in found["right: a"]
+    assert found["right: b"]["not_done"] == ("stopped" if how == "SIGTERM" else "time was up")
+    assert "right: b" in (tmp_path / "speed-gpu.md").read_text()
+
+
+def test_a_wrong_result_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = unets.live
+    monkeypatch.setattr(unets, "live", lambda *args: live(*args) + 1)
+    found = gpu_checks.webui("tiny", CPU, torch.float32, torch.float32, 8)
+    assert [text.split(":")[0] for text in found["wrong"]] == [f"branch {b}, cached" for b in (0, 1, 5)]
+    state = {"steps": {"right: a": {"figures": found}}}
+    assert len(list(gpu_report.wrong(state))) == 3
+
+
+def test_reading_a_number_is_counted() -> None:
+    x = torch.ones(2)
+    assert gpu_checks._count(CPU, lambda: (x.sum().item(), torch.equal(x, x), x + 1)) == 2
