@@ -23,15 +23,15 @@ class NotAsPlanned(RuntimeError):
 
 
 class Studio:
-    """A network of the laboratory and `count` of its texts, each with a seed of its own; one batch."""
+    """A network of the laboratory and `count` of its texts, each with a seed of its own from `first` on; one batch."""
 
-    def __init__(self, network: Network, count: int = 8) -> None:
+    def __init__(self, network: Network, count: int = 8, first: int = FIRST_SEED) -> None:
         self.network = network
         self.model, self.code, card = model.load(network)
         self.depth = int(card["output_blocks"])
         self.count = count
         self._texts, self._shape = card["texts"], (card["channels"], card["size"], card["size"])
-        self._given, self._noise, self._seeds = self.others(FIRST_SEED, count)
+        self._given, self._noise, self._seeds = self.others(first, count)
         self._references: dict[tuple[str, int, float], torch.Tensor] = {}
 
     def others(self, first: int, count: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
