@@ -48,7 +48,7 @@ def report(state: Mapping[str, Any]) -> str:
     checked = [name for name in done if name.startswith("right")]
     parts = [
         "# Speed and rightness on one card",
-        "Written by `make gpu`. Random weights"
+        "For whoever wants to know what DeepCache does on a GPU. Written by `make gpu`. Random weights"
         + (", a UNet far too small for any figure here to mean anything" if state["tiny"] else "")
         + ". The UNet's time alone, on a GPU by its own clock; in brackets the 95 % interval.",
         f"{m['name']}, torch {m['torch']}, Python {m['python']}.",

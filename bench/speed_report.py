@@ -83,9 +83,11 @@ def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
         }
     )
     doubts = [f"- {found['case']}: {doubt}" for found in cases for doubt in found["doubts"]]
+    on_gpu = any(found["machine"]["device"] == "cuda" for found in cases)
     parts = [
         "# Speed on the architectures at full size",
-        "For whoever wants to know what a full and a cached call take, and how near that is to what is possible.",
+        "For whoever wants to know what a full and a cached call take, and how near that is to what is possible."
+        + ("" if on_gpu else " **No GPU was measured yet**: `make gpu` does it in nine minutes, on one card."),
         "Written by `python -m bench.architectures`. The published architectures with random weights: no time depends "
         "on what a UNet has learned. The loops are not run as a whole: their speed-ups are put together from the "
         "medians of full and cached calls that took turns in one process; in brackets the 95 % interval, a bootstrap "
