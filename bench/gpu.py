@@ -54,7 +54,8 @@ On a machine with network, for the other one's Python (here 3.12), then carry .w
       stable-diffusion-sdkit==2.1.5 imaginairy==15.0.0 omegaconf==2.4.0 einops==0.8.2
 There, where transformers, huggingface-hub, psutil, pyyaml and safetensors are installed already:
   pip install --no-index --no-deps --target /tmp/site .whl/*.whl
-  PYTHONPATH=/tmp/site timeout --signal=TERM 580 python -m bench.gpu --out OUT"""
+  PYTHONPATH=/tmp/site timeout --signal=TERM 580 python -m bench.gpu --out OUT
+To go on with what an earlier run on the same card left, put its speed-gpu.json into OUT first."""
 
 
 class Cut(BaseException):

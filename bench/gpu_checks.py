@@ -157,7 +157,7 @@ def _counted(device: torch.device) -> Iterator[Callable[[], int]]:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield lambda: max(reads.count, sum("synchroniz" in str(w.message) for w in caught))
+            yield lambda: max(reads.count, sum("called a synchronizing" in str(w.message) for w in caught))
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
