@@ -349,7 +349,7 @@ def test_calibrate_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
     open_inner(opened, "txt2img")
     status = shown(opened, "txt2img", "calibrated")
     expect(status).to_contain_text("tinyA, Euler, 14 steps: not calibrated yet.")
-    expect(status).to_contain_text("It takes about as long as 113 uncached pictures.")
+    expect(status).to_contain_text("It takes about as long as 16 uncached pictures.")
     ours(opened, "txt2img", "calibrate_button").click()
     expect(status).to_contain_text(re.compile(r"1\.6x \d+\.\d dB \(weighted \d+\.\d\)"), timeout=120_000)
     info = prose(opened, "html_info_txt2img")
