@@ -111,14 +111,22 @@ def test_own_values_for_the_hires_pass(host):
     assert infotext(host, hires)["DeepCache"] == "hires 2 of 8 full"
 
 
-@pytest.mark.sample("Euler")
-@pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ SDE", "LCM", "DDIM", "Restart", "DPM fast"])
-def test_auto_forecasts_where_full_evaluations_lie_close(host, sampler):
+@pytest.mark.sample("Euler-forecast", "Euler a-copy")
+@pytest.mark.parametrize(
+    ("sampler", "usual"),
+    [
+        ("Euler", "forecast"),
+        ("DDIM", "forecast"),
+        *((name, "copy") for name in ("Euler a", "DPM++ SDE", "LCM", "Restart", "DPM fast")),
+    ],
+)
+def test_auto_forecasts_where_full_evaluations_lie_close_and_no_noise_is_added(host, sampler, usual):
     second, more = {"enabled": True, "cache_interval": 2}, {"sampler_name": sampler, "steps": 18}
+    other = {"forecast": "copy", "copy": "forecast"}[usual]
     done = make(host, second, **more)
-    assert infotext(host, done)["DeepCache estimator"] == "forecast"
-    assert same(done, make(host, {**second, "estimator": "forecast"}, **more))
-    assert not same(done, make(host, {**second, "estimator": "copy"}, **more))
+    assert infotext(host, done)["DeepCache estimator"] == usual
+    assert same(done, make(host, {**second, "estimator": usual}, **more))
+    assert not same(done, make(host, {**second, "estimator": other}, **more))
     assert infotext(host, make(host, {**second, "cache_interval": 9}, **more))["DeepCache estimator"] == "copy"
 
 
