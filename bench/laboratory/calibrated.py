@@ -21,9 +21,11 @@ from deepcache_ext.settings.settings import parse
 from train.laboratory.networks import JUDGING, called, of_half
 
 from . import ways
-from .measured import FIRST_SEED
 from .samplers import SAMPLERS
 from .studio import Studio
+
+TUNING_SEED = 9016
+"""Of the first picture that the search sees: none that is judged, in text or seed."""
 
 HEAD = ("network", "sampler", "asked", "above plain DeepCache: preset", "calibrated", "estimator, branch", "plan")
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def one_network(judging: Studio, options: argparse.Namespace) -> Iterator[tuple[float, tuple[str, ...]]]:
-    tuning = Studio(judging.network, Wish().pictures, FIRST_SEED)
+    tuning = Studio(judging.network, Wish().pictures, TUNING_SEED)
     for sampler, wanted in product(options.samplers.split(","), ways.SPEED_UPS):
         asked, depth, nature = (sampler, options.steps, options.guidance), judging.depth, judging.nature(sampler)
         ahead = ways.of(SAMPLERS[sampler].sigmas(options.steps), depth, nature)

@@ -1,8 +1,8 @@
 """The plan whose pictures come closest to uncached ones, found by trying: for one checkpoint, sampler and schedule.
 
 An uncached run alone does not tell how errors feed on each other (research/laboratory.md), so every proposal is run,
-and what its pictures say decides. First come the plans of other rules, each the best on some network of the laboratory,
-then small changes of the best.
+and what its pictures say decides. First come the plans of other rules, of which now one and now another is the best on
+the laboratory's networks, then small changes of the best.
 """
 
 from __future__ import annotations

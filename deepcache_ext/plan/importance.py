@@ -15,7 +15,7 @@ from . import cost
 class Nature:
     """What of a pass decides how much an error counts. `fresh_noise`: its sampler adds noise in the course of it
     (ancestral, SDE); `all_fresh`: it replaces all noise at every step (LCM). `prediction`: what the UNet predicts,
-    "eps" (noise) or "v".
+    "eps" (noise) or "v"; the present weights are the same for both.
     """
 
     fresh_noise: bool = False
@@ -31,8 +31,8 @@ class Law:
     """How the error of a plan is predicted. `order`: an error of the forecast grows with this power of the distance in
     log sigma. `tilt`: further power of sigma in the weights, below 0 for more at the end of the run.
 
-    The defaults gave the best pictures of six laws on the demo's checkpoint, which predicts v: ten tuning pairs, three
-    samplers, three speeds (research/plans.md).
+    The defaults go with `weights` as they were measured on three networks of the laboratory's choosing half
+    (research/laboratory.md).
     """
 
     order: float = 1.5
@@ -43,8 +43,8 @@ ONE_BRANCH = Law()
 
 
 BY_DEPTH = Law(order=2.0, tilt=-0.2)
-"""For plans with a deeper branch: the best of 24 laws on the demo's checkpoint, 16 to 30 steps, three samplers, 1.6x to
-3x (research/plans.md).
+"""For plans with a deeper branch. Fitted on the demo's checkpoint with the weights before the present ones (24 laws,
+three samplers, research/plans.md); with these it was measured as it is, not fitted anew (research/laboratory.md).
 """
 
 
@@ -62,7 +62,9 @@ def weights(sigmas: Sequence[float], nature: Nature = USUAL, law: Law = ONE_BRAN
 
 
 MIDDLE, MIDDLE_FRESH = 2.5, 1.0
-"""m of `weights`. A sampler that adds fresh noise forgets more of what went wrong early."""
+"""m of `weights`: sigmas. A sampler that adds fresh noise forgets more of what went wrong early. Fitted on three
+networks of the laboratory's choosing half, 20 steps, guidance 7 (research/laboratory.md).
+"""
 
 
 def weighted(

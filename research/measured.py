@@ -3,7 +3,8 @@
 At evaluation j of an uncached run the live blocks run on j's own latent once more for every earlier evaluation i, on
 the feature that was kept at i (a copy), or on one forecast from two earlier ones. What the guided noise then differs by
 is exactly the error that a plan makes there which has its last full evaluation at i. How much that counts in the
-finished picture is `counts`; errors of a plan add up. Dynamic programming finds the plan with the least sum.
+finished picture is `counts`; errors of a plan add up. Dynamic programming finds the plan with the least sum. It did not
+hold: research/laboratory.md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import numpy as np
 import torch
 
 from bench import unets
+from bench.laboratory.samplers import SAMPLERS
+from bench.laboratory.studio import Studio
 from deepcache_ext.plan.estimators import Forecast, Kept, Moment
 from deepcache_ext.plan.importance import MIDDLE, MIDDLE_FRESH
 from train.learn import fused_attention
-
-from .samplers import SAMPLERS
-from .studio import Studio
 
 REACH = 6
 """Evaluations that a feature may be old."""
