@@ -25,7 +25,7 @@ from .slots import Key, Slot, Slots
 
 MOVES = 2
 """After so many times that the picture moved further than its sampler, the rest of the pass runs in full: towards the
-end there is little noise left by which it shows. Once may be chance, or somebody's single act.
+end there is little noise left by which it shows. Once may be chance, or somebody's single act. Chosen by hand.
 """
 
 
