@@ -39,6 +39,7 @@ class Attachment:
         self._skipped = self.ladder.skipped(min(self._branches))
         self._inside = frozenset(id(module) for block in self._skipped for module in block.modules())
         self._seen: dict[Hashable, int] = {}
+        self._last_seen: tuple[Hashable, int] = (None, 0)
         self._parts = parts(self.unet)
         self._foreign: Foreign | None = None
 
@@ -117,10 +118,12 @@ class Attachment:
             self._check_forwards()
             self._own = own
         now = self._weights.forwards(self._inside)
-        if now not in self._seen:
-            self._foreign = None
-            self._seen[now] = len(self._seen)
-        return self._seen[now]
+        if now is not self._last_seen[0]:  # hashing it takes longer than all the rest
+            if now not in self._seen:
+                self._foreign = None
+                self._seen[now] = len(self._seen)
+            self._last_seen = now, self._seen[now]
+        return self._last_seen[1]
 
     def foreign(self) -> Foreign:
         """Who lives in the blocks that cached calls skip. Raises `UnknownLayout` where that is not known."""

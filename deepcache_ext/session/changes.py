@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable
 from functools import partial
+from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
 
@@ -13,25 +14,21 @@ import torch
 from torch import nn
 
 from ..unet.support import own_forward
-from .online import strengths, with_online
+from .online import Online
 
 Parts = tuple[nn.Module | None, ...]
 
 
 def parts(unet: nn.Module) -> Parts:
-    """The UNet's modules down to the layers of its blocks, in order: three levels, without the UNet itself.
+    """The UNet's modules down to the layers of its blocks: three levels, without the UNet itself.
 
     The modules themselves and not their ids, which Python gives to others once these are gone. Costs about 5
     microseconds.
     """
-    found: list[nn.Module | None] = []
-    for child in unet._modules.values():
-        found.append(child)
-        for block in () if child is None else child._modules.values():
-            found.append(block)
-            if block is not None:
-                found.extend(block._modules.values())
-    return tuple(found)
+    children = unet._modules.values()
+    blocks = [block for child in children if child is not None for block in child._modules.values()]
+    layers = [layer for block in blocks if block is not None for layer in block._modules.values()]
+    return (*children, *blocks, *layers)
 
 
 def same_parts(one: Parts, other: Parts) -> bool:
@@ -86,14 +83,15 @@ class WeightsWatch:
                     weighted.setdefault(name, []).append(child)
             if "merged_adapters" in parent.__dict__:
                 adapted.append(parent.__dict__)
-        self._links = [(children, name, child) for name, group in by_name.items() for children, child in _spread(group)]
-        self._layers = [layer for group in weighted.values() for layer in _spread(group)]
-        self._owners = [layer._parameters for layer in self._layers]
+        links = [(children, name, child) for name, group in by_name.items() for children, child in _spread(group)]
+        self._parents = [children for children, _, _ in links]
+        self._names = [name for _, name, _ in links]
+        self._children = [child for _, _, child in links]
+        layers = [layer for group in weighted.values() for layer in _spread(group)]
+        self._owners = [layer._parameters for layer in layers]
         self._weights = [owner["weight"] for owner in self._owners]
-        self._online = with_online(self._layers)
+        self._online = Online(layers)
         self._uncounted = [weight for weight in self._weights if weight.is_inference() and not weight.is_meta]
-        self._children = [children.get for children, _, _ in self._links]
-        self._names = [name for _, name, _ in self._links]
         self._adapted = adapted[:: max(1, len(adapted) // 64)]
         self._inside: Inside | None = None
         self._read = b""
@@ -108,8 +106,8 @@ class WeightsWatch:
             self._renewals += 1
         if values:
             self._read = self._values()
-            self._online = with_online(self._layers)
-        acting = tuple(map(_adapters, self._adapted)), tuple(map(strengths, self._online))
+            self._online.look()
+        acting = tuple(map(_adapters, self._adapted)), self._online.strengths()
         return self._count(), self._renewals, acting, self._read
 
     def forwards(self, inside: Container[int]) -> Hashable:
@@ -117,7 +115,7 @@ class WeightsWatch:
         forwards, processors and hooks.
         """
         if self._inside is None:
-            self._inside = Inside([child for _, _, child in self._links if id(child) in inside])
+            self._inside = Inside([child for child in self._children if id(child) in inside])
         return self._inside.forwards()
 
     def _values(self) -> bytes:
@@ -128,10 +126,11 @@ class WeightsWatch:
         return torch.stack(read).cpu().numpy().tobytes() if read else b""
 
     def _is_same(self) -> bool:
-        for get, name, (_, _, child) in zip(self._children, self._names, self._links, strict=True):
-            if get(name) is not child:
-                return False
-        now = [owner.get("weight") for owner in self._owners]
+        if not all(map(is_, map(dict.get, self._parents, self._names), self._children)):
+            return False
+        now = list(map(dict.get, self._owners, repeat("weight")))
+        if all(map(is_, now, self._weights)):
+            return True
         for before, weight in zip(self._weights, now, strict=True):
             # accelerate's offloading leaves a new empty parameter behind after each call.
             if weight is not before and not (weight is not None and weight.is_meta and before.is_meta):
@@ -160,11 +159,9 @@ class Inside:
 
     def forwards(self) -> Hashable:
         """See `WeightsWatch.forwards`."""
-        own = self._own
         seen: list[Any] = list(map(type, self._modules))
-        seen += [one.get("forward") for one in own]
-        seen += [one.get("_forward") for one in own]
-        seen += [one.get("processor") for one in own]
+        for name in ("forward", "_forward", "processor"):
+            seen += map(dict.get, self._own, repeat(name))
         for hooks in filter(None, self._hooks):
             seen += hooks.values()
         if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):

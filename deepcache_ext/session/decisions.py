@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -81,8 +80,6 @@ class Decisions:
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
         call = at.ladder.call(args, kwargs)
-        # A guider's further call may differ in nothing but what it has put on the layers.
-        call = replace(call, kind=(call.kind, forwards))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
         if torch.is_grad_enabled() and any(
             t.requires_grad for t in chain((call.x, *call.conditioning), at.unet.parameters())
@@ -92,7 +89,7 @@ class Decisions:
         if patched:
             self._report.foreign.update(patched)
             return self._plain(now, Reason.PATCHED)
-        key = self._slots.place(call)
+        key = self._slots.place(call, forwards)
         if key is None:
             return self._plain(now, Reason.UNPLACED)
         if at.foreign().counting and not self._is_alone(call, key, last):

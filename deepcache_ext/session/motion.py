@@ -69,7 +69,7 @@ class Motion:
             return True
         if last.rows.device != rows.device:
             return False
-        apart = float(torch.linalg.vector_norm(rows - last.rows, dim=1).max()) / 2
+        apart = max(torch.linalg.vector_norm(rows - last.rows, dim=1).tolist()) / 2
         return self._is_within(2 * math.asin(min(apart, 1.0)), allowed + ROUNDING)
 
     def _is_within(self, turned: float, allowed: float) -> bool:

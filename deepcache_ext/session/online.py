@@ -8,25 +8,36 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
+from itertools import repeat
 from typing import Any
 
 from torch import nn
 
 LISTS = ("weight_function", "bias_function")
-NAMES = frozenset({"forge_online_loras", *LISTS})
+NAMES = ("forge_online_loras", *LISTS)
 
 
-def with_online(layers: Iterable[nn.Module]) -> list[nn.Module]:
-    """Those layers to which something is added."""
-    # The first question is the cheap one; Forge Neo leaves empty lists on all layers.
-    told = [layer for layer in layers if not NAMES.isdisjoint(layer.__dict__)]
-    return [layer for layer in told if any(layer.__dict__.get(name) for name in NAMES)]
+class Online:
+    """What is added to some layers whenever they run."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self._own = [layer.__dict__ for layer in layers]
+        self.look()
+
+    def look(self) -> None:
+        """Look for those to which something is added now. Forge Neo leaves empty lists on all layers."""
+        found = [list(map(dict.get, self._own, repeat(name))) for name in NAMES]
+        self._told = []
+        if any(map(any, found)):
+            self._told = [own for own in self._own if any(map(own.get, NAMES))]
+
+    def strengths(self) -> Hashable:
+        """What is added now, and how strongly; equal as long as nothing changes."""
+        return tuple(map(_strengths, self._told))
 
 
-def strengths(layer: nn.Module) -> Hashable:
-    """What is added to this layer now, and how strongly; equal as long as nothing changes."""
-    own = layer.__dict__
+def _strengths(own: dict[str, Any]) -> Hashable:
     added = [tuple(map(_patch, patches)) for patches in (own.get("forge_online_loras") or {}).values()]
     return tuple(added), tuple(_function(function) for name in LISTS for function in own.get(name) or ())
 

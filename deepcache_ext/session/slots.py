@@ -13,10 +13,10 @@ from ..report.pass_report import Reason
 from ..unet.calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
 from ..unet.ladder import Walks
 
-Key = tuple[Hashable, Region, int, frozenset[int]]
-"""A call's kind, its region of the latent, how many calls with the same two came before it in its evaluation, and which
-other kinds did. The last two are its role: where a host leaves the own call out at some evaluations (NGMS), a guider's
-further call comes first, and must not be taken for it.
+Key = tuple[int, Region, int, frozenset[int]]
+"""The number of a call's kind, its region of the latent, how many calls with the same two came before it in its
+evaluation, and which other kinds did. The last two are its role: where a host leaves the own call out at some
+evaluations (NGMS), a guider's further call comes first, and must not be taken for it.
 """
 
 
@@ -53,11 +53,11 @@ class Slots:
     def __init__(self, keeps: int) -> None:
         self._keeps = keeps
         self._slots: dict[Key, Slot] = {}
-        self._regions: dict[tuple[Hashable, int], Region] = {}
+        self._regions: dict[tuple[int, int], Region] = {}
         self._kinds: dict[Hashable, int] = {}
         """A number for each kind of call that was seen in this pass."""
-        self._by_kind: Counter[Hashable] = Counter()
-        self._by_place: Counter[tuple[Hashable, Region]] = Counter()
+        self._by_kind: Counter[int] = Counter()
+        self._by_place: Counter[tuple[int, Region]] = Counter()
         self._latent: torch.Tensor | None = None
 
     def start_evaluation(self, latent: torch.Tensor | None) -> None:
@@ -69,20 +69,24 @@ class Slots:
     def end_evaluation(self) -> None:
         self._latent = None
 
-    def place(self, call: Call) -> Key | None:
-        """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call."""
-        number = self._kinds.setdefault(call.kind, len(self._kinds))
-        nth = self._by_kind[call.kind]
-        others = frozenset(self._kinds[kind] for kind in self._by_kind) - {number}
-        self._by_kind[call.kind] += 1
-        region = self._region(call, nth)
+    def place(self, call: Call, forwards: int = 0) -> Key | None:
+        """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call.
+
+        `forwards`: a number for what runs in it, since a guider's further call may differ in nothing but what it has
+        put on the layers.
+        """
+        kind = self._kinds.setdefault((call.kind, forwards), len(self._kinds))
+        nth = self._by_kind[kind]
+        others = frozenset(self._by_kind) - {kind}
+        self._by_kind[kind] += 1
+        region = self._region(call, kind, nth)
         if region is None:
             return None
-        before = self._by_place[call.kind, region]
-        self._by_place[call.kind, region] += 1
-        return call.kind, region, before, others
+        before = self._by_place[kind, region]
+        self._by_place[kind, region] += 1
+        return kind, region, before, others
 
-    def _region(self, call: Call, nth: int) -> Region | None:
+    def _region(self, call: Call, kind: int, nth: int) -> Region | None:
         latent = self._latent
         if latent is None:
             return None
@@ -90,12 +94,12 @@ class Slots:
             # Even a first call may ask about another latent (an extension's own, a blurred or shifted one).
             return WHOLE if call.x is latent or lies_at(call.x, latent, WHOLE) else None
         # Tiles stay where they are, so last evaluation's answer is tried before the search.
-        guess = self._regions.get((call.kind, nth))
+        guess = self._regions.get((kind, nth))
         if guess and lies_at(call.x, latent, guess):
             return guess
         region = locate(call.x, latent)
         if region is not None:
-            self._regions[call.kind, nth] = region
+            self._regions[kind, nth] = region
         return region
 
     def find(

@@ -109,15 +109,19 @@ def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> 
     """Whether tensors of equal shapes hold equal values; costs one device synchronisation at most."""
     if len(one) != len(other):
         return False
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not b]
-    if not pairs:
+    verdicts = []
+    for a, b in zip(one, other, strict=True):
+        if a is b:
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+            return False
+        if a.device.type != "cpu":
+            verdicts.append((a == b).all())
+        elif not torch.equal(a, b):
+            return False
+    if not verdicts:
         return True
-    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in pairs):
-        return False
-    if all(a.device.type == "cpu" for a, _ in pairs):
-        return all(torch.equal(a, b) for a, b in pairs)
-    verdicts = [(a == b).all().to(pairs[0][0].device) for a, b in pairs]
-    return bool(torch.stack(verdicts).all())
+    return bool(torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts]).all())
 
 
 # Which part of the latent ------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_notices_another_windows_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
     assert f"must be full: {reference.UNSEEN}" in failures("animatediff_3_windows")
 
 
@@ -184,7 +184,7 @@ def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
 
     turning.count = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(placement, "_tiles", turning)
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
     assert "differs from the reference" in failures("tiled_diffusion_tile_batch_1")
 
 

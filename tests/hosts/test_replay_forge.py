@@ -77,7 +77,7 @@ def test_notices_the_slot_of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> 
         return call(self, args, {**kwargs, "transformer_options": options})
 
     monkeypatch.setattr(ForgeLadder, "call", blind)
-    monkeypatch.setattr(slots.Slots, "place", lambda self, call: (call.kind, (), 0))
+    monkeypatch.setattr(slots.Slots, "place", lambda self, call, forwards: (call.kind, (), 0))
     assert "differs from the reference" in failures("forge-2025-06/split_low_memory")
 
 
@@ -96,7 +96,7 @@ def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
         return calls if next(count) % 2 else [*calls[-2::-1], calls[-1]]
 
     monkeypatch.setattr(forge_player, "_tiles", turning)
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
     assert "differs from the reference" in failures("forge-2025-06/multidiffusion")
 
 
