@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.evidence.metrics import psnr
+from bench.likeness import psnr
 from deepcache_ext.plan.estimators import Estimator
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import Plan

@@ -1,6 +1,8 @@
 """Plans on the laboratory's networks: what runs is the extension's session, what is counted is what was run."""
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from bench.laboratory import __main__ as program
 from bench.laboratory import page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
 from bench.laboratory.studio import NotAsPlanned, Studio
+from bench.tables import between
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
@@ -127,12 +130,19 @@ def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(stud
     )
 
 
-def test_the_pages_are_those_of_the_results():
-    assert page.with_presets(page.README.read_text(encoding="utf-8")) == page.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("path", "made"), [(page.README, page.presets), (page.WHICH, page.means)])
+def test_the_pages_tables_are_those_of_the_results(path: Path, made: Callable[[], list[str]]):
+    told = path.read_text(encoding="utf-8")
+    assert between(told, *page.MARKS[path], "\n".join(made())) == told, "python -m bench.laboratory --write"
+
+
+def test_the_page_of_evidence_is_that_of_the_results():
     told = page.PAGE.read_text(encoding="utf-8")
     assert all(line in told for half in (JUDGING, CHOOSING) for line in page.table(half)), "bench.laboratory --write"
 
 
-def test_a_page_without_a_place_is_told():
+def test_a_table_takes_its_own_place_alone():
+    made = between("x\n<1>\nold\n<2>\ny", "<1>", "<2>", r"new \1")
+    assert made == "x\n<1>\n\nnew \\1\n\n<2>\ny"
     with pytest.raises(ValueError, match="no place"):
-        page.with_presets("# README")
+        between("<2> <1>", "<1>", "<2>", "new")
