@@ -30,6 +30,13 @@ def replaces_noise_by_name(sampler: str) -> bool:
     return REPLACING.search(sampler) is not None
 
 
+def needs_few_steps(sampler: str) -> bool:
+    """Whether a sampler of this name loses so little by fewer steps that they are a rival to caching: UniPC. On the
+    laboratory's choosing half fewer steps were level with the presets on the worst network, at 12 to 20 steps.
+    """
+    return "unipc" in sampler.lower()
+
+
 def sigma_at(alphas_cumprod: Any, timestep: float) -> float | None:
     """The sigma of a timestep, sqrt((1 - alpha_bar) / alpha_bar). `alphas_cumprod`: alpha_bar by timestep, (n,). None
     where there is no such tensor, the timestep is out of its range, or the level is no finite number above 0.
