@@ -21,7 +21,7 @@ def adds_noise_by_name(sampler: str) -> bool:
     return NOISE_ADDING.search(sampler) is not None
 
 
-REPLACING = re.compile(r"lcm|tcd|tdd", re.IGNORECASE)
+REPLACING = re.compile(r"lcm|tcd|tdd|ufogen", re.IGNORECASE)
 """Names of samplers that may replace all noise at every step."""
 
 
