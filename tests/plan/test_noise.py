@@ -50,7 +50,10 @@ def test_samplers_that_add_none(name):
     assert not adds_noise_by_name(name)
 
 
-@pytest.mark.parametrize("name", ["LCM", "LCMScheduler", "TCDScheduler", "TDDScheduler", "UFOGenScheduler"])
+@pytest.mark.parametrize(
+    "name",
+    ["LCM", "LCMScheduler", "TCDScheduler", "TDDScheduler", "UFOGenScheduler", "CMStochasticIterativeScheduler"],
+)
 def test_samplers_that_replace_all_noise(name):
     assert replaces_noise_by_name(name) and adds_noise_by_name(name)
 
