@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 NOISE_ADDING = re.compile(
-    r"\ba\b|ancestral|sde|lcm|tcd|ddpm|restart|repaint|cosine|sasolver|ufogen|vdm|tdd|langevin", re.IGNORECASE
+    r"\ba\b|ancestral|sde|lcm|tcd|ddpm|restart|repaint|cosine|stochasticiterative|sasolver|ufogen|vdm|tdd|langevin",
+    re.IGNORECASE,
 )
 """Names of samplers that add fresh noise in the course of a run: as the WebUIs' pages spell them ("Euler a"), and
 diffusers' classes (`EulerAncestralDiscreteScheduler`); the last four are SD.Next's own.
@@ -21,7 +22,7 @@ def adds_noise_by_name(sampler: str) -> bool:
     return NOISE_ADDING.search(sampler) is not None
 
 
-REPLACING = re.compile(r"lcm|tcd|tdd", re.IGNORECASE)
+REPLACING = re.compile(r"lcm|tcd|tdd|ufogen|stochasticiterative", re.IGNORECASE)
 """Names of samplers that may replace all noise at every step."""
 
 

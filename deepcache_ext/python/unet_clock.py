@@ -169,7 +169,8 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
         return None
     timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(timesteps) <= len(sigmas) <= len(timesteps) + 1:
-        return float(sigmas[index])
+        # Shares of noise in a latent of unit variance, as of SD.Next's VDM Solver: another measure, that ends at 1.
+        return float(sigmas[index]) if float(sigmas.max()) > 1 else None
     return sigma_at(getattr(scheduler, "alphas_cumprod", None), float(timesteps[index]))
 
 
