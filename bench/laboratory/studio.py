@@ -43,7 +43,7 @@ class Studio:
         return self.model.given(numbers), torch.stack(drawn), seeds
 
     def nature(self, sampler: str) -> Nature:
-        return Nature(SAMPLERS[sampler].fresh_noise, self.network.prediction)
+        return Nature(SAMPLERS[sampler].fresh_noise)
 
     @torch.no_grad()
     @fused_attention()

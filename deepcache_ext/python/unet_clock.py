@@ -183,7 +183,5 @@ def adds_noise(scheduler: Any) -> bool:
 
 
 def nature_of(scheduler: Any) -> Nature:
-    """Of the sampler, and of the UNet that the scheduler is made for; a sample is taken for v."""
-    told = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
-    all_fresh = replaces_noise_by_name(type(scheduler).__name__)
-    return Nature(adds_noise(scheduler), "eps" if told == "epsilon" else "v", all_fresh)
+    """Of the sampler."""
+    return Nature(adds_noise(scheduler), replaces_noise_by_name(type(scheduler).__name__))
