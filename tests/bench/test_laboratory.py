@@ -60,7 +60,7 @@ def test_a_plan_is_what_the_blocks_by_hand_make_of_it(studio):
     with torch.no_grad(), fused_attention():
         for k, (now, then) in enumerate(itertools.pairwise(levels)):
             t = SCHEDULE.sigma_to_t(torch.tensor([now])).expand(4)
-            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio._given}
+            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio.given}
             if k in (0, 2, 3):
                 out, kept = unets.full(unet, given, (0,))
             else:

@@ -1,0 +1,223 @@
+"""Which rivals are measured, and how each is made as fast as a preset. The likeness of pictures decides nothing here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from bench.laboratory.samplers import SAMPLERS
+from bench.laboratory.studio import Studio
+
+from . import forecasts, thresholds
+from .forecasts import Forecasting
+from .net import Net, Rival
+from .sada import Rule, Sada, with_interpolation
+from .spent import SHARES
+from .tgate import TGate
+from .thresholds import KINDS, Changes, Reusing
+
+Maker = Callable[[Net], Rival]
+"""A rival serves one run."""
+
+OTHER_SEED, OTHERS = 9016, 8
+"""Of the first picture, and how many, that TeaCache's polynomial is fitted to: none that is judged."""
+
+NEAR, TRIES = 0.012, 7
+"""A threshold is looked for until the speed-up is so near to the wanted one, or so often for each of them."""
+
+Guesses = dict[tuple[str, float], float]
+"""For a way and a preset's speed-up, the number that was found in the cell before: where to look first."""
+
+FAR = 0.08
+"""A speed-up that is further away than this is not reached."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A studio with one guidance, sampler and number of steps."""
+
+    studio: Studio
+    guidance: float
+    steps: int
+    sampler: str
+
+    def run(self, maker: Maker, studio: Studio | None = None) -> tuple[Rival, torch.Tensor]:
+        """The rival after its run, and the pictures."""
+        studio = studio or self.studio
+        rival = maker(Net.of(studio, self.guidance))
+        return rival, studio.drawn(self.sampler, self.steps, rival)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How fast it was, and its pictures."""
+
+    speed_up: float
+    pictures: torch.Tensor
+
+    def near(self, wanted: float) -> float:
+        """How far it is from that speed-up, relative."""
+        return abs(self.speed_up / wanted - 1)
+
+
+@dataclass
+class Tuned:
+    """A way whose speed-up follows from a number, the greater the faster: `make` of it. `scale` and `back`: to where
+    such numbers lie evenly, and from there. `low`, `high`, `stride`: there, the ends and a first step.
+    """
+
+    cell: Cell
+    make: Callable[[float, Net], Rival]
+    low: float
+    high: float
+    stride: float
+    back: Callable[[float], float] = float
+    known: dict[float, Made] = field(default_factory=dict)
+
+    def near(self, wanted: float, guess: float) -> tuple[float, Made]:
+        """The number, on its even scale, whose run came nearest to that speed-up, and the run."""
+        place: float | None = guess
+        for tries in range(TRIES):
+            if place is None:
+                break
+            if place not in self.known:
+                rival, pictures = self.cell.run(partial(self.make, self.back(place)))
+                self.known[place] = Made(rival.speed_up, pictures)
+            if self.known[place].near(wanted) <= NEAR:
+                break
+            place = self.next(wanted, self.stride * 2**tries)
+        best = min(self.known, key=lambda place: self.known[place].near(wanted))
+        return best, self.known[best]
+
+    def next(self, wanted: float, stride: float) -> float | None:
+        """Between the nearest slower and faster numbers, by what they cost; a stride away where there is but one."""
+        slower = max((n for n, made in self.known.items() if made.speed_up < wanted), default=None)
+        above = [n for n, made in self.known.items() if made.speed_up >= wanted and (slower is None or n > slower)]
+        faster = min(above, default=None)
+        if slower is None or faster is None:
+            place = self.low if faster is None and slower is None else (slower or 0.0) + stride
+            place = faster - stride if faster is not None else place
+            place = min(max(place, self.low), self.high)
+            return None if place in self.known else place
+        costs = [1 / self.known[n].speed_up for n in (slower, faster)]
+        share = (costs[0] - 1 / wanted) / (costs[0] - costs[1])
+        return slower + (faster - slower) * min(max(share, 0.15), 0.85)
+
+
+def count_for(steps: int, wanted: float) -> int:
+    """So many full evaluations come nearest to that speed-up, where all others cost nothing."""
+    return min(range(1, steps + 1), key=lambda count: abs(steps / count - wanted))
+
+
+def spectrum_for(steps: int, count: int, warm_up: int) -> tuple[int, ...]:
+    """Spectrum's full evaluations, so many of them: its windows grow faster, or its warm-up is longer."""
+    while len(forecasts.spectrum_steps(steps, warm_up, 2, 0)) < count:
+        warm_up += 1
+    for hundredths in range(2000):
+        full = forecasts.spectrum_steps(steps, warm_up, 2, hundredths / 100)
+        if len(full) <= count:
+            return full
+    return full
+
+
+def gate_for(steps: int, wanted: float, depth: int) -> int:
+    """T-GATE's gate nearest to that speed-up."""
+    after = (1 - SHARES[depth].cross_attention) / 2
+    return min(range(1, steps + 1), key=lambda gate: abs(steps / (gate + (steps - gate) * after) - wanted))
+
+
+def polynomial(cell: Cell, order: int) -> list[float]:
+    """TeaCache's, from an uncached run of other pictures."""
+    changes, others = Changes(), Studio(cell.studio.network, OTHERS, OTHER_SEED)
+    cell.run(lambda net: Reusing(net, cell.steps, KINDS["TeaCache"], 0.0, changes=changes), others)
+    return list(changes.polynomial(order))
+
+
+def forecasting(cell: Cell, full: tuple[int, ...], order: int | None) -> Maker:
+    """TeaylorSeer's of that order, or Spectrum's."""
+    if order is None:
+        told = partial(forecasts.spectrum, steps=cell.steps)
+        return lambda net: Forecasting(net, cell.steps, full, told, inside=True)
+    return lambda net: Forecasting(net, cell.steps, full, partial(forecasts.taylor, order=order))
+
+
+DEFAULTS = (
+    "Spectrum, defaults",
+    "TaylorSeer, defaults",
+    "First Block Cache, 0.1",
+    "First Block Cache (Forge), 0.1",
+    "TeaCache (Forge), 0.1",
+    "SADA, defaults",
+    "SADA, its rule alone",
+    "T-GATE, defaults",
+)
+
+
+def as_published(cell: Cell, name: str) -> Maker:
+    steps = cell.steps
+    if name == "Spectrum, defaults":
+        return forecasting(cell, forecasts.spectrum_steps(steps, 5, 2, 0.75), None)
+    if name == "TaylorSeer, defaults":
+        return forecasting(cell, tuple(sorted({0, 1, 2, *range(2, steps, 5)})), 2)
+    if name.endswith(", 0.1"):
+        return lambda net: Reusing(net, steps, KINDS[name.removesuffix(", 0.1")], 0.1)
+    if name == "T-GATE, defaults":
+        return lambda net: TGate(net, steps, round(0.4 * steps), keeps_self=True)
+    rule = with_interpolation(steps) if name == "SADA, defaults" else Rule()
+    return lambda net: Sada(net, steps, rule)
+
+
+FIXED = ("Spectrum", "TaylorSeer 1", "TaylorSeer 2", "T-GATE")
+TUNED = (*KINDS, "SADA")
+RIVALS = (*FIXED, *TUNED)
+
+
+def tuned(cell: Cell, name: str) -> Tuned:
+    steps = cell.steps
+    if name == "SADA":
+        return Tuned(cell, lambda number, net: Sada(net, steps, Rule(least=number)), -1.001, 1.001, 0.2)
+    kind = thresholds.KINDS[name]
+    terms = polynomial(cell, kind.order) if kind.order else (1.0, 0.0)
+    return Tuned(cell, lambda number, net: Reusing(net, steps, kind, number, terms), -9.0, 3.0, 0.3, math.exp)
+
+
+def fixed(cell: Cell, name: str, wanted: float) -> Maker:
+    steps, count = cell.steps, count_for(cell.steps, wanted)
+    if name == "Spectrum":
+        return forecasting(cell, spectrum_for(steps, count, WARM_UP), None)
+    if name == "T-GATE":
+        return lambda net: TGate(net, steps, gate_for(steps, wanted, net.depth))
+    return forecasting(cell, forecasts.taylor_steps(steps, 3, count), int(name[-1]))
+
+
+WARM_UP = 5
+"""Spectrum's published warm-up, also where a run has fewer than its 50 steps."""
+
+
+def all_of(
+    cell: Cell, wishes: dict[float, float], missing: Callable[[str], bool], guesses: Guesses
+) -> Iterator[tuple[str, Made]]:
+    """Every way that is missing, by its key. `wishes`: for each of the presets' speed-ups that which its plan has here;
+    rivals are made as fast as that.
+    """
+    for name in RIVALS:
+        found: Tuned | None = None
+        for wanted, speed_up in wishes.items():
+            if not missing(f"{name} @{wanted:g}"):
+                continue
+            if name in FIXED:
+                rival, pictures = cell.run(fixed(cell, name, speed_up))
+                made = Made(rival.speed_up, pictures)
+            else:
+                found = found or tuned(cell, name)
+                place = guesses.get((name, wanted), 0.0 if name == "SADA" else math.log(0.15 * wanted))
+                guesses[name, wanted], made = found.near(speed_up, place)
+            yield f"{name} @{wanted:g}", made
+    for name in DEFAULTS:
+        if missing(name):
+            rival, pictures = cell.run(as_published(cell, name))
+            yield name, Made(rival.speed_up, pictures)
