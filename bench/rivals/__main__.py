@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from bench.evidence.metrics import psnr
 from bench.laboratory.results import Results
 from bench.laboratory.studio import Studio
 from bench.laboratory.ways import SPEED_UPS
@@ -60,8 +59,7 @@ def measure(cell: ways.Cell, results: Results, guesses: ways.Guesses) -> None:
     wishes = {wanted: found[0] for wanted in SPEED_UPS if (found := ours.mean(*at, f"preset @{wanted:g}"))}
     told = 0
     for key, made in ways.all_of(cell, wishes, lambda key: not results.has(*at, key, studio.count), guesses):
-        likeness = [round(float(value), 2) for value in psnr(made.pictures, studio.reference(*at))]
-        results.add(*at, key, round(made.speed_up, 3), likeness)
+        results.add(*at, key, round(made.speed_up, 3), [round(value, 2) for value in made.likeness])
         told += 1
     studio.forget()
     if told:

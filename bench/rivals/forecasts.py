@@ -11,6 +11,7 @@ instead, with texts and without, which is the same as forecasting the guided noi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import factorial
 
 import torch
@@ -76,7 +77,7 @@ def taylor(known: Known, at: int, order: int) -> torch.Tensor:
         terms.append(row[-1] * ((at - places[-1]) ** i / factorial(i)))
         row = [
             (now - before) / (places[j + i + 1] - places[j + i])
-            for j, (before, now) in enumerate(zip(row, row[1:], strict=False))
+            for j, (before, now) in enumerate(pairwise(row))
         ]
     return torch.stack(terms).sum(0)
 

@@ -15,7 +15,7 @@ BETAS = 1 - alphas_cumprod() / torch.cat([torch.ones(1), alphas_cumprod()[:-1]])
 """Of each of the 1000 timesteps: how fast noise comes in."""
 
 BEHIND = (0.625, 0.75, -0.375)
-"""How the last three slopes count in the latent that is expected next (the paper's Adams-Moulton form of third order)."""
+"""How the last three slopes count in the latent that is expected next: the paper's Adams-Moulton form, newest first."""
 
 MOST = 4
 """So many evaluations are skipped in a row at most."""

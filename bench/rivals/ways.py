@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
-from bench.laboratory.samplers import SAMPLERS
+from bench.evidence.metrics import psnr
 from bench.laboratory.studio import Studio
 
 from . import forecasts, thresholds
@@ -32,8 +30,8 @@ NEAR, TRIES = 0.012, 7
 Guesses = dict[tuple[str, float], float]
 """For a way and a preset's speed-up, the number that was found in the cell before: where to look first."""
 
-FAR = 0.08
-"""A speed-up that is further away than this is not reached."""
+FAR = 0.05
+"""A speed-up that is further away than this, relative, is not reached."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +43,19 @@ class Cell:
     steps: int
     sampler: str
 
-    def run(self, maker: Maker, studio: Studio | None = None) -> tuple[Rival, torch.Tensor]:
-        """The rival after its run, and the pictures."""
-        studio = studio or self.studio
-        rival = maker(Net.of(studio, self.guidance))
-        return rival, studio.drawn(self.sampler, self.steps, rival)
+    def run(self, maker: Maker) -> Made:
+        rival = maker(Net.of(self.studio, self.guidance))
+        pictures = self.studio.drawn(self.sampler, self.steps, rival)
+        whole = self.studio.reference(self.sampler, self.steps, self.guidance)
+        return Made(rival.speed_up, tuple(float(value) for value in psnr(pictures, whole)))
 
 
 @dataclass(frozen=True)
 class Made:
-    """How fast it was, and its pictures."""
+    """How fast it was, and the PSNR in dB of each picture to the uncached one."""
 
     speed_up: float
-    pictures: torch.Tensor
+    likeness: tuple[float, ...]
 
     def near(self, wanted: float) -> float:
         """How far it is from that speed-up, relative."""
@@ -85,8 +83,7 @@ class Tuned:
             if place is None:
                 break
             if place not in self.known:
-                rival, pictures = self.cell.run(partial(self.make, self.back(place)))
-                self.known[place] = Made(rival.speed_up, pictures)
+                self.known[place] = self.cell.run(partial(self.make, self.back(place)))
             if self.known[place].near(wanted) <= NEAR:
                 break
             place = self.next(wanted, self.stride * 2**tries)
@@ -108,9 +105,12 @@ class Tuned:
         return slower + (faster - slower) * min(max(share, 0.15), 0.85)
 
 
-def count_for(steps: int, wanted: float) -> int:
-    """So many full evaluations come nearest to that speed-up, where all others cost nothing."""
-    return min(range(1, steps + 1), key=lambda count: abs(steps / count - wanted))
+def on_line(slower: Made, faster: Made, wanted: float) -> Made:
+    """At that speed-up between two: on the line over what they cost, each picture for itself."""
+    costs = [1 / made.speed_up for made in (slower, faster)]
+    share = (costs[0] - 1 / wanted) / (costs[0] - costs[1]) if costs[0] > costs[1] else 0.0
+    both = zip(slower.likeness, faster.likeness, strict=True)
+    return Made(wanted, tuple(a + share * (b - a) for a, b in both))
 
 
 def spectrum_for(steps: int, count: int, warm_up: int) -> tuple[int, ...]:
@@ -133,12 +133,13 @@ def gate_for(steps: int, wanted: float, depth: int) -> int:
 def polynomial(cell: Cell, order: int) -> list[float]:
     """TeaCache's, from an uncached run of other pictures."""
     changes, others = Changes(), Studio(cell.studio.network, OTHERS, OTHER_SEED)
-    cell.run(lambda net: Reusing(net, cell.steps, KINDS["TeaCache"], 0.0, changes=changes), others)
+    rival = Reusing(Net.of(others, cell.guidance), cell.steps, KINDS["TeaCache"], 0.0, changes=changes)
+    others.drawn(cell.sampler, cell.steps, rival)
     return list(changes.polynomial(order))
 
 
 def forecasting(cell: Cell, full: tuple[int, ...], order: int | None) -> Maker:
-    """TeaylorSeer's of that order, or Spectrum's."""
+    """TaylorSeer's of that order, or Spectrum's."""
     if order is None:
         told = partial(forecasts.spectrum, steps=cell.steps)
         return lambda net: Forecasting(net, cell.steps, full, told, inside=True)
@@ -171,9 +172,10 @@ def as_published(cell: Cell, name: str) -> Maker:
     return lambda net: Sada(net, steps, rule)
 
 
-FIXED = ("Spectrum", "TaylorSeer 1", "TaylorSeer 2", "T-GATE")
+FORECASTS = ("Spectrum", "TaylorSeer 1", "TaylorSeer 2")
 TUNED = (*KINDS, "SADA")
-RIVALS = (*FIXED, *TUNED)
+RIVALS = (*FORECASTS, *TUNED, "T-GATE")
+"""Made as fast as the presets; TaylorSeer with its order."""
 
 
 def tuned(cell: Cell, name: str) -> Tuned:
@@ -185,17 +187,16 @@ def tuned(cell: Cell, name: str) -> Tuned:
     return Tuned(cell, lambda number, net: Reusing(net, steps, kind, number, terms), -9.0, 3.0, 0.3, math.exp)
 
 
-def fixed(cell: Cell, name: str, wanted: float) -> Maker:
-    steps, count = cell.steps, count_for(cell.steps, wanted)
-    if name == "Spectrum":
-        return forecasting(cell, spectrum_for(steps, count, WARM_UP), None)
-    if name == "T-GATE":
-        return lambda net: TGate(net, steps, gate_for(steps, wanted, net.depth))
-    return forecasting(cell, forecasts.taylor_steps(steps, 3, count), int(name[-1]))
-
-
-WARM_UP = 5
-"""Spectrum's published warm-up, also where a run has fewer than its 50 steps."""
+def forecast(cell: Cell, name: str, wanted: float) -> Made:
+    """Between the two numbers of full evaluations that are next to that speed-up."""
+    found = []
+    for count in (math.ceil(cell.steps / wanted), math.floor(cell.steps / wanted)):
+        if name == "Spectrum":
+            maker = forecasting(cell, spectrum_for(cell.steps, count, cell.steps // 10), None)
+        else:
+            maker = forecasting(cell, forecasts.taylor_steps(cell.steps, 3, count), int(name[-1]))
+        found.append(cell.run(maker))
+    return on_line(*found, wanted)
 
 
 def all_of(
@@ -204,14 +205,16 @@ def all_of(
     """Every way that is missing, by its key. `wishes`: for each of the presets' speed-ups that which its plan has here;
     rivals are made as fast as that.
     """
-    for name in RIVALS:
+    for name in (*FORECASTS, *TUNED, "T-GATE"):
         found: Tuned | None = None
         for wanted, speed_up in wishes.items():
             if not missing(f"{name} @{wanted:g}"):
                 continue
-            if name in FIXED:
-                rival, pictures = cell.run(fixed(cell, name, speed_up))
-                made = Made(rival.speed_up, pictures)
+            if name in FORECASTS:
+                made = forecast(cell, name, speed_up)
+            elif name == "T-GATE":
+                gate = gate_for(cell.steps, speed_up, cell.studio.depth)
+                made = cell.run(lambda net, gate=gate: TGate(net, cell.steps, gate))
             else:
                 found = found or tuned(cell, name)
                 place = guesses.get((name, wanted), 0.0 if name == "SADA" else math.log(0.15 * wanted))
@@ -219,5 +222,4 @@ def all_of(
             yield f"{name} @{wanted:g}", made
     for name in DEFAULTS:
         if missing(name):
-            rival, pictures = cell.run(as_published(cell, name))
-            yield name, Made(rival.speed_up, pictures)
+            yield name, cell.run(as_published(cell, name))
