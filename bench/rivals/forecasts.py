@@ -16,8 +16,8 @@ from math import factorial
 
 import torch
 
+from . import spent
 from .net import Net, Rival
-from .spent import SHARES
 
 Known = Sequence[tuple[int, torch.Tensor]]
 """Evaluations that ran in full, and what came out, oldest first."""
@@ -75,10 +75,7 @@ def taylor(known: Known, at: int, order: int) -> torch.Tensor:
     row, terms = [value for _, value in known[-order - 1 :]], []
     for i in range(order + 1):
         terms.append(row[-1] * ((at - places[-1]) ** i / factorial(i)))
-        row = [
-            (now - before) / (places[j + i + 1] - places[j + i])
-            for j, (before, now) in enumerate(pairwise(row))
-        ]
+        row = [(now - before) / (places[j + i + 1] - places[j + i]) for j, (before, now) in enumerate(pairwise(row))]
     return torch.stack(terms).sum(0)
 
 
@@ -116,7 +113,7 @@ class Forecasting(Rival):
             self.spent += 1
         elif self.inside:
             said = self.net.last(self.forecast(self.known, self.k))
-            self.spent += SHARES[self.net.depth].last
+            self.spent += spent.of(self.net.depth).last
         else:
             said = self.forecast(self.known, self.k)
         return self.net.noise(said, x, sigma)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import unets
+from deepcache_ext.plan.cost import USUAL_DEPTH
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ SHARES = {
 
 LAYOUTS = {12: ("sd15", 64), 9: ("sdxl", 128)}
 """What they are counted on: the layout and the side of its latents."""
+
+
+def of(depth: int) -> Shares:
+    """Of a UNet with so many output blocks; one of another depth is taken for SD1.5."""
+    return SHARES.get(depth, SHARES[USUAL_DEPTH])
 
 
 def counted(depth: int) -> Shares:

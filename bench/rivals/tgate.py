@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import spent
 from .net import Net, Rival
-from .spent import SHARES
 
 CROSS, SELF = "attn2", "attn1"
 
@@ -31,7 +31,7 @@ class TGate(Rival):
         self.kept: dict[str, torch.Tensor] = {}
 
     def noise(self, x: torch.Tensor, t: torch.Tensor, sigma: float) -> torch.Tensor:
-        shares = SHARES[self.net.depth]
+        shares = spent.of(self.net.depth)
         if self.k >= self.gate:
             self.spent += (1 - shares.cross_attention) / 2
             with self.hooked(CROSS, self.give):

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from . import spent
 from .net import Call, Net, Rival
-from .spent import SHARES, Shares
+from .spent import Shares
 
 
 def drift(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,7 @@ class Reusing(Rival):
     ) -> None:
         super().__init__(net, steps)
         self.kind, self.threshold, self.polynomial, self.changes = kind, threshold, polynomial, changes
-        self.share = kind.share(SHARES[net.depth])
+        self.share = kind.share(spent.of(net.depth))
         self.signal = self.residual = self.said = torch.empty(0)
         self.moved = torch.zeros(net.count)
 

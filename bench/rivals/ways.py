@@ -1,4 +1,4 @@
-"""Which rivals are measured, and how each is made as fast as a preset. The likeness of pictures decides nothing here."""
+"""Which rivals are measured, and how each is made as fast as a preset. How near pictures come decides nothing here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from functools import partial
 from bench.evidence.metrics import psnr
 from bench.laboratory.studio import Studio
 
-from . import forecasts, thresholds
+from . import forecasts, spent, thresholds
 from .forecasts import Forecasting
 from .net import Net, Rival
 from .sada import Rule, Sada, with_interpolation
-from .spent import SHARES
 from .tgate import TGate
 from .thresholds import KINDS, Changes, Reusing
 
@@ -24,11 +23,16 @@ Maker = Callable[[Net], Rival]
 OTHER_SEED, OTHERS = 9016, 8
 """Of the first picture, and how many, that TeaCache's polynomial is fitted to: none that is judged."""
 
-NEAR, TRIES = 0.012, 7
+NEAR, TRIES = 0.02, 6
 """A threshold is looked for until the speed-up is so near to the wanted one, or so often for each of them."""
 
 Guesses = dict[tuple[str, float], float]
 """For a way and a preset's speed-up, the number that was found in the cell before: where to look first."""
+
+WARM_UP = 0.1
+"""Of a run, that the forecasts begin with in full: Spectrum's 5 of 50. TaylorSeer's are 3, of any number of steps.
+On the choosing half 2 of 20 and 3 of 30 came nearer than 5 (Spectrum) or 3 of 20 (TaylorSeer).
+"""
 
 FAR = 0.05
 """A speed-up that is further away than this, relative, is not reached."""
@@ -126,7 +130,7 @@ def spectrum_for(steps: int, count: int, warm_up: int) -> tuple[int, ...]:
 
 def gate_for(steps: int, wanted: float, depth: int) -> int:
     """T-GATE's gate nearest to that speed-up."""
-    after = (1 - SHARES[depth].cross_attention) / 2
+    after = (1 - spent.of(depth).cross_attention) / 2
     return min(range(1, steps + 1), key=lambda gate: abs(steps / (gate + (steps - gate) * after) - wanted))
 
 
@@ -189,12 +193,12 @@ def tuned(cell: Cell, name: str) -> Tuned:
 
 def forecast(cell: Cell, name: str, wanted: float) -> Made:
     """Between the two numbers of full evaluations that are next to that speed-up."""
-    found = []
+    found, first = [], round(WARM_UP * cell.steps)
     for count in (math.ceil(cell.steps / wanted), math.floor(cell.steps / wanted)):
         if name == "Spectrum":
-            maker = forecasting(cell, spectrum_for(cell.steps, count, cell.steps // 10), None)
+            maker = forecasting(cell, spectrum_for(cell.steps, count, first), None)
         else:
-            maker = forecasting(cell, forecasts.taylor_steps(cell.steps, 3, count), int(name[-1]))
+            maker = forecasting(cell, forecasts.taylor_steps(cell.steps, first, count), int(name[-1]))
         found.append(cell.run(maker))
     return on_line(*found, wanted)
 
