@@ -144,6 +144,8 @@ def text_of(sections: Sequence[Section], times: CallTimes, facts: Facts, folder:
         f"Made by `{facts.command}`; every figure is also in [evidence.json](evidence.json). "
         f"Rerunning continues where the last run ended.",
         "",
+        "On other networks: [the presets](laboratory.md), and [what else makes pictures sooner](rivals.md).",
+        "",
         f"- Checkpoint: `{facts.checkpoint}` ({weights}), a small UNet of SD1.5's kind "
         f"with {len(set(facts.prompts))} prompts in this run. One small network: a direction, not a promise for others."
         + (" [Its card](../demo/checkpoint/README.md) says what it was trained on." if facts.trained else ""),
