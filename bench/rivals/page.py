@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.laboratory import ways as plans
-from bench.laboratory.page import PRESETS
 from bench.laboratory.results import Results
 from bench.laboratory.table import PLAIN, spread, uncached
 from bench.tables import markdown
+from deepcache_ext.settings.fields import PRESETS
 from demo.webui.boot import REPOSITORY
 from train.laboratory.networks import JUDGING, of_half
 
@@ -78,9 +78,9 @@ The rivals:
 """
 
 
-PUBLISHED = """Each at its own speed-up. SADA's steps are scaled from 50, T-GATE's from 25. Spectrum's warm-up of 5 and its
-windows, and TaylorSeer's interval of 5, stay as published, for 50 steps. 0.1 is the threshold that Forge's extension
-begins with.
+PUBLISHED = """Each at its own speed-up. SADA's steps are scaled from 50, T-GATE's from 25. Spectrum's warm-up of 5 and
+its windows, and TaylorSeer's interval of 5, stay as published, for 50 steps. 0.1 is the threshold that Forge's
+extension begins with.
 """
 
 
@@ -207,8 +207,7 @@ def text() -> str:
     for preset in PRESETS:
         lines += ["", f"## At the speed of {preset}", "", *table(preset, at), ""]
         lines += list(ahead(preset, at)) or [f"Nothing here is nearer than {preset}."]
-    lines += ["", "## As their authors set them", ""]
-    lines += [PUBLISHED]
+    lines += ["", "## As their authors set them", "", PUBLISHED]
     return "\n".join([*lines, *published(at)]) + "\n"
 
 

@@ -200,7 +200,8 @@ def forecast(cell: Cell, name: str, wanted: float) -> Made:
         else:
             maker = forecasting(cell, forecasts.taylor_steps(cell.steps, first, count), int(name[-1]))
         found.append(cell.run(maker))
-    return on_line(*found, wanted)
+    slower, faster = found
+    return on_line(slower, faster, wanted)
 
 
 def all_of(
