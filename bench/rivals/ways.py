@@ -23,8 +23,10 @@ Maker = Callable[[Net], Rival]
 OTHER_SEED, OTHERS = 9016, 8
 """Of the first picture, and how many, that TeaCache's polynomial is fitted to: none that is judged."""
 
-NEAR, TRIES = 0.02, 6
-"""A threshold is looked for until the speed-up is so near to the wanted one, or so often for each of them."""
+NEAR, WIDE, TRIES = 0.02, 1.2, 6
+"""A threshold is looked for until the speed-up is so near to the wanted one, or two lie around it, the faster one at
+most so many times the slower one; or so often for each of them.
+"""
 
 Guesses = dict[tuple[str, float], float]
 """For a way and a preset's speed-up, the number that was found in the cell before: where to look first."""
@@ -81,7 +83,9 @@ class Tuned:
     known: dict[float, Made] = field(default_factory=dict)
 
     def near(self, wanted: float, guess: float) -> tuple[float, Made]:
-        """The number, on its even scale, whose run came nearest to that speed-up, and the run."""
+        """The number for that speed-up, on its even scale, and the run; read off on the line between two runs where
+        these lie around it and near to each other; else the nearest one.
+        """
         place: float | None = guess
         for tries in range(TRIES):
             if place is None:
@@ -89,24 +93,34 @@ class Tuned:
             if place not in self.known:
                 self.known[place] = self.cell.run(partial(self.make, self.back(place)))
             if self.known[place].near(wanted) <= NEAR:
-                break
+                return place, self.known[place]
+            slower, faster = self.around(wanted)
             place = self.next(wanted, self.stride * 2**tries)
+            if slower is not None and faster is not None:
+                ends = self.known[slower], self.known[faster]
+                if place is not None and ends[1].speed_up <= WIDE * ends[0].speed_up:
+                    return place, on_line(*ends, wanted)
         best = min(self.known, key=lambda place: self.known[place].near(wanted))
         return best, self.known[best]
 
-    def next(self, wanted: float, stride: float) -> float | None:
-        """Between the nearest slower and faster numbers, by what they cost; a stride away where there is but one."""
+    def around(self, wanted: float) -> tuple[float | None, float | None]:
+        """The nearest numbers that are slower, and faster."""
         slower = max((n for n, made in self.known.items() if made.speed_up < wanted), default=None)
         above = [n for n, made in self.known.items() if made.speed_up >= wanted and (slower is None or n > slower)]
-        faster = min(above, default=None)
-        if slower is None or faster is None:
-            place = self.low if faster is None and slower is None else (slower or 0.0) + stride
-            place = faster - stride if faster is not None else place
-            place = min(max(place, self.low), self.high)
-            return None if place in self.known else place
-        costs = [1 / self.known[n].speed_up for n in (slower, faster)]
-        share = (costs[0] - 1 / wanted) / (costs[0] - costs[1])
-        return slower + (faster - slower) * min(max(share, 0.15), 0.85)
+        return slower, min(above, default=None)
+
+    def next(self, wanted: float, stride: float) -> float | None:
+        """Between the nearest slower and faster numbers, by what they cost; a stride away where there is but one; None
+        at the ends.
+        """
+        slower, faster = self.around(wanted)
+        if slower is not None and faster is not None:
+            costs = [1 / self.known[n].speed_up for n in (slower, faster)]
+            share = (costs[0] - 1 / wanted) / (costs[0] - costs[1])
+            return slower + (faster - slower) * min(max(share, 0.15), 0.85)
+        place = faster - stride if faster is not None else (slower or 0.0) + stride
+        place = min(max(place, self.low), self.high)
+        return None if place in self.known else place
 
 
 def on_line(slower: Made, faster: Made, wanted: float) -> Made:
@@ -177,9 +191,11 @@ def as_published(cell: Cell, name: str) -> Maker:
 
 
 FORECASTS = ("Spectrum", "TaylorSeer 1", "TaylorSeer 2")
-TUNED = (*KINDS, "SADA")
+TUNED = ("First Block Cache", "TeaCache", "TeaCache (Forge)", "SADA")
 RIVALS = (*FORECASTS, *TUNED, "T-GATE")
-"""Made as fast as the presets; TaylorSeer with its order."""
+"""Made as fast as the presets; TaylorSeer with its order. First Block Cache in Forge's form is as near as its TeaCache
+(both look at hardly more than the input), and is only among the defaults.
+"""
 
 
 def tuned(cell: Cell, name: str) -> Tuned:
@@ -212,6 +228,7 @@ def all_of(
     """
     for name in (*FORECASTS, *TUNED, "T-GATE"):
         found: Tuned | None = None
+        reached = False  # T-GATE's fastest.
         for wanted, speed_up in wishes.items():
             if not missing(f"{name} @{wanted:g}"):
                 continue
@@ -219,6 +236,9 @@ def all_of(
                 made = forecast(cell, name, speed_up)
             elif name == "T-GATE":
                 gate = gate_for(cell.steps, speed_up, cell.studio.depth)
+                if gate == 1 and reached:
+                    continue
+                reached = gate == 1
                 made = cell.run(lambda net, gate=gate: TGate(net, cell.steps, gate))
             else:
                 found = found or tuned(cell, name)
