@@ -9,26 +9,15 @@ from bench import unets
 from bench.laboratory import __main__ as program
 from bench.laboratory import page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
-from bench.laboratory.studio import NotAsPlanned, Studio
+from bench.laboratory.studio import NotAsPlanned
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.session.session import Session
-from tests.train.test_laboratory import TINY, pictures
-from train.laboratory import learn
-from train.laboratory.networks import CHOOSING, JUDGING, Network
+from train.laboratory.networks import CHOOSING, JUDGING
 from train.learn import fused_attention
 
 LISTED = ListedPlan((0, 2, 3), 0, 5)
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPCACHE_LAB", str(tmp_path_factory.mktemp("lab")))
-        network = Network("tiny", CHOOSING, "forty", "eps", "sd1", TINY, steps=30, batch=4)
-        learn.train(network, pictures())
-        yield Studio(network, 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

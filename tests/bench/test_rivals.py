@@ -14,7 +14,6 @@ from bench.rivals.net import Net
 from bench.rivals.sada import Rule, Sada, interpolated
 from bench.rivals.tgate import TGate
 from bench.rivals.thresholds import KINDS, Reusing, drift
-from tests.bench.test_laboratory import studio  # noqa: F401, a fixture
 
 STEPS = 7
 LINE = [(k, torch.tensor([3.0 - 2 * k, k])) for k in (0, 1, 3, 4)]
@@ -30,7 +29,7 @@ def all_full(net):
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M Karras", "Euler a"])
-def test_all_full_is_the_uncached_picture_to_the_bit(studio, sampler):  # noqa: F811
+def test_all_full_is_the_uncached_picture_to_the_bit(studio, sampler):
     plain = studio.run(sampler, STEPS, 3.0)
     for rival in all_full(Net.of(studio, 3.0)):
         assert torch.equal(studio.drawn(sampler, STEPS, rival), plain), type(rival)
@@ -38,7 +37,7 @@ def test_all_full_is_the_uncached_picture_to_the_bit(studio, sampler):  # noqa: 
 
 
 @pytest.fixture
-def calls(studio, monkeypatch):  # noqa: F811
+def calls(studio, monkeypatch):
     """How many rows each run of the middle block had."""
     found = []
     handle = studio.model.unet.middle_block.register_forward_pre_hook(lambda _, given: found.append(len(given[0])))
@@ -46,14 +45,14 @@ def calls(studio, monkeypatch):  # noqa: F811
     handle.remove()
 
 
-def test_a_skipped_evaluation_costs_nothing_and_is_not_run(studio, calls):  # noqa: F811
+def test_a_skipped_evaluation_costs_nothing_and_is_not_run(studio, calls):
     rival = Forecasting(Net.of(studio, 3.0), 20, range(12), lambda known, at: known[-1][1])
     studio.drawn("Euler", 20, rival)
     assert rival.speed_up == pytest.approx(20 / 12) and len(calls) == 12
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_picture_decides_for_itself_and_what_is_counted_is_what_ran(studio, calls, name):  # noqa: F811
+def test_each_picture_decides_for_itself_and_what_is_counted_is_what_ran(studio, calls, name):
     rival = Reusing(Net.of(studio, 3.0), STEPS, KINDS[name], 1e-3)
     x, t = torch.randn(studio.count, *studio._shape), torch.tensor([500.0])
     first = rival(x, t, 1.0)
@@ -65,7 +64,7 @@ def test_each_picture_decides_for_itself_and_what_is_counted_is_what_ran(studio,
     assert torch.allclose(second[0], Reusing(Net.of(studio, 3.0), STEPS, KINDS[name], 0.0)(x, t, 1.0)[0], atol=1e-5)
 
 
-def test_a_threshold_above_everything_keeps_the_first_residual(studio):  # noqa: F811
+def test_a_threshold_above_everything_keeps_the_first_residual(studio):
     """First Block Cache, written out: the picture of the first block's output and the first residual."""
     net = Net.of(studio, 3.0)
     rival = Reusing(net, STEPS, KINDS["First Block Cache"], math.inf)
@@ -80,7 +79,7 @@ def test_a_threshold_above_everything_keeps_the_first_residual(studio):  # noqa:
     assert rival.spent == pytest.approx(1 + rival.share)
 
 
-def test_after_the_gate_neither_texts_nor_guidance_count(studio, calls):  # noqa: F811
+def test_after_the_gate_neither_texts_nor_guidance_count(studio, calls):
     rival = TGate(Net.of(studio, 3.0), STEPS, 2)
     drawn = studio.drawn("Euler", STEPS, rival)
     after = (1 - spent.SHARES[12].cross_attention) / 2
@@ -89,14 +88,14 @@ def test_after_the_gate_neither_texts_nor_guidance_count(studio, calls):  # noqa
     assert not any(layer._forward_hooks for layer in studio.model.unet.modules() if layer is not None)
 
 
-def test_self_attention_is_kept_before_the_gate_where_that_is_asked_for(studio):  # noqa: F811
+def test_self_attention_is_kept_before_the_gate_where_that_is_asked_for(studio):
     rival = TGate(Net.of(studio, 3.0), STEPS, 6, keeps_self=True)
     studio.drawn("Euler", STEPS, rival)  # Kept at 2, used at 3 and 4, the gate's own is run.
     shares = spent.SHARES[12]
     assert rival.spent == pytest.approx(6 - 2 * shares.self_attention + (1 - shares.cross_attention) / 2)
 
 
-def test_sada_expects_the_latent_where_it_comes_to_be(studio):  # noqa: F811
+def test_sada_expects_the_latent_where_it_comes_to_be(studio):
     """Third order: the miss is a small part of the step."""
     parts = []
 
@@ -110,7 +109,7 @@ def test_sada_expects_the_latent_where_it_comes_to_be(studio):  # noqa: F811
     assert sum(parts[:25]) / 25 < 0.1
 
 
-def test_sada_skips_at_most_four_in_a_row_and_counts_them(studio, calls):  # noqa: F811
+def test_sada_skips_at_most_four_in_a_row_and_counts_them(studio, calls):
     rival = Sada(Net.of(studio, 3.0), 20, Rule(begin=0.2, end=1.0, least=2.0))
     studio.drawn("Euler", 20, rival)
     # Five in full, then four skipped and one full, three times.
@@ -183,7 +182,7 @@ def test_what_is_read_off_lies_on_the_line_over_costs():
     assert ways.on_line(half, half, 2.0).likeness == (40.0, 30.0)
 
 
-def test_a_run_goes_on_from_what_is_there(studio, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_goes_on_from_what_is_there(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(ways, "polynomial", lambda *_: (1.0, 0.0))
     monkeypatch.setattr(Results, "mean", lambda self, *at: (1.8, 30.0) if at[-1] == "preset @2" else None)
     monkeypatch.setattr(ways, "TRIES", 1)
