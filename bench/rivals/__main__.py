@@ -60,10 +60,10 @@ def measure(cell: ways.Cell, results: Results, guesses: ways.Guesses) -> None:
     told = 0
     for key, made in ways.all_of(cell, wishes, lambda key: not results.has(*at, key, studio.count), guesses):
         results.add(*at, key, round(made.speed_up, 3), [round(value, 2) for value in made.likeness])
+        results.save()
         told += 1
     studio.forget()
     if told:
-        results.save()
         took = time.perf_counter() - begun
         print(f"{studio.network.name}: {cell.sampler}, {cell.steps} steps: {told} ways, {took:.0f} s", flush=True)
 
