@@ -9,7 +9,6 @@ import argparse
 import sys
 import time
 from itertools import product
-from pathlib import Path
 
 import torch
 
@@ -18,26 +17,21 @@ from bench.laboratory.studio import Studio
 from bench.laboratory.ways import SPEED_UPS
 from train.laboratory.networks import CHOOSING, JUDGING, called, of_half
 
-from . import ways
-
-FOLDER = Path(__file__).parent / "results"
-SAMPLERS = ("Euler", "DPM++ 2M Karras", "Euler a", "UniPC", "DDIM")
-STEPS = (20, 30)
+from . import page, ways
+from .page import FOLDER, MEASURED, STEPS
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rivals", description=__doc__)
     parser.add_argument("names", nargs="*", help="networks; default: the judging half")
     parser.add_argument("--half", choices=(CHOOSING, JUDGING), default=JUDGING)
-    parser.add_argument("--samplers", default=",".join(SAMPLERS))
+    parser.add_argument("--samplers", default=",".join(MEASURED))
     parser.add_argument("--steps", default=",".join(map(str, STEPS)))
     parser.add_argument("--guidance", default="7")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--write", action="store_true", help="the page alone")
     options = parser.parse_args(argv)
     if options.write:
-        from . import page
-
         page.write()
         return 0
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from bench.laboratory import ways as plans
 from bench.laboratory.results import Results
+from bench.laboratory.samplers import SAMPLERS
 from bench.laboratory.table import PLAIN, spread, uncached
 from bench.tables import markdown
 from deepcache_ext.settings.fields import PRESETS
@@ -22,7 +23,7 @@ from .ways import FAR
 
 PAGE, FOLDER = REPOSITORY / "docs" / "rivals.md", Path(__file__).parent / "results"
 GUIDANCE = 7.0
-SAMPLERS, STEPS = ("Euler", "DPM++ 2M Karras", "Euler a", "UniPC", "DDIM"), (20, 30)
+MEASURED, STEPS = ("Euler", "DPM++ 2M Karras", "Euler a", "UniPC", "DDIM"), (20, 30)
 
 Column = tuple[str, int]
 """Sampler and steps."""
@@ -132,7 +133,7 @@ def _told(name: str, every: dict[str, Found]) -> str:
 
 def columns() -> list[Column]:
     """Those that presets and rivals were measured in."""
-    return [at for at in product(SAMPLERS, STEPS) if len(at_speed(at, "Quality").keys() - OURS) > 0]
+    return [at for at in product(MEASURED, STEPS) if len(at_speed(at, "Quality").keys() - OURS) > 0]
 
 
 def table(preset: str, at: list[Column]) -> list[str]:
@@ -148,11 +149,10 @@ def table(preset: str, at: list[Column]) -> list[str]:
 def published(at: list[Column]) -> list[str]:
     """As their authors set them, each at its own speed-up."""
     lines = []
-    for name in ("interval 2", "interval 3", *ways.DEFAULTS):
-        ours = name not in ways.DEFAULTS
-        values = [found(column, name, ours) for column in at]
+    for name in (*ways.INTERVALS, *ways.DEFAULTS):
+        values = [found(column, name, ours=False) for column in at]
         told = [f"{spread(p for _, p in v)} at {fmean(s for s, _ in v):.2f}x" if v else "–" for v in values]
-        lines.append((f"Plain DeepCache, {name}" if ours else name, *told))
+        lines.append((f"Plain DeepCache, {name}" if name in ways.INTERVALS else name, *told))
     return markdown(("", *(f"{sampler}, {steps}" for sampler, steps in at)), lines)
 
 
@@ -180,19 +180,24 @@ def _worst(values: Found) -> float:
 
 
 def in_short(at: list[Column]) -> Iterator[str]:
-    """For each preset in how many of the columns it is the nearest, and which rival comes next to it over all."""
-    for preset in PRESETS:
-        every = [comparable(at_speed(column, preset)) for column in at]
+    """For each preset, and samplers without and with fresh noise, in how many of the columns it is the nearest, and
+    which two come next over all of these.
+    """
+    for preset, noisy in product(PRESETS, (False, True)):
+        every = [comparable(at_speed(column, preset)) for column in at if SAMPLERS[column[0]].fresh_noise == noisy]
+        if not every:
+            continue
         first = sum(max(column, key=lambda name, column=column: _mean(column[name])) == NOBODY for column in every)
-        behind = {
-            name: fmean(_mean(column[NOBODY]) - _mean(column[name]) for column in every)
+        above = {
+            name: fmean(_mean(column[name]) - _mean(column[NOBODY]) for column in every)
             for name in every[0]
             if name != NOBODY and all(name in column for column in every)
         }
-        told = sorted(behind.items(), key=lambda one: one[1])[:2]
+        told = sorted(above.items(), key=lambda one: one[1], reverse=True)[:2]
         yield (
-            f"- {preset}: the nearest in the mean in {first} of {len(every)} columns. Over all of them "
-            + " and ".join(f"{name} is {abs(by):.1f} dB {'behind' if by > 0 else 'ahead'}" for name, by in told)
+            f"- {preset}, {'samplers that add noise' if noisy else 'samplers that add none'}: the nearest in the mean in "
+            f"{first} of {len(every)} columns. Next over all of them: "
+            + "; ".join(f"{name} ({by:+.1f} dB)" for name, by in told)
             + "."
         )
 

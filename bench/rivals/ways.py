@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bench.evidence.metrics import psnr
+from bench.laboratory import ways as plans
+from bench.laboratory.samplers import SAMPLERS
 from bench.laboratory.studio import Studio
 
 from . import forecasts, spent, thresholds
@@ -143,9 +145,11 @@ def spectrum_for(steps: int, count: int, warm_up: int) -> tuple[int, ...]:
 
 
 def gate_for(steps: int, wanted: float, depth: int) -> int:
-    """T-GATE's gate nearest to that speed-up."""
+    """T-GATE's gate nearest to that speed-up; 0 where it does not come near."""
     after = (1 - spent.of(depth).cross_attention) / 2
-    return min(range(1, steps + 1), key=lambda gate: abs(steps / (gate + (steps - gate) * after) - wanted))
+    off = {gate: abs(steps / (gate + (steps - gate) * after) / wanted - 1) for gate in range(1, steps + 1)}
+    best = min(off, key=lambda gate: off[gate])
+    return best if off[best] <= FAR else 0
 
 
 def polynomial(cell: Cell, order: int) -> list[float]:
@@ -164,6 +168,7 @@ def forecasting(cell: Cell, full: tuple[int, ...], order: int | None) -> Maker:
     return lambda net: Forecasting(net, cell.steps, full, partial(forecasts.taylor, order=order))
 
 
+INTERVALS = ("interval 2", "interval 3")
 DEFAULTS = (
     "Spectrum, defaults",
     "TaylorSeer, defaults",
@@ -228,7 +233,6 @@ def all_of(
     """
     for name in (*FORECASTS, *TUNED, "T-GATE"):
         found: Tuned | None = None
-        reached = False  # T-GATE's fastest.
         for wanted, speed_up in wishes.items():
             if not missing(f"{name} @{wanted:g}"):
                 continue
@@ -236,9 +240,8 @@ def all_of(
                 made = forecast(cell, name, speed_up)
             elif name == "T-GATE":
                 gate = gate_for(cell.steps, speed_up, cell.studio.depth)
-                if gate == 1 and reached:
+                if not gate:
                     continue
-                reached = gate == 1
                 made = cell.run(lambda net, gate=gate: TGate(net, cell.steps, gate))
             else:
                 found = found or tuned(cell, name)
@@ -248,3 +251,13 @@ def all_of(
     for name in DEFAULTS:
         if missing(name):
             yield name, cell.run(as_published(cell, name))
+    yield from intervals(cell, missing)
+
+
+def intervals(cell: Cell, missing: Callable[[str], bool]) -> Iterator[tuple[str, Made]]:
+    """Plain DeepCache as published, by the extension's own session."""
+    studio, sigmas = cell.studio, SAMPLERS[cell.sampler].sigmas(cell.steps)
+    for way in plans.every(plans.of(sigmas, studio.depth, studio.nature(cell.sampler))):
+        if way.name in INTERVALS and way.estimator is not None and missing(way.key):
+            likeness = studio.likeness(cell.sampler, cell.steps, cell.guidance, way.plan, way.estimator())
+            yield way.key, Made(way.speed_up, tuple(likeness))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from bench.laboratory.results import Results
-from bench.laboratory.samplers import SAMPLERS
 from bench.rivals import __main__ as program
 from bench.rivals import forecasts, page, spent, ways
 from bench.rivals.forecasts import Forecasting
@@ -152,6 +151,12 @@ def test_the_published_schedules():
             assert len(ways.spectrum_for(steps, count, 2)) == count, (steps, count)
 
 
+def test_a_gate_is_found_where_there_is_one():
+    # 3 and 17 halves of 0.96: 11.2 of 20.
+    assert ways.gate_for(20, 1.8, 12) == 3
+    assert ways.gate_for(20, 2.6, 12) == 0
+
+
 def test_drift_is_each_pictures_own():
     before = torch.ones(4, 3)
     now = before.clone()
@@ -189,8 +194,9 @@ def test_a_run_goes_on_from_what_is_there(studio, tmp_path, monkeypatch):
     cell, results = ways.Cell(studio, 3.0, 12, "Euler"), Results("tiny", tmp_path)
     program.measure(cell, results, {})
     keys = set(results.keys("Euler", 12, 3.0))
-    assert keys == {f"{name} @2" for name in ways.RIVALS} | set(ways.DEFAULTS)
+    assert keys == {f"{name} @2" for name in ways.RIVALS} | {*ways.DEFAULTS, *ways.INTERVALS}
     monkeypatch.setattr(ways.Cell, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(studio, "likeness", lambda *_: 1 / 0)
     program.measure(cell, Results("tiny", tmp_path), {})
     found = results.cells["Euler, 12 steps, guidance 3"]["Spectrum @2"]
     assert found["speed_up"] == 1.8 and len(found["psnr"]) == studio.count
@@ -198,4 +204,3 @@ def test_a_run_goes_on_from_what_is_there(studio, tmp_path, monkeypatch):
 
 def test_the_page_is_that_of_the_results():
     assert page.PAGE.read_text(encoding="utf-8") == page.text(), "python -m bench.rivals --write"
-    assert set(page.SAMPLERS) <= set(SAMPLERS)
