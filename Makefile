@@ -63,6 +63,8 @@ gpu:
 evidence: setup
 	$(py) -m bench.laboratory $(ARGS)
 	$(py) -m bench.laboratory --write
+	$(py) -m bench.rivals $(ARGS)
+	$(py) -m bench.rivals --write
 
 replay: setup
 	$(py) -m tests.replay $(TRACES) $(ARGS)

@@ -41,7 +41,8 @@ and draw 16x16 pixels: far smaller than yours.
 PSNR in dB to the picture without DeepCache, mean of 8 pictures a network: the mean over the networks, in brackets the
 worst network. *Plain DeepCache*: every Nth step full and a copy between, at branch 0, made as fast as the preset.
 *Fewer steps*: without DeepCache, as many as take as long; with samplers that add noise those draw another picture. The
-speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs.
+speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs. What else makes pictures sooner, on the same networks:
+[the presets beside other ways](rivals.md).
 """
 
 CHOSEN = """

@@ -11,27 +11,16 @@ from bench import unets
 from bench.laboratory import __main__ as program
 from bench.laboratory import page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
-from bench.laboratory.studio import NotAsPlanned, Studio
+from bench.laboratory.studio import NotAsPlanned
 from bench.tables import between
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.session.session import Session
-from tests.train.test_laboratory import TINY, pictures
-from train.laboratory import learn
-from train.laboratory.networks import CHOOSING, JUDGING, Network
+from train.laboratory.networks import CHOOSING, JUDGING
 from train.learn import fused_attention
 
 LISTED = ListedPlan((0, 2, 3), 0, 5)
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPCACHE_LAB", str(tmp_path_factory.mktemp("lab")))
-        network = Network("tiny", CHOOSING, "forty", "eps", "sd1", TINY, steps=30, batch=4)
-        learn.train(network, pictures())
-        yield Studio(network, 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -63,7 +52,7 @@ def test_a_plan_is_what_the_blocks_by_hand_make_of_it(studio):
     with torch.no_grad(), fused_attention():
         for k, (now, then) in enumerate(itertools.pairwise(levels)):
             t = SCHEDULE.sigma_to_t(torch.tensor([now])).expand(4)
-            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio._given}
+            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio.given}
             if k in (0, 2, 3):
                 out, kept = unets.full(unet, given, (0,))
             else:
