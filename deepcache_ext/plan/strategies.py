@@ -15,8 +15,9 @@ from ..settings.evaluation_list import custom
 from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 from . import cost
+from .ageing import UNMEASURED, Ageing, Spread, candidates, least_error
 from .estimators import ESTIMATORS, FORECAST_BY_DEPTH_UP_TO, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
-from .importance import USUAL, Nature, by_depth, weighted
+from .importance import USUAL, Nature
 from .plan import ListedPlan, Plan, UniformPlan
 
 FEW = 12
@@ -25,29 +26,27 @@ the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
 SECOND = 1
-"""The branch that weighted plans run at least on UNets where it costs next to nothing (9 output blocks: 3.8 % of a full
-call for 1.5), and with samplers that add fresh noise: there the shallowest features age fastest (bench/laboratory).
-"""
-
-DEEPER = {12: 5, 9: 5}
-"""The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x and SDXL. Chosen among 2, 4,
-5, 6 and 8 by the demo's checkpoint, which is of SD1.x's layout (research/plans.md); SDXL was not measured.
+"""The branch that plans without noise levels run at least on UNets where it costs next to nothing (9 output blocks), and
+with samplers that add fresh noise: there the shallowest features age fastest (`ageing.UNMEASURED`).
 """
 
 
 def plan_for(
-    settings: Settings, total: int, sigmas: Sequence[float] | None, depth: int, nature: Nature = USUAL
+    settings: Settings,
+    total: int,
+    sigmas: Sequence[float] | None,
+    depth: int,
+    nature: Nature = USUAL,
+    ageing: Ageing | None = None,
 ) -> tuple[Plan, str]:
     """The plan of a pass of `total` evaluations on a UNet of `depth` output blocks, and a remark for the user or "".
 
     `sigmas`: the noise level of each evaluation as `Moment.sigma` counts it, or None where the host does not tell;
-    their number is the better one. `nature`: of sampler and model.
+    their number is the better one. `nature`: of sampler and model. `ageing`: of the model, where it was measured.
     Raises `SettingsError` for a list of full evaluations that cannot be read.
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
     deeper = settings.deeper_branch_id
-    if settings.strategy == "weighted" and deeper <= branch and (nature.fresh_noise or depth == 9):
-        branch = max(branch, SECOND)
     uniform = UniformPlan(settings.cache_interval, branch, total, *window, deeper)
     few = total < FEW
     if settings.strategy == "uniform":
@@ -68,18 +67,35 @@ def plan_for(
         return UniformPlan(1, branch, total), f"nothing is skipped in a run of fewer than {FEW} steps"
     total = len(sigmas) if sigmas else total
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
-        shares = [cost.share(one, depth) for one in uniform.branches]
+        if deeper <= branch and (nature.fresh_noise or depth == 9):
+            branch = max(branch, SECOND)
+        shares = [cost.share(one, depth) for one in ((branch, deeper) if deeper > branch else (branch,))]
         evenly = _evenly(total, settings.speed_up, shares)
         if evenly is None:  # every second one on the deeper branch is faster than wanted already
             evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
         return _in_turns(evenly or (), branch, total, window, deeper), EVENLY if depth else ""
-    full = cost.full_for(total, settings.speed_up, cost.share(branch, depth))
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
-    if deeper > branch:
-        listed, renewed = by_depth(sigmas, settings.speed_up, (branch, deeper), depth, outside, nature)
-        if len(listed) + len(renewed) < total:  # else that alone would be faster than wanted
-            return ListedPlan(listed, branch, total, *window, renewed, deeper), ""
-    return ListedPlan(weighted(sigmas, full, outside, nature), branch, total, *window), ""
+    full, renewed, *own = _spread(settings, sigmas, depth, nature, outside, ageing)
+    return ListedPlan(full, own[0], total, *window, renewed, own[1] if renewed else 0), ""
+
+
+def _spread(
+    settings: Settings,
+    sigmas: Sequence[float],
+    depth: int,
+    nature: Nature,
+    must: frozenset[int],
+    ageing: Ageing | None,
+) -> Spread:
+    """Of the branches that the settings name, or, where they name none, of those with the least predicted error."""
+    branch, deeper = settings.cache_branch_id, settings.deeper_branch_id
+    ageing = ageing or UNMEASURED.get((depth, nature.fresh_noise))
+    if ageing and branch == 0 and deeper <= branch:
+        return least_error(sigmas, settings.speed_up, depth, ageing, must, nature)
+    named = [(branch, deeper)] if deeper > branch else []
+    single, *pair = candidates(sigmas, settings.speed_up, depth, [(branch,), *named], must, nature)
+    # Where every evaluation of a pair renews something, it is faster than what was asked for.
+    return pair[0] if pair and len(pair[0][0]) + len(pair[0][1]) < len(sigmas) else single
 
 
 EVENLY = "the sampler's noise levels are not known before the run: its full steps lie evenly"

@@ -72,10 +72,12 @@ NETWORKS = (
     Network("forty-eps-sd1", CHOOSING, "forty", "eps", "sd1", _SD1, seed=2, steps=800),
     Network("clothes-eps-xl", CHOOSING, "clothes", "eps", "sdxl", _XL, seed=3, steps=600),
     Network("emoji-v-xl", CHOOSING, "emoji", "v", "sdxl", _XL, seed=4),
+    Network("clothes-v-sd1", CHOOSING, "clothes", "v", "sd1", _SD1_FINEST, seed=9),
     Network("clothes-eps-sd1", JUDGING, "clothes", "eps", "sd1", _SD1, seed=5),
     Network("photos-v-sd1", JUDGING, "photos", "v", "sd1", _SD1, seed=6),
     Network("forty-eps-xl", JUDGING, "forty", "eps", "sdxl", _XL, seed=7, steps=600),
     Network("emoji-eps-sd1", JUDGING, "emoji", "eps", "sd1", _SD1_FINEST, seed=8),
+    Network("photos-eps-xl", JUDGING, "photos", "eps", "sdxl", _XL, seed=10),
 )
 """In both halves: noise and v, 12 and 9 output blocks, attention at the finest level and none, few pictures learned by
 heart and many, photographs and drawings.
