@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from . import cost
-from .importance import ORDER, USUAL, Nature, spreads, weights
+from .importance import USUAL, Nature, order, spreads, weights
 
 Ageing = Mapping[int, float]
 """By branch: the error of the finished picture where every second evaluation is cached at it, in units of branch 0's.
@@ -101,14 +101,14 @@ def predicted(spread: Spread, sigmas: Sequence[float], ageing: Ageing, nature: N
     """
     full, renewed, branch, deeper = spread
     weight, place = weights(sigmas, nature), np.log(np.asarray(sigmas, dtype=np.float64))
-    error, last_full, last = 0.0, 0, 0
+    power, error, last_full, last = order(nature), 0.0, 0, 0
     for k in range(len(sigmas)):
         if k in full:
             last_full = last = k
             continue
         if k in renewed:
             last = k
-        aged = ageing[deeper] * abs(place[last] - place[last_full]) ** ORDER
-        aged += ageing[branch] * abs(place[k] - place[last]) ** ORDER
+        aged = ageing[deeper] * abs(place[last] - place[last_full]) ** power
+        aged += ageing[branch] * abs(place[k] - place[last]) ** power
         error += float(weight[k] * aged)
     return error

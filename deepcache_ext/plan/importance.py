@@ -22,10 +22,15 @@ class Nature:
 USUAL = Nature()
 
 
-ORDER = 1.5
-"""An error of the kept feature grows with this power of its age in log sigma. Fitted with `weights` on three networks of
-the laboratory's choosing half (research/laboratory.md).
+ORDER, ORDER_FRESH = 1.5, 1.0
+"""An error of the kept feature grows with this power of its age in log sigma: of a forecast, and of a copy where fresh
+noise moves the latent about. Fitted on three networks of the laboratory's choosing half, as which pictures come nearest
+(research/laboratory.md).
 """
+
+
+def order(nature: Nature) -> float:
+    return ORDER_FRESH if nature.fresh_noise else ORDER
 
 
 def weights(sigmas: Sequence[float], nature: Nature = USUAL) -> np.ndarray:
@@ -60,7 +65,7 @@ def spreads(
 ) -> dict[int, tuple[int, ...]]:
     """`weighted` for every number of full evaluations from `least` to `most`, or from as many as `must` asks for.
 
-    A cached evaluation adds its weight times (distance in log sigma from the last full one)^`ORDER`: what is kept lags
+    A cached evaluation adds its weight times (distance in log sigma from the last full one)^`order`: what is kept lags
     behind in one direction, so errors add up. Dynamic programming over the last full evaluation and how many there
     were.
     """
@@ -68,7 +73,9 @@ def spreads(
     least = min(max(least, len(must | {0})), count)
     most = min(max(most, least), count)
     place, weight = np.log(np.asarray(sigmas, dtype=np.float64)), weights(sigmas, nature)
-    widest = min(count, max(8, 3 * -(-count // least)))
+    power = order(nature)
+    free = max(least - len(must | {0}) + 1, 1)
+    widest = min(count, max(8, 3 * -(-count // free)))
     # added[k, gap - 1]: what the cached evaluations between a full one at k and the next at k + gap add.
     added = np.full((count, widest), np.inf)
     for k in range(count):
@@ -77,7 +84,7 @@ def spreads(
             added[k, gap - 1] = total
             if k + gap >= count or k + gap in must:
                 break
-            total += float(weight[k + gap] * abs(place[k + gap] - place[k]) ** ORDER)
+            total += float(weight[k + gap] * abs(place[k + gap] - place[k]) ** power)
     after = np.array([added[k, count - k - 1] if count - k <= widest else np.inf for k in range(count)])
     best = np.full(count, np.inf)
     best[0] = 0.0

@@ -13,7 +13,7 @@ from .estimators import Estimator
 from .importance import USUAL, Nature
 from .noise import needs_few_steps
 from .plan import Plan, UniformPlan
-from .strategies import estimator_for, gap, plan_for
+from .strategies import apart, estimator_for, plan_for
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def _hint(one: PlannedPass) -> str:
     well; "" where neither is so.
     """
     ahead, speed_up = one.ahead, one.speed_up()
-    is_wide = (gap(one.plan, ahead.sigmas) or 0) > WIDE
+    full = cost.full_for(ahead.evaluations, speed_up, cost.share(0, ahead.depth)) if speed_up else 1
+    is_wide = bool(speed_up) and (apart(full, ahead.sigmas) or 0) > WIDE
     if not one.live_branches or not (is_wide or needs_few_steps(ahead.sampler)):
         return ""
     if ahead.nature.fresh_noise:  # fewer steps draw another picture there
@@ -149,9 +150,9 @@ def _hint(one: PlannedPass) -> str:
 
 
 WIDE = 1.1
-"""In log sigma, on average: where evaluations that renew the kept feature lie further apart, the worst network of the
-laboratory's choosing half is behind fewer uncached steps or level with them (-2.6 to +0.5 dB), at guidance 7 and 12 to
-15 steps (research/laboratory.md).
+"""In log sigma, on average: where full evaluations of a plan of branch 0 that is as fast lie further apart, the worst
+network of the laboratory's choosing half is behind fewer uncached steps or level with them (-2.6 to +0.5 dB), at
+guidance 7 and 12 to 15 steps (research/laboratory.md).
 """
 
 

@@ -26,8 +26,8 @@ the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
 SECOND = 1
-"""The branch that plans without noise levels run at least on UNets where it costs next to nothing (9 output blocks), and
-with samplers that add fresh noise: there the shallowest features age fastest (`ageing.UNMEASURED`).
+"""The branch that plans without noise levels run at least on UNets where it costs next to nothing (9 output blocks),
+and with samplers that add fresh noise: there the shallowest features age fastest (`ageing.UNMEASURED`).
 """
 
 
@@ -130,9 +130,9 @@ def estimator_for(
     if name == "auto" and nature.fresh_noise:
         name = "copy"
     elif name == "auto":
-        apart = gap(plan, sigmas)
-        if apart is not None:
-            near = apart <= (FORECAST_BY_DEPTH_UP_TO if len(plan.branches) > 1 else FORECAST_UP_TO)
+        gap = apart(_renewals(plan, len(sigmas or ())), sigmas)
+        if gap is not None:
+            near = gap <= (FORECAST_BY_DEPTH_UP_TO if len(plan.branches) > 1 else FORECAST_UP_TO)
         else:
             total = total or 120
             near = total / FORECAST_UP_TO_STEPS <= _renewals(plan, total)
@@ -140,13 +140,11 @@ def estimator_for(
     return ESTIMATORS[name]()
 
 
-def gap(plan: Plan, sigmas: Sequence[float] | None) -> float | None:
-    """How far apart in log sigma evaluations that renew the kept feature lie on average; None where the noise levels
-    are not known.
-    """
+def apart(renewals: int, sigmas: Sequence[float] | None) -> float | None:
+    """How far apart in log sigma so many evaluations lie on average; None where the noise levels are not known."""
     if not sigmas or not all(0 < s < math.inf for s in sigmas):
         return None
-    return _width(sigmas) / max(_renewals(plan, len(sigmas)), 1)
+    return _width(sigmas) / max(renewals, 1)
 
 
 def _renewals(plan: Plan, total: int) -> int:
