@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deepcache_ext.plan import cost
+from deepcache_ext.plan.ageing import Ageing
 from deepcache_ext.plan.estimators import ESTIMATORS, Estimator
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, Plan, UniformPlan
@@ -76,8 +77,7 @@ def every(ahead: Pass) -> Iterator[Way]:
             if full:
                 plan = ListedPlan(even(ahead.steps, full), branch, ahead.steps)
                 yield way(f"uniform {estimator} b{branch}", wanted, plan, ESTIMATORS[estimator], ahead)
-        yield shipped("by depth", wanted, 5, ahead)
-        yield shipped("preset", wanted, 0, ahead)
+        yield shipped(wanted, ahead)
         if not ahead.nature.fresh_noise:
             yield from fewer(ahead.steps, wanted)
 
@@ -86,13 +86,12 @@ UNIFORM = ((0, "copy"), (0, "forecast"), (1, "copy"), (2, "copy"))
 """Branch and estimator."""
 
 
-def shipped(name: str, wanted: float, deeper: int, ahead: Pass) -> Way:
-    """What the extension's presets run at that speed-up; or, with a `deeper` branch, its plan by depth."""
-    asked = {"enabled": True, "strategy": "weighted", "speed_up": wanted, "deeper_branch_id": deeper}
-    settings = parse([asked])
-    plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature)
+def shipped(wanted: float, ahead: Pass, ageing: Ageing | None = None) -> Way:
+    """What the extension's presets run at that speed-up; on a model of measured `ageing`."""
+    settings = parse([{"enabled": True, "strategy": "weighted", "speed_up": wanted}])
+    plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature, ageing)
     return way(
-        name, wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature), ahead
+        "preset", wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature), ahead
     )
 
 

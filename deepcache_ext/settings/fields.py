@@ -157,8 +157,8 @@ FIELDS: tuple[Field, ...] = (
         "cache_branch_id",
         "Branch",
         0,
-        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer. Weighted "
-        "plans take 1 at least on SDXL and with samplers that add noise, such as Euler a.",
+        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer. While it is "
+        "0, weighted plans choose it themselves.",
         minimum=0,
         maximum=MAX_BRANCH,
     ),
@@ -247,7 +247,8 @@ FIELDS: tuple[Field, ...] = (
         "deeper_branch_id",
         "Medium branch",
         NO_DEEPER,
-        "Every second full step becomes a medium one, which runs this branch. It has to be deeper than Branch.",
+        "Every second full step becomes a medium one, which runs this branch. It has to be deeper than Branch. While "
+        "both are 0, weighted plans choose them.",
         minimum=NO_DEEPER,
         maximum=MAX_BRANCH,
         older=("DeepCache deeper branch",),
