@@ -16,7 +16,7 @@ from bench.laboratory.table import PLAIN, spread, uncached
 from bench.tables import markdown
 from deepcache_ext.settings.fields import PRESETS
 from demo.webui.boot import REPOSITORY
-from train.laboratory.networks import JUDGING, of_half
+from train.laboratory.networks import JUDGING, Network, of_half
 
 from . import spent, ways
 from .ways import FAR
@@ -46,10 +46,10 @@ ABOUT = """# The presets beside other ways
 
 For whoever wants to know what else makes pictures sooner, and which of it is nearer to the uncached picture.
 
-Written by `python -m bench.rivals --write`, from what `python -m bench.rivals` measured on the four networks of the
+Written by `python -m bench.rivals --write`, from what `python -m bench.rivals` measured on {networks} networks of the
 laboratory's judging half ([what they are](evidence.md)): guidance 7, 8 pictures a network, the same texts and seeds
 for all. Nearness is PSNR in dB to the uncached picture of the same sampler and steps: the mean over the networks, in
-brackets the worst network. Four small networks that draw 16x16 pixels: a direction, and less than 1 dB is no
+brackets the worst network. A few small networks that draw 16x16 pixels: a direction, and less than 1 dB is no
 difference.
 
 - Each rival is written small from its paper, in `bench/rivals/`; what was left out stands there. None is its authors'
@@ -59,7 +59,8 @@ difference.
 - Each rival is made as fast as the preset is in the same cell: thresholds are looked for by the speed-up alone, and
   each picture of a batch decides for itself. What has no run within 2% of that speed-up is read off on the line between
   two runs around it. What does not come within {far:.0%} of it on every network has its own beside the figure, and
-  where it is slower it is compared with nothing.
+  where it is slower it is compared with nothing. The presets' plans changed after the rivals were measured (branches by
+  ageing), and their speed-ups with them, by up to 5%.
 - The presets were chosen on the other half of the networks. There it was also seen that forecasts do better when they
   begin with a tenth of the run in full, as they do here.
 
@@ -85,11 +86,16 @@ extension begins with.
 """
 
 
+def networks() -> list[Network]:
+    """Those that rivals were measured on."""
+    return [one for one in of_half(JUDGING) if (FOLDER / f"{one.name}.json").exists()]
+
+
 def found(at: Column, key: str | Callable[[Results], tuple[float, float] | None], ours: bool) -> Found:
     """Of all networks; `ours`: from the laboratory's own results. `key` may also say how it follows from these."""
     sampler, steps = at
     values = []
-    for network in of_half(JUDGING):
+    for network in networks():
         results = Results(network.name) if ours else Results(network.name, FOLDER)
         values.append(key(results) if callable(key) else results.mean(sampler, steps, GUIDANCE, key))
     return [] if None in values else [value for value in values if value is not None]
@@ -208,7 +214,7 @@ def text() -> str:
         f"{shares.cross_attention:.0%} of {'SD1.5' if depth == 12 else 'SDXL'}"
         for depth, shares in spent.SHARES.items()
     )
-    lines = [ABOUT.format(far=FAR, cross=cross), "## In short", "", *in_short(at)]
+    lines = [ABOUT.format(far=FAR, cross=cross, networks=len(networks())), "## In short", "", *in_short(at)]
     for preset in PRESETS:
         lines += ["", f"## At the speed of {preset}", "", *table(preset, at), ""]
         lines += list(ahead(preset, at)) or [f"Nothing here is nearer than {preset}."]
