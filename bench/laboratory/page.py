@@ -33,7 +33,7 @@ ABOUT = """# How near the pictures come
 
 For whoever wants to know what the presets are worth, on networks that nobody tuned them to.
 
-Made by `make evidence`. Eight small networks, trained by `make lab`
+Made by `make evidence`. Ten small networks, trained by `make lab`
 ([cards](../train/laboratory/networks.md)), in two halves that were fixed before anything was measured: rules are
 chosen on one half and judged on the other ([how](../research/laboratory.md)). They have 2.8 to 3.8 million parameters
 and draw 16x16 pixels: far smaller than yours.
@@ -47,6 +47,12 @@ speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs. What else makes
 
 CHOSEN = """
 The half on which the rule was chosen. It says what the rule could do at best, and nothing of what it does elsewhere.
+"""
+
+
+SHAPES = """
+The judging half again, 20 and 30 steps together: dB above plain DeepCache. A cached step of SDXL's UNet can afford
+deeper branches than one of SD1.5's, and its plans gain more.
 """
 
 
@@ -71,6 +77,21 @@ def table(half: str) -> list[str]:
                 told = (spread(psnr), _above(plain) or "–", _above(fewer) or "–")
                 lines.append((f"{guidance:g}", str(steps), sampler, preset, str(len(found)), *told))
     return markdown(HEAD, lines)
+
+
+def by_layout() -> list[str]:
+    """Above plain DeepCache on the judging half, apart for SD1.x's and SDXL's shape. Mean, and the worst network."""
+    lines, layouts = [], {"sd1": "SD1.x", "sdxl": "SDXL"}
+    for sampler, preset in product(SAMPLERS, GOOD_FOR):
+        told: dict[str, list[float]] = {layout: [] for layout in layouts}
+        for network in of_half(JUDGING):
+            for steps in STEPS:
+                results, cell = Results(network.name), (7.0, steps, sampler)
+                if results.mean(sampler, steps, 7.0, f"preset @{PRESETS[preset]['speed_up']:g}"):
+                    found = Compared.of(results, cell, "preset", PRESETS[preset]["speed_up"])
+                    told[network.layout] += [] if found.plain is None else [found.plain]
+        lines.append((sampler, preset, *(_above(told[layout]) for layout in layouts)))
+    return markdown(("sampler", "preset", *layouts.values()), lines)
 
 
 def presets() -> list[str]:
@@ -110,7 +131,8 @@ AS_FAST = (2.0, 2.6)
 
 
 def write() -> None:
-    parts = [ABOUT, "## The judging half\n", *table(JUDGING), "\n## The choosing half", CHOSEN, *table(CHOOSING)]
+    parts = [ABOUT, "## The judging half\n", *table(JUDGING), "\n## By the UNet's layout", SHAPES, *by_layout()]
+    parts += ["\n## The choosing half", CHOSEN, *table(CHOOSING)]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     for path, made in ((README, presets()), (WHICH, means())):
         page = path.read_text(encoding="utf-8")
