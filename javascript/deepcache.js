@@ -4,6 +4,7 @@
 
 (function() {
     const REST = 120; // milliseconds
+    const TABS = ["txt2img", "img2img", "control"]; // the last is SD.Next's
     const timers = {};
     const seen = {};
 
@@ -36,24 +37,23 @@
         });
     }
 
-    function both() {
-        changed("txt2img"); // the last run is the same in both tabs
-        changed("img2img");
+    function all() {
+        TABS.forEach(changed); // the last run is the same in all tabs
     }
 
     window.deepcacheChanged = changed;
     window.deepcacheGenerate = (tab) => gradioApp().querySelector(`#${tab}_generate`)?.click();
     onAfterUiUpdate(function() {
         gradioApp().querySelectorAll(".deepcache-inner").forEach(reachable);
-        for (const tab of ["txt2img", "img2img"]) {
+        for (const tab of TABS) {
             if (!button(tab)) continue;
             const now = result(tab);
             if (seen[tab] === now) continue;
             seen[tab] = now;
-            both();
+            all();
         }
     });
     // Another window, or a script, may have made a picture meanwhile.
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) both(); });
-    window.addEventListener("focus", both);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) all(); });
+    window.addEventListener("focus", all);
 })();

@@ -27,7 +27,7 @@ class DeepCacheScript(scripts.Script):
 
     def ui(self, is_img2img):
         accordion = build(self.elem_id, host.disabled, host.inactive, host.hides_ticks)
-        tab = "img2img" if is_img2img else "txt2img"
+        tab = events.tab_of(self, is_img2img)
         joined.add(tab, accordion)
         connect_calibrate(accordion, tab, requests.press)
         self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, host.pastes_updates_only)

@@ -18,7 +18,8 @@ from .asked import Foresee, of_page
 
 log = logging.getLogger("deepcache")
 
-TABS = ("txt2img", "img2img")
+TABS = ("txt2img", "img2img", "control")
+"""The last is SD.Next's alone."""
 
 HOST_CONTROLS = {
     "steps": ("{tab}_steps",),
@@ -42,8 +43,14 @@ LAST = "{tab}_gallery"
 """Made after all settings of a tab: then everything is there to be joined."""
 
 
+def tab_of(script: Any, is_img2img: bool) -> str:
+    """Where a script is drawn. SD.Next tells it by `parent`: in its Control tab a script says that it is txt2img's."""
+    parent = getattr(script, "parent", None)
+    return parent if parent in TABS else TABS[bool(is_img2img)]
+
+
 class Page:
-    """The accordions of both tabs. `foresee` and `latest` are the host's: what a run would do, what the last one did.
+    """The accordions of all tabs. `foresee` and `latest` are the host's: what a run would do, what the last one did.
     `inactive`: why nothing would be cached, in words, or "".
 
     `component_made` must hear of every component of the host. A host that never shows one of them is served with
@@ -107,7 +114,7 @@ class Page:
                 last_run.table(run),
                 plan_strip.detail(passes),
                 self._calibrated(values[:count], passes),
-                *updates(own, bool(asked.get("enable_hr", tab == "txt2img"))),
+                *updates(own, bool(asked.get("enable_hr", tab != "img2img"))),
             ]
 
         accordion.refresh.click(

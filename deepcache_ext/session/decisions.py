@@ -91,7 +91,7 @@ class Decisions:
             return self._plain(now, Reason.PATCHED)
         key = self._slots.place(call, forwards)
         if key is None:
-            return self._plain(now, Reason.UNPLACED)
+            return self._plain(now, Reason.UNPLACED if call.x.isfinite().all() else Reason.NO_NUMBERS)
         if at.foreign().counting and not self._is_alone(call, key, last):
             now.together = now.together or Reason.LAYERS
         forward, branch = own_forward(at.unet), self._plan.branch_at(now.moment.index)

@@ -27,12 +27,15 @@ def body(page):
     return page.locator(f"{OURS}body")
 
 
-def opened(page, url):
+def opened(page, url, tab="txt2img"):
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.goto(url, wait_until="domcontentloaded")
     expect(page.locator("#txt2img_generate")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.gradio_config.version") == os.environ["DEEPCACHE_GRADIO"]
-    return page.locator(f"{OURS}enabled_accordion, {OURS}enabled:has(> .label-wrap)").first
+    if tab != "txt2img":
+        page.locator("#tabs > .tab-nav button").get_by_text(tab).click()
+    ours = f"#script_{tab}_deepcache_"
+    return page.locator(f"{ours}enabled_accordion, {ours}enabled:has(> .label-wrap)").first
 
 
 def test_opening_it_switches_nothing_on_and_the_tick_is_seen(page, url, page_errors):
@@ -85,4 +88,28 @@ def test_a_run_and_its_infotext(page, url, page_errors):
         expect(tick).to_be_checked(checked=on)
         expect(body(page)).to_be_visible(visible=on)
     expect(page.locator(f"{OURS}speed_up input[type=number]")).to_have_value("2.2")
+    assert page_errors == []
+
+
+def test_the_control_tab(page, url, page_errors):
+    """Its plan, its run and its Calibrate are its own: the script is told there that it is txt2img's."""
+    accordion = opened(page, url, "control")
+    ours = "script_control_deepcache_"
+    accordion.locator(".label-wrap").first.click()
+    page.locator(f"#{ours}enabled input").check()
+    expect(prose(page, f"{ours}strip")).to_contain_text("The plan is made when the run begins")
+    page.locator(f"#{ours}advanced .label-wrap").first.click()
+    expect(page.locator(f"#{ours}passes")).to_be_hidden()
+    page.locator("#control_enable_hr input").check()
+    expect(page.locator(f"#{ours}passes")).to_be_visible()
+    page.locator("#control_enable_hr input").uncheck()
+    for name, value in (("steps", 14), ("width", 64), ("height", 64)):
+        page.locator(f"#control_{name} input[type=number]").fill(str(value))
+    page.locator("#control_generate").click()
+    expect(page.locator("#control_gallery img").first).to_be_visible(timeout=120_000)
+    expect(prose(page, f"{ours}last_line")).to_contain_text("by the UNet's own times, 8 of 14 full")
+    page.evaluate("window.deepcacheGenerate = (tab) => { window.pressed = tab; }")
+    page.locator(f"#{ours}calibrate_button").click()
+    page.wait_for_function("window.pressed")
+    assert page.evaluate("window.pressed") == "control"
     assert page_errors == []

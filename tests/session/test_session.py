@@ -221,6 +221,16 @@ def test_a_latent_that_is_not_there_is_no_proof(unet):
     assert report.misses == {Reason.UNPLACED: 2}
 
 
+def test_a_lost_picture_is_called_that(unet):
+    """Hosts go on with NaN, to a black picture: no tile was mismatched there."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(3):
+        evaluate(cache, unet, k, latent(k) * float("nan"), call(x=latent(k) * float("nan")))
+    report = cache.close()
+    assert (report.cached_calls, report.misses) == (0, {Reason.NO_NUMBERS: 2})
+
+
 def test_a_further_call_of_the_whole_shape_must_be_of_the_latent(unet):
     """PAG asks a second time about the same latent; who asks about another one is not known from call to call."""
     cache, latent = session(3), drifting(2)

@@ -16,8 +16,11 @@ from modules import embedded, errors, extensions, launch_utils, paths, script_ca
 
 AlwaysVisible = object()
 
-if "scripts.control_extensions" in embedded.table.components:
-    control_extensions: list[str] = []  # titles that may show in the Control tab
+HAS_CONTROL_TAB = "scripts.control_extensions" in embedded.table.components
+"""A third tab, of SD.Next alone. Its scripts are told that they are txt2img's; their `parent` tells all three apart."""
+
+if HAS_CONTROL_TAB:
+    control_extensions: list[str] = []  # titles that may show there
 
 
 @dataclass
@@ -97,6 +100,8 @@ class Script:
     def elem_id(self, item_id: str) -> str:
         """An id in the page that tells the tab where the script looks the same in both."""
         tab = ("img2img_" if self.is_img2img else "txt2img_") if self.show(True) == self.show(False) else ""
+        if HAS_CONTROL_TAB:
+            tab = f"{getattr(self, 'parent', None)}_"
         title = re.sub(r"[^a-z_0-9]", "", re.sub(r"\s", "_", self.title().lower()))
         return f"script_{tab}{title}_{item_id}"
 
@@ -151,7 +156,7 @@ class ScriptRunner:
         self.infotext_fields: list[Any] = []
         self.paste_field_names: list[str] = []
 
-    def initialize_scripts(self, is_img2img: bool) -> None:
+    def initialize_scripts(self, is_img2img: bool, is_control: bool = False) -> None:
         for entries in (self.scripts, self.alwayson_scripts, self.selectable_scripts):
             entries.clear()
         for data in scripts_data:
@@ -160,7 +165,8 @@ class ScriptRunner:
                 script.filename = data.path
                 script.is_img2img, script.is_txt2img = is_img2img, not is_img2img
                 script.tabname = "img2img" if is_img2img else "txt2img"
-                visible = script.show(is_img2img)
+                shown = not is_control or script.title() in control_extensions
+                visible = shown and script.show(is_img2img)
             except Exception:
                 errors.report(f"Error initializing script {data.path}", exc_info=True)
                 continue
@@ -172,10 +178,13 @@ class ScriptRunner:
                 self.selectable_scripts.append(script)
                 self.scripts.append(script)
 
-    def setup_ui(self) -> list[Any]:
+    def setup_ui(self, parent: str) -> list[Any]:
         """Draw the scripts into the Blocks that is open; returns all inputs, the first of which is the choice of one
-        of the selectable scripts.
+        of the selectable scripts. `parent`: the tab.
         """
+        if HAS_CONTROL_TAB:
+            for script in self.scripts:
+                script.parent = parent
         self.inputs[:] = [None]
         self.infotext_fields.clear()
         self.paste_field_names.clear()
@@ -269,6 +278,7 @@ for _hook in embedded.table.hooks:
 
 scripts_txt2img = ScriptRunner()
 scripts_img2img = ScriptRunner()
+scripts_control = ScriptRunner()
 
 
 def unload() -> None:

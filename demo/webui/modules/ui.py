@@ -1,4 +1,4 @@
-"""The page: txt2img and img2img, each with the scripts."""
+"""The page: txt2img and img2img, and in SD.Next Control, each with the scripts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def create_ui() -> gr.Blocks:
     # Fonts of the system: the page must not ask anything outside this machine.
     theme = gr.themes.Default(font=["Source Sans Pro", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme=theme, title="Embedded WebUI", analytics_enabled=False) as demo, gr.Tabs(elem_id="tabs"):
-        for tab in KINDS:
+        for tab in [*KINDS, *(["control"] if scripts.HAS_CONTROL_TAB else [])]:
             with gr.TabItem(tab, id=tab, elem_id=f"tab_{tab}"):
                 _create_tab(tab)
     return demo
@@ -32,7 +32,7 @@ def create_ui() -> gr.Blocks:
 
 def _create_tab(tab: str) -> None:
     runner = getattr(scripts, f"scripts_{tab}")
-    runner.initialize_scripts(tab == "img2img")
+    runner.initialize_scripts(tab == "img2img", tab == "control")
     fields: dict[str, Any] = {}
     with gr.Row(elem_id=f"{tab}_toprow"):
         with gr.Column(scale=6):
@@ -59,12 +59,14 @@ def _create_tab(tab: str) -> None:
     with gr.Row():
         with gr.Column(elem_id=f"{tab}_settings"):
             _settings(tab, fields)
-            with gr.Group(elem_id=f"{tab}_script_container"):
-                inputs = runner.setup_ui()
+            if tab != "control":
+                inputs = _scripts(tab)
         with gr.Column(elem_id=f"{tab}_results"):
             gallery = gr.Gallery(label="Output", show_label=False, elem_id=f"{tab}_gallery", columns=2, height=512)
             info = gr.HTML(elem_id=f"html_info_{tab}")
             log = gr.HTML(elem_id=f"html_log_{tab}", elem_classes=["html-log"])
+    if tab == "control":  # below the pictures, as there
+        inputs = _scripts(tab)
 
     generate.click(
         _generate(tab, list(fields)),
@@ -94,6 +96,11 @@ def _create_tab(tab: str) -> None:
         fields["prompt"],
         lambda text, params: script_callbacks.call("infotext_pasted", text, params),
     )
+
+
+def _scripts(tab: str) -> list[Any]:
+    with gr.Group(elem_id=f"{tab}_script_container"):
+        return getattr(scripts, f"scripts_{tab}").setup_ui(tab)
 
 
 def _settings(tab: str, fields: dict[str, Any]) -> None:
@@ -126,6 +133,10 @@ def _settings(tab: str, fields: dict[str, Any]) -> None:
     if tab == "img2img":
         slider("denoising_strength", "Denoising strength", 0.0, 1.0, 0.75, 0.01, "denoising_strength")
         return
+    if tab == "control":
+        slider("denoising_strength", "Strength", 0.0, 0.99, 0.3, 0.01, "denoising_strength")
+        fields["enable_hr"] = gr.Checkbox(False, label="Enable refine pass", elem_id="control_enable_hr")
+        return
     with InputAccordion(False, label="Hires. fix", elem_id="txt2img_hr") as fields["enable_hr"]:
         fields["hr_upscaler"] = gr.Dropdown(UPSCALERS, value="Latent", label="Upscaler", elem_id="txt2img_hr_upscaler")
         with FormRow():
@@ -149,7 +160,7 @@ def _generate(tab: str, names: list[str]) -> Callable[..., tuple[list, str, str]
                 return [], "", "<p>There is no picture to begin with.</p>"
             wishes["init_images"] = [wishes["init_images"]]
         with queue_lock:
-            p = KINDS[tab](**wishes)
+            p = KINDS.get(tab, KINDS["txt2img"])(**wishes)
             try:
                 shared.state.begin(job=tab)
                 p.scripts = runner
