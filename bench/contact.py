@@ -1,6 +1,6 @@
 """`python -m bench.contact`: docs/without_and_with.png, several prompts without DeepCache and with a preset below.
 
-The prompts are the first ones of the evidence, not chosen ones. Shown at half their size, for the network is small.
+The prompts are the first ones of the evidence, not chosen ones. Shown at half their size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from demo.webui.boot import REPOSITORY
 
 PATH = REPOSITORY / "docs" / "without_and_with.png"
 PROMPTS, STEPS, SAMPLER, PRESET = 8, 30, "Euler", "Balanced"
-SIDE, MARGIN, HEAD, FOOT = 96, 6, 92, 18
+SIDE, MARGIN, HEAD, FOOT = 128, 6, 92, 18
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str]) -> Image.Image:

@@ -160,7 +160,7 @@ class Studio:
         self.prediction = str(checkpoint.trained["prediction"])
         self.unet = checkpoints.make_unet(checkpoint)
         self.unet.load_state_dict(checkpoints.state_dict(checkpoint, self.unet))
-        text, code = checkpoints.text_encoder(checkpoint), checkpoints.picture_code(checkpoint)
+        text, code = checkpoints.text_encoder(checkpoint), checkpoints.autoencoder(checkpoint)
         assert text is not None and code is not None
         self._code = code
         chosen = pairs_for(checkpoint, pairs, tuned=True)

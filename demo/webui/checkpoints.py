@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .autoencoder import LATENT_CHANNELS, Autoencoder, Widths
 from .real_parts import LdmUNet, SgmUNet
-from .toys import PictureCode, TextEncoder
+from .toys import TextEncoder
 
-LATENT_CHANNELS = 4
 TRAINED = Path(__file__).resolve().parents[1] / "checkpoint"
 
 # Names in a file of an ldm checkpoint begin with these.
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model."
+FIRST_STAGE = "first_stage_model."
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
 
     The json holds `layout`, `width`, `context` and, where the defaults below do not fit, `config`: arguments of the
     UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
-    file) and `mean` and `spread` (of the `toys.PictureCode`). A trained checkpoint may carry the name of a built-in
-    one and then stands in its place.
+    file) and `autoencoder` (`Widths` of the one in the same file). A trained checkpoint may carry the name of a
+    built-in one and then stands in its place.
     """
     found = {checkpoint.name: checkpoint for checkpoint in BUILT_IN}
     for path in sorted(folder.glob("*.safetensors")):
@@ -134,11 +135,13 @@ def text_encoder(checkpoint: Checkpoint) -> TextEncoder | None:
     return encoder.eval().requires_grad_(False)
 
 
-def picture_code(checkpoint: Checkpoint) -> PictureCode | None:
-    """How a trained checkpoint's latents are pictures; none where they are the toys' fixed colours."""
-    if "mean" not in checkpoint.trained:
+def autoencoder(checkpoint: Checkpoint) -> Autoencoder | None:
+    """The trained autoencoder of a checkpoint that has one; without, latents are the toys' fixed colours."""
+    if checkpoint.weights is None or "autoencoder" not in checkpoint.trained:
         return None
-    return PictureCode(tuple(checkpoint.trained["mean"]), tuple(checkpoint.trained["spread"]))
+    made = Autoencoder(Widths.of(checkpoint.trained["autoencoder"]))
+    made.load_state_dict(_part(checkpoint, FIRST_STAGE))
+    return made.eval().requires_grad_(False)
 
 
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ def studio():
 
 def test_by_hand_is_the_unet(studio):
     with torch.no_grad():
-        x, t = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([500.0, 500.0])
+        x, t = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([500.0, 500.0])
         out, features = studio.by_hand(x, t, {0, 2, None})
         feature = features[2]
         assert torch.equal(features[None], out)
