@@ -240,8 +240,7 @@ def write(
 def _of_training(progress: Progress, prediction: str) -> dict[str, Any]:
     """The card's words on how the UNet learned."""
     recent = progress.losses[-200:]
-    first, last = HEAVIEST
-    eps = f"noise, counting 1 + sigma^2 times, at most {first:g}, at last {last:g}"
+    eps = f"noise, counting 1 + sigma^2 times, at most {HEAVIEST:g}"
     return {
         "says": "noise, as Stable Diffusion 1 does"
         if prediction == "eps"
