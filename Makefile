@@ -22,7 +22,7 @@ help:
 	@echo "make test-all  all tests, with coverage (test-rest: what make test leaves out)"
 	@echo "make bench   the benchmarks"
 	@echo "make gpu     right, without waits and how fast on this machine's GPU, in nine minutes"
-	@echo "make evidence  likeness against speed over many pictures, into docs/ (QUICK=1: a first look)"
+	@echo "make evidence  how near the pictures come on the laboratory's networks, into docs/ (after make lab; hours)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
 	@echo "make train   trains the demo's small checkpoint from scratch (npm; about 50 minutes of a CPU core)"
@@ -61,7 +61,10 @@ gpu:
 	$(or $(PYTHON),python3) -m bench.gpu $(ARGS)
 
 evidence: setup
-	$(py) -m bench.evidence $(if $(filter 1,$(QUICK)),--quick) $(ARGS)
+	$(py) -m bench.laboratory $(ARGS)
+	$(py) -m bench.laboratory --write
+	$(py) -m bench.rivals $(ARGS)
+	$(py) -m bench.rivals --write
 
 replay: setup
 	$(py) -m tests.replay $(TRACES) $(ARGS)

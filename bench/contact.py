@@ -1,6 +1,6 @@
 """`python -m bench.contact`: docs/without_and_with.png, several prompts without DeepCache and with a preset below.
 
-The prompts are the first ones of the evidence, not chosen ones. Shown at half their size.
+The prompts are the first ones of the demo's list, not chosen ones. Shown at half their size.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.evidence.grid import GUIDANCE, preset
-from bench.evidence.studio import Studio, checkpoint_called, pairs_for
+from bench.demo_studio import DemoStudio, checkpoint_called, pairs_for
 from demo.webui.boot import REPOSITORY
 
 PATH = REPOSITORY / "docs" / "without_and_with.png"
@@ -39,13 +38,13 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str
 
 
 def main() -> int:
-    torch.set_num_threads(1)  # as the evidence
+    torch.set_num_threads(1)
     checkpoint = checkpoint_called("sd1")
     pairs = pairs_for(checkpoint, PROMPTS)
     rows = []
-    with Studio(checkpoint, int(checkpoint.trained["size"])) as studio:
-        for name, settings in (("without", {}), (PRESET, preset(PRESET).args)):
-            made = studio.make(SAMPLER, STEPS, GUIDANCE, pairs, settings or None)
+    with DemoStudio(checkpoint, int(checkpoint.trained["size"])) as studio:
+        for name, settings in (("without", None), (PRESET, {"preset": PRESET})):
+            made = studio.make(SAMPLER, STEPS, pairs, settings)
             rows.append((name, [_image(one) for one in made.pictures]))
     made = sheet(rows, [pair.prompt for pair in pairs])
     made.quantize(255, dither=Image.Dither.NONE).save(PATH, optimize=True)

@@ -1,18 +1,15 @@
-"""`python -m bench.pictures`: pictures of docs/which_settings.md, from the demo's trained checkpoint, and tables.
-
-With `--tables` the tables alone, in no time: means from docs/evidence.json, the controls from the settings.
+"""`python -m bench.pictures`: pictures of docs/which_settings.md, from the demo's trained checkpoint, and the table of
+controls in docs/settings.md. With `--tables` the table alone, in no time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 # Before torch is imported: threads that spin while they wait slow each other down on a busy machine.
@@ -21,37 +18,46 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.evidence import speed
-from bench.evidence.grid import ESTIMATORS, GUIDANCE, Arm, preset, setting, weighted
-from bench.evidence.metrics import PSNR_CAP, psnr
-from bench.evidence.studio import Studio, checkpoint_called, pairs_for
-from bench.tables import markdown
+from bench.demo_studio import DemoStudio, checkpoint_called, pairs_for
+from bench.likeness import PSNR_CAP, psnr
+from bench.tables import between, markdown
 from deepcache_ext.interface.shown import HIRES, UNSET
 from deepcache_ext.plan.preview import fraction
 from deepcache_ext.settings.fields import FIELDS
-from deepcache_ext.settings.fields import PRESETS as PRESETS_SET
 from demo.webui.boot import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-EVIDENCE = DOCS / "evidence.json"
-PAGES = {
-    DOCS / "which_settings.md": ("means",),
-    DOCS / "settings.md": ("controls",),
-}
-"""Pages, and the tables that each has a marked place for."""
+SETTINGS = DOCS / "settings.md"
 GAIN = 10
 """Of the differences."""
 LEVELS = 24
 """Of a difference's channels: enough to see, and the file is half as large."""
 MARGIN, COLUMNS = 10, 3
 
-PRESETS = (preset("Quality"), preset("Balanced"), preset("Fast"))
-USUAL = (*PRESETS, setting(3, 0, "copy"), setting(5, 0, "copy"))
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make a picture sooner: the extension's `args`, and what a user would call it."""
+
+    name: str
+    args: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def preset(name: str) -> Arm:
+    return Arm(name, {"preset": name})
+
+
+def plain(interval: int) -> Arm:
+    """DeepCache as published: every Nth step full, copies in between."""
+    return Arm(f"plain 1:{interval}", {"cache_interval": interval, "estimator": "copy"})
+
+
+USUAL = (preset("Quality"), preset("Balanced"), preset("Fast"), plain(3), plain(5))
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One prompt and seed, the `pair`-th of the evidence: without DeepCache, then with each of `arms`."""
+    """One prompt and seed, the `pair`-th of the demo's: without DeepCache, then with each of `arms`."""
 
     sampler: str
     steps: int
@@ -64,8 +70,8 @@ SHEETS = {
     "dpmpp-2m-karras": (Strip("DPM++ 2M Karras", 20, 1, USUAL),),
     "euler-a": (Strip("Euler a", 30, 2, USUAL),),
     "wrong": (
-        Strip("Euler", 8, 0, (preset("Fast"), setting(3, 0, "copy"))),
-        Strip("Euler", 30, 0, (setting(10, 0, "copy"), weighted(5.0))),
+        Strip("Euler", 8, 0, (preset("Fast"), plain(3))),
+        Strip("Euler", 30, 0, (plain(10), Arm("weighted 5x", {"speed_up": 5.0}))),
     ),
 }
 
@@ -79,29 +85,16 @@ class Cell:
     difference: torch.Tensor | None = None
 
 
-def label(arm: Arm) -> str:
-    """As a user would call it."""
-    if arm.is_plain:
-        return f"plain 1:{arm.args['cache_interval']}"
-    return arm.args["preset"] if "strategy" not in arm.args else arm.name
-
-
-def cells(studio: Studio, strip: Strip, times: speed.CallTimes) -> list[Cell]:
+def cells(studio: DemoStudio, strip: Strip) -> list[Cell]:
     pair = pairs_for(studio.checkpoint, strip.pair + 1)[strip.pair]
-    asked = (strip.sampler, strip.steps, GUIDANCE, [pair])
-    reference = studio.make(*asked)
+    reference = studio.make(strip.sampler, strip.steps, [pair])
     head = (f"{strip.sampler}, {strip.steps} steps", "without DeepCache", f"“{pair.prompt}”, seed {pair.seed}")
     found = [Cell(reference.pictures[0], head)]
     for arm in strip.arms:
-        made = studio.make(*asked, arm.args)
-        gain = times.speed_up(
-            reference.calls, made.calls, made.full, made.branch, made.estimator, made.deeper, made.deeper_branch
-        )
+        made = studio.make(strip.sampler, strip.steps, [pair], arm.args)
         likeness = float(psnr(made.pictures, reference.pictures)[0])
         alike = "the same picture" if likeness >= PSNR_CAP else f"{likeness:.1f} dB"
-        kinds = ["full"] * made.full + ["medium"] * made.deeper
-        kinds += ["cached"] * (made.evaluations - len(kinds))
-        lines = (label(arm), f"{gain:.2f}x, {alike}", fraction(kinds))
+        lines = (arm.name, f"{made.speed_up:.2f}x, {alike}", fraction(made.kinds))
         found.append(Cell(made.pictures[0], lines, _coarse(made.pictures[0] - reference.pictures[0])))
     return found
 
@@ -140,33 +133,6 @@ def _coarse(difference: torch.Tensor) -> torch.Tensor:
     return (difference.abs() * GAIN).clamp(0, 1).mul(LEVELS).round() / LEVELS
 
 
-def means(evidence: Mapping[str, Any]) -> str:
-    """Of each section at the usual guidance: mean PSNR and speed-up of `USUAL`."""
-    lines = []
-    for section in evidence["sections"]:
-        rows = {row["arm"]: row for row in section["settings"]}
-        if section["guidance"] == GUIDANCE:
-            told = [_told(rows.get(arm.name)) for arm in USUAL]
-            lines.append((f"{section['sampler']}, {section['steps']}", *told))
-    return "\n".join(markdown(("sampler, steps", *map(label, USUAL)), lines))
-
-
-def _told(row: Mapping[str, Any] | None) -> str:
-    if row and not _is_of_today(row):
-        return NOT_MEASURED
-    return f"{row['likeness']['psnr']['mean']:.1f} dB at {row['speed_up']:.2f}x" if row else NONE
-
-
-def _is_of_today(row: Mapping[str, Any]) -> bool:
-    """Whether the row is not of an earlier preset of that name, of which some had medium steps."""
-    today = PRESETS_SET.get(str(row["arm"]).removeprefix("preset "))
-    return today is None or bool(row.get("deeper")) == bool(today["deeper_branch_id"])
-
-
-NOT_MEASURED = "not measured"
-NONE = "–"
-
-
 def controls() -> str:
     """Each setting in its own words."""
     lines = []
@@ -180,49 +146,27 @@ def controls() -> str:
     return "\n".join(markdown(("control", "at first", "may be", "what it does"), lines))
 
 
-def with_tables(page: str, tables: Mapping[str, str]) -> str:
-    """The page with each table between the marks of its name. Raises `ValueError` where they are not there."""
-    for name, made in tables.items():
-        marked = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        found = marked.search(page)
-        if found is None:
-            raise ValueError(f"no place for the table of {name}")
-        page = f"{page[: found.start()]}{found[1]}\n{made}\n\n{found[2]}{page[found.end() :]}"
-    return page
-
-
-def renewed(page: Path, evidence: Mapping[str, Any]) -> str:
-    """One of `PAGES` with its tables as they are now."""
-    made = {"means": means(evidence), "controls": controls()}
-    return with_tables(page.read_text(encoding="utf-8"), {name: made[name] for name in PAGES[page]})
-
-
-def call_times() -> speed.CallTimes:
-    """Those of the evidence where they know all branches that are needed, or else counted."""
-    wanted = {(branch, estimator) for branch in (0, 5) for estimator in ESTIMATORS}
-    times = speed.recorded(EVIDENCE)
-    return times if times and speed.covers(times, wanted) else speed.counted((0, 5), ESTIMATORS)
+def with_controls(page: str) -> str:
+    """docs/settings.md with the table as it is now."""
+    return between(page, "<!-- controls: python -m bench.pictures --tables -->", "<!-- end of controls -->", controls())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pictures", description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="the tables alone, no pictures")
-    parser.add_argument("--evidence", type=Path, default=EVIDENCE, metavar="FILE", help="default: docs/evidence.json")
     options = parser.parse_args(argv)
     if not options.tables:
-        torch.set_num_threads(1)  # as the evidence
-        checkpoint, times = checkpoint_called("sd1"), call_times()
-        with Studio(checkpoint, int(checkpoint.trained["size"])) as studio:
+        torch.set_num_threads(1)
+        checkpoint = checkpoint_called("sd1")
+        with DemoStudio(checkpoint, int(checkpoint.trained["size"])) as studio:
             for name, strips in SHEETS.items():
-                made = sheet([cells(studio, strip, times) for strip in strips])
+                made = sheet([cells(studio, strip) for strip in strips])
                 path = DOCS / "which_settings" / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
                 made.save(path, optimize=True)
                 print(f"wrote {os.path.relpath(path)}", flush=True)
-    known = json.loads(options.evidence.read_text(encoding="utf-8"))
-    for page in PAGES:
-        page.write_text(renewed(page, known), encoding="utf-8")
-        print(f"wrote {os.path.relpath(page)}")
+    SETTINGS.write_text(with_controls(SETTINGS.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {os.path.relpath(SETTINGS)}")
     return 0
 
 

@@ -32,3 +32,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]] = (), numbers: b
 def row(cells: Iterable[str]) -> str:
     """One more line of a Markdown table, for a program that prints each when it has it."""
     return f"| {' | '.join(cells)} |"
+
+
+def between(page: str, first: str, last: str, made: str) -> str:
+    """The page with `made` between these two marks. Raises `ValueError` where they are not there in this order."""
+    before, found, rest = page.partition(first)
+    _, ends, after = rest.partition(last)
+    if not found or not ends:
+        raise ValueError(f"the page has no place for it: {first} ... {last}")
+    return f"{before}{first}\n\n{made}\n\n{last}{after}"

@@ -111,7 +111,7 @@ def make(
     `attention`: "sdp" gives ldm's layers torch's fused attention, as A1111 does (`--opt-sdp-attention`);
     "vanilla" leaves them as published, with the attention matrix in memory. sgm's layers are fused already.
     """
-    unet = _on_meta(layout).to(dtype)
+    unet = on_meta(layout).to(dtype)
     for module in unet.modules():
         if type(module).__name__ == "GroupNorm32":  # computes in single precision, whatever the rest does
             module.float()
@@ -168,7 +168,7 @@ def inputs(
 
 def full(unet: Any, given: Inputs, branches: Sequence[int] = ()) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The whole forward by hand: the output, and for each branch the input of its first live output block."""
-    emb, context = _embedding(unet, given), given["context"]
+    emb, context = embedding(unet, given), given["context"]
     h, skips, features = given["x"].type(_dtype(unet, given)), [], {}
     for block in unet.input_blocks:
         h = block(h, emb, context)
@@ -187,7 +187,7 @@ def live(unet: Any, given: Inputs, branch: int, feature: torch.Tensor) -> torch.
 
     It does nothing else: no look at the arguments, no copy of the feature. So it bounds every cached call.
     """
-    emb, context = _embedding(unet, given), given["context"]
+    emb, context = embedding(unet, given), given["context"]
     h, skips = given["x"].type(_dtype(unet, given)), []
     for block in unet.input_blocks[: branch + 1]:
         h = block(h, emb, context)
@@ -204,7 +204,7 @@ def count_flops(layout: str, batch: int, size: int, branches: Sequence[int]) -> 
     Counted on meta tensors, which have shapes and no numbers: quick, needs no memory, and on a CPU the
     counter would leave out fused attention, which it does not know.
     """
-    unet = _on_meta(layout)
+    unet = on_meta(layout)
     given = inputs(layout, batch, size, device="meta")
 
     def counted(run: Any) -> tuple[int, Any]:
@@ -216,7 +216,7 @@ def count_flops(layout: str, batch: int, size: int, branches: Sequence[int]) -> 
     return whole, {b: counted(lambda b=b: live(unet, given, b, features[b]))[0] for b in branches}
 
 
-def _on_meta(layout: str) -> Any:
+def on_meta(layout: str) -> Any:
     """The UNet without memory for weights: what the constructors put there would be overwritten anyway."""
     made = LAYOUTS[layout]
     cls = _sgm_class() if made.family == "sgm" else _ldm_class()
@@ -238,7 +238,8 @@ def _sgm_class() -> Any:
     return openaimodel.UNetModel
 
 
-def _embedding(unet: Any, given: Inputs) -> torch.Tensor:
+def embedding(unet: Any, given: Inputs) -> torch.Tensor:
+    """Of the timesteps, and of SDXL's vector, [B, e]: what the blocks are given beside their input."""
     sinusoids = sys.modules[type(unet).__module__].timestep_embedding
     emb = unet.time_embed(sinusoids(given["timesteps"], unet.model_channels, repeat_only=False))
     return emb + unet.label_emb(given["y"]) if "y" in given else emb

@@ -53,7 +53,7 @@ class DeepCacheCompareScript(scripts.Script):
             )
         return [chosen, typed, gain, warm_up]
 
-    def run(self, p, chosen, typed, gain, warm_up):
+    def run(self, p, chosen=tuple(PRESETS), typed="", gain=8, warm_up=True):
         wanted = [("without DeepCache", {"enabled": False}), *compare.wishes(chosen, typed)]
         processing.fix_seed(p)
         p.n_iter = p.batch_size = 1

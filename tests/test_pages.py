@@ -89,7 +89,7 @@ README_LINES = 110
 DOCS = [page for page in PAGES if page.startswith("docs/")]
 SPEED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)x\b")
 LIKENESS_OR_TIME = re.compile(r"(?<![\w.])([+-]?\d+(?:\.\d+)?) ?(?:dB|%|s|ms)(?!\w)|(?<=[( ])([+-]?\d+\.\d)(?=[ ;)])")
-EVIDENCE = ("docs/evidence.md", "docs/laboratory.md", "docs/speed.md")
+EVIDENCE = ("docs/evidence.md", "docs/speed.md")
 
 
 def test_the_readme_is_short() -> None:

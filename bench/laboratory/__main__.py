@@ -1,7 +1,7 @@
 """`python -m bench.laboratory`: every way on every network of the laboratory, into JSON; what is there is kept.
 
 `--half choosing` or `judging`, or names of networks; `--table` only prints the tables of what is there, `--write` puts
-them into docs/laboratory.md and the README.
+them into docs/evidence.md, docs/which_settings.md and the README.
 """
 
 from __future__ import annotations

@@ -1,33 +1,39 @@
-"""docs/laboratory.md and the README's table of presets: how near these come on networks that did not choose them."""
+"""docs/evidence.md, the README's table of presets and docs/which_settings.md's of means: how near the presets come on
+networks that did not choose them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
 
-from bench.tables import markdown
+from bench.tables import between, markdown
 from deepcache_ext.settings.fields import PRESETS
 from demo.webui.boot import REPOSITORY
 from train.laboratory.networks import CHOOSING, JUDGING, of_half
 
 from .results import Results
 from .samplers import SAMPLERS
-from .table import Cell, Compared, spread
+from .table import PLAIN, Cell, Compared, spread
 
-PAGE, README = REPOSITORY / "docs" / "laboratory.md", REPOSITORY / "README.md"
+PAGE, README = REPOSITORY / "docs" / "evidence.md", REPOSITORY / "README.md"
+WHICH = REPOSITORY / "docs" / "which_settings.md"
 GUIDANCES, STEPS = (7.0, 3.0), (20, 30)
 CELLS: tuple[Cell, ...] = tuple((g, steps, sampler) for g, steps, sampler in product(GUIDANCES, STEPS, SAMPLERS))
 HEAD = ("guidance", "steps", "sampler", "preset", "networks", "PSNR", "above plain DeepCache", "above fewer steps")
 GOOD_FOR = {"Quality": "final pictures", "Balanced": "everyday work", "Fast": "drafts"}
 IN_SHORT: tuple[Cell, ...] = ((7.0, 20, "Euler"), (7.0, 20, "DPM++ 2M Karras"), (7.0, 20, "Euler a"))
 """Of the README's table: what the WebUIs begin with."""
-MARKS = ("<!-- presets: python -m bench.laboratory --write -->", "<!-- end of presets -->")
+MARKS = {
+    README: ("<!-- presets: python -m bench.laboratory --write -->", "<!-- end of presets -->"),
+    WHICH: ("<!-- means: python -m bench.laboratory --write -->", "<!-- end of means -->"),
+}
 
-ABOUT = """# On networks that did not choose the rules
+ABOUT = """# How near the pictures come
 
-For whoever wants to know what the presets are worth on a network that nobody tuned them to.
+For whoever wants to know what the presets are worth, on networks that nobody tuned them to.
 
-Written by `python -m bench.laboratory --write`. Eight small networks, made by `make lab`
+Made by `make evidence`. Eight small networks, trained by `make lab`
 ([cards](../train/laboratory/networks.md)), in two halves that were fixed before anything was measured: rules are
 chosen on one half and judged on the other ([how](../research/laboratory.md)). They have 2.8 to 3.8 million parameters
 and draw 16x16 pixels: far smaller than yours.
@@ -35,7 +41,8 @@ and draw 16x16 pixels: far smaller than yours.
 PSNR in dB to the picture without DeepCache, mean of 8 pictures a network: the mean over the networks, in brackets the
 worst network. *Plain DeepCache*: every Nth step full and a copy between, at branch 0, made as fast as the preset.
 *Fewer steps*: without DeepCache, as many as take as long; with samplers that add noise those draw another picture. The
-speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs.
+speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs. What else makes pictures sooner, on the same networks:
+[the presets beside other ways](rivals.md).
 """
 
 CHOSEN = """
@@ -84,16 +91,27 @@ def _above(values: Sequence[float | None]) -> str:
     return f"{sum(known) / len(known):+.1f} ({min(known):+.1f})" if known else ""
 
 
+def means() -> list[str]:
+    """The table of docs/which_settings.md: PSNR on the judging half, and plain DeepCache's."""
+    lines = []
+    for guidance, steps, sampler in CELLS:
+        results = [Results(network.name) for network in of_half(JUDGING)]
+        keys = [f"preset @{PRESETS[preset]['speed_up']:g}" for preset in GOOD_FOR]
+        keys += [f"{PLAIN} @{speed_up:g}" for speed_up in AS_FAST]
+        known = [[one.mean(sampler, steps, guidance, key) for one in results] for key in keys]
+        told = [spread(one[1] for one in found if one) for found in known if all(found)]
+        if len(told) == len(keys):
+            lines.append((f"{sampler}, {steps}", *told))
+    return markdown(("sampler, steps", *GOOD_FOR, *(f"plain DeepCache, {one:g}x" for one in AS_FAST)), lines)
+
+
+AS_FAST = (2.0, 2.6)
+"""As Balanced and Fast."""
+
+
 def write() -> None:
     parts = [ABOUT, "## The judging half\n", *table(JUDGING), "\n## The choosing half", CHOSEN, *table(CHOOSING)]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    README.write_text(with_presets(README.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def with_presets(page: str) -> str:
-    """The README with today's table. Raises `ValueError` where it has no place for it."""
-    before, first, rest = page.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not first or not last:
-        raise ValueError(f"README.md has no place for the presets: {MARKS[0]} ... {MARKS[1]}")
-    return "\n".join([before + first, "", *presets(), "", last + after])
+    for path, made in ((README, presets()), (WHICH, means())):
+        page = path.read_text(encoding="utf-8")
+        path.write_text(between(page, *MARKS[path], "\n".join(made)), encoding="utf-8")

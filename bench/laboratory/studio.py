@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.evidence.metrics import psnr
+from bench.likeness import psnr
 from deepcache_ext.plan.estimators import Estimator
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import Plan
@@ -13,9 +13,20 @@ from train.laboratory import model
 from train.laboratory.networks import Network
 from train.learn import fast_attention, fused_attention
 
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, Denoiser
 
 FIRST_SEED = 1000
+
+
+def guided(said: torch.Tensor, guidance: float) -> torch.Tensor:
+    """[B, c, h, w] of what a UNet says with the texts and without them, [2B, c, h, w]."""
+    asked, empty = said.chunk(2)
+    return empty + guidance * (asked - empty)
+
+
+def noise(said: torch.Tensor, x: torch.Tensor, sigma: float, prediction: str) -> torch.Tensor:
+    """The noise in x, which is scaled to size 1, after a UNet that predicts it or v."""
+    return said if prediction == "eps" else (said + sigma * x) / (sigma**2 + 1) ** 0.5
 
 
 class NotAsPlanned(RuntimeError):
@@ -31,7 +42,7 @@ class Studio:
         self.depth = int(card["output_blocks"])
         self.count = count
         self._texts, self._shape = card["texts"], (card["channels"], card["size"], card["size"])
-        self._given, self._noise, self._seeds = self.others(first, count)
+        self.given, self._noise, self._seeds = self.others(first, count)
         self._references: dict[tuple[str, int, float], torch.Tensor] = {}
 
     def others(self, first: int, count: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
@@ -43,7 +54,7 @@ class Studio:
         return self.model.given(numbers), torch.stack(drawn), seeds
 
     def nature(self, sampler: str) -> Nature:
-        return Nature(SAMPLERS[sampler].fresh_noise, self.network.prediction)
+        return Nature(SAMPLERS[sampler].fresh_noise)
 
     @torch.no_grad()
     @fused_attention()
@@ -62,22 +73,24 @@ class Studio:
             both = torch.cat([x, x])
             if session is not None:
                 session.tick(lambda: both, sigma)
-            said = unet(both, t.expand(len(both)), **self._given)
-            asked, empty = said.chunk(2)
-            guided = empty + guidance * (asked - empty)
-            if self.network.prediction == "eps":
-                return guided
-            return (guided + sigma * x) / (sigma**2 + 1) ** 0.5
+            said = unet(both, t.expand(len(both)), **self.given)
+            return noise(guided(said, guidance), x, sigma, self.network.prediction)
 
         try:
-            latents = SAMPLERS[sampler].run(denoiser, self._noise, steps, self._seeds)
+            pictures = self.drawn(sampler, steps, denoiser)
         finally:
             report = session.close() if session is not None else None
         if report is not None and plan is not None:
             planned = sum(plan.branch_at(k) is None for k in range(report.evaluations))
             if report.off or report.full_evaluations != planned:
                 raise NotAsPlanned(f"{report.full_evaluations} evaluations were full, not {planned}; {report.lines()}")
-        return self.code.decode(latents)
+        return pictures
+
+    @torch.no_grad()
+    @fused_attention()
+    def drawn(self, sampler: str, steps: int, denoiser: Denoiser) -> torch.Tensor:
+        """Pictures [count, colours, h, w] in 0..1 that the sampler draws with that denoiser from the studio's noise."""
+        return self.code.decode(SAMPLERS[sampler].run(denoiser, self._noise, steps, self._seeds))
 
     def reference(self, sampler: str, steps: int, guidance: float) -> torch.Tensor:
         """Uncached pictures, made once."""

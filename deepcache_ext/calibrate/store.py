@@ -101,6 +101,18 @@ class Profiles:
                 yield path, _read(path)
 
 
+class Held(Profiles):
+    """Profiles that a program holds itself."""
+
+    def __init__(self, *profiles: Profile) -> None:
+        super().__init__()
+        self._profiles = profiles
+
+    def _all(self) -> Iterator[tuple[Path, Profile | ProfileError]]:
+        for profile in self._profiles:
+            yield Path(profile.file_name), profile
+
+
 def _age(path: Path) -> tuple[float, str]:
     """The newest first."""
     try:

@@ -15,6 +15,7 @@ from modules import shared
 
 from ..calibrate.search import Wish
 from ..calibrate.store import Profiles
+from ..calibrate.trial import NotCalibrated
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import Reason
 from ..report.run_report import RunOutcome
@@ -22,7 +23,7 @@ from ..session.session import Session
 from ..settings.fields import INFOTEXT_KEYS, SettingsError
 from ..settings.settings import Settings, overridden, overruled, parse
 from ..unet.ladder import AnyLadder
-from .calibrator import NotCalibrated, calibrate
+from .calibrator import calibrate
 from .generations import Generation, Generations, kind_of
 
 log = logging.getLogger("deepcache")

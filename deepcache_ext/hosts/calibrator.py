@@ -9,31 +9,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from modules import processing, shared
 
-from ..calibrate.profile import CalibratedPlan, MadeFor, ProfileError
-from ..calibrate.search import Found, Proposal, Wanted, Wish, bounded, search
+from ..calibrate.profile import CalibratedPlan, ProfileError
+from ..calibrate.search import Wish
 from ..calibrate.store import Profiles
-from ..plan.plan import UniformPlan
-from ..plan.strategies import FEW
+from ..calibrate.trial import NotCalibrated, calibrated
 from ..report.psnr import psnr
 from ..report.run_report import PassOutcome, RunOutcome
-from ..settings.fields import NO_DEEPER
 from ..settings.settings import Settings
-
-WHOLE = {"strategy": "uniform", "cache_interval": 1}
-"""Uncached, bit for bit, and yet with passes that tell how they went."""
 
 EXTRA_PICTURES = ("return_mask", "return_mask_composite")
 """Options of hosts that put more among the pictures."""
-
-
-class NotCalibrated(Exception):
-    """`str()` says why."""
 
 
 def calibrate(
@@ -46,85 +36,13 @@ def calibrate(
     p.seed, p.subseed = processing.get_fixed_seed(p.seed), processing.get_fixed_seed(p.subseed)
     studio = _Studio(p, wish, latest)
     try:
-        weighted = {"strategy": "weighted", "speed_up": settings.speed_up, "deeper_branch_id": NO_DEEPER}
-        pictures = studio.make(weighted)
-        wanted, made_for = _wanted(settings, studio.first_pass)
-        first = Proposal(tuple(studio.first_pass.planned.branches), settings.estimator)
-        found = _search(wanted, first, wish.tries, studio, pictures)
-        # Judged by pictures that the search has not seen: what was found by chance does not stand this.
-        studio.seed += wish.pictures
-        reference = studio.make(WHOLE)
-        before = after = fmean(_scores(studio.make(_listed(found.first)), reference))
-        if found.best != found.first:
-            after = fmean(_scores(studio.make(_listed(found.best)), reference))
+        made_for, plan = calibrated(studio, settings, wish)
     finally:
         studio.close()
-    plan = found.best if after > before else found.first
-    calibrated = CalibratedPlan(
-        settings.speed_up,
-        plan.text,
-        round(max(before, after), 2),
-        round(before, 2),
-        wish.pictures,
-        found.tries,
-        plan.branch,
-        plan.estimator,
-    )
     try:
-        return profiles.add(made_for, calibrated), calibrated
+        return profiles.add(made_for, plan), plan
     except (OSError, ProfileError) as error:
         raise NotCalibrated(f"the profile could not be saved: {error}") from error
-
-
-def _wanted(settings: Settings, seen: PassOutcome) -> tuple[Wanted, MadeFor]:
-    """`seen`: a first pass with the weighted plan. Raises `NotCalibrated`."""
-    ahead, first = seen.planned.ahead, tuple(seen.planned.branches)
-    try:
-        made_for = MadeFor.of(ahead, settings)
-    except ProfileError as error:
-        raise NotCalibrated(str(error)) from error
-    count = len(made_for.sigmas)
-    if count < FEW:
-        raise NotCalibrated(f"only {count} steps: it needs {FEW} or more")
-    if seen.report.evaluations != count:  # DPM adaptive
-        raise NotCalibrated(f"the sampler ran {seen.report.evaluations} steps instead of {count}")
-    window = UniformPlan(2, settings.cache_branch_id, count, settings.start, settings.end)
-    must = frozenset(k for k in range(count) if window.is_outside(k))
-    wanted = Wanted(made_for.sigmas, settings.speed_up, made_for.branch, made_for.blocks, ahead.nature, must)
-    if not wanted.allows(first):
-        reached = seen.planned.speed_up() or 1.0
-        raise NotCalibrated(f"{settings.speed_up:g}x cannot be reached with these settings, only {reached:.2f}x")
-    return wanted, made_for
-
-
-def _search(wanted: Wanted, first: Proposal, tries: int, studio: _Studio, weighted: Sequence[Any]) -> Found:
-    """`weighted`: the pictures of the plan `first`."""
-    uncached = studio.make(WHOLE)
-    found = [_scores(weighted, uncached)]
-
-    def judge(plan: Proposal) -> list[float]:
-        studio.told = f"plan {len(found) + 1} of {tries}, best {max(map(fmean, found)):.1f} dB"
-        found.append(_scores(studio.make(_listed(plan)), uncached))
-        return found[-1]
-
-    return search(wanted, first, found[0], tries, judge)
-
-
-def _listed(plan: Proposal) -> dict[str, Any]:
-    return {
-        "strategy": "custom",
-        "full_evaluations": plan.text,
-        "cache_branch_id": plan.branch,
-        "estimator": plan.estimator,
-        "deeper_branch_id": NO_DEEPER,
-    }
-
-
-def _scores(images: Sequence[Any], reference: Sequence[Any]) -> list[float]:
-    if any(one.size != other.size for one, other in zip(images, reference, strict=True)):
-        raise NotCalibrated("the host made pictures of different sizes")
-    pairs = zip(images, reference, strict=True)
-    return bounded([psnr(one.convert("RGB"), other.convert("RGB")) for one, other in pairs])
 
 
 class _Studio:
@@ -164,6 +82,17 @@ class _Studio:
         if len(images) < self._pictures:
             raise NotCalibrated(f"the host made {len(images)} pictures instead of {self._pictures}")
         return images
+
+    def scores(self, pictures: Sequence[Any], reference: Sequence[Any]) -> list[float]:
+        """See `trial.Studio`."""
+        pairs = list(zip(pictures, reference, strict=True))
+        if any(one.size != other.size for one, other in pairs):
+            raise NotCalibrated("the host made pictures of different sizes")
+        return [psnr(one.convert("RGB"), other.convert("RGB")) for one, other in pairs]
+
+    def move_on(self) -> None:
+        """See `trial.Studio`."""
+        self.seed += self._pictures
 
     def close(self) -> None:
         """What is left to do is the generation that waits."""

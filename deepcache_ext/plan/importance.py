@@ -14,12 +14,10 @@ from . import cost
 @dataclass(frozen=True)
 class Nature:
     """What of a pass decides how much an error counts. `fresh_noise`: its sampler adds noise in the course of it
-    (ancestral, SDE); `all_fresh`: it replaces all noise at every step (LCM). `prediction`: what the UNet predicts,
-    "eps" (noise) or "v"; the present weights are the same for both.
+    (ancestral, SDE); `all_fresh`: it replaces all noise at every step (LCM).
     """
 
     fresh_noise: bool = False
-    prediction: str = "eps"
     all_fresh: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..settings.fields import CALIBRATED
@@ -11,6 +11,7 @@ from ..settings.settings import Settings
 from . import cost
 from .estimators import Estimator
 from .importance import USUAL, Nature
+from .noise import needs_few_steps
 from .plan import Plan, UniformPlan
 from .strategies import estimator_for, gap, plan_for
 
@@ -122,8 +123,8 @@ def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
-    wide = own.strategy in ("weighted", CALIBRATED) and plan.caches and (gap(plan, sigmas) or 0) > WIDE
-    return PlannedPass(ahead, plan, estimator, remark, TOO_WIDE if wide else "")
+    found = PlannedPass(ahead, plan, estimator, remark)
+    return replace(found, hint=_hint(found)) if own.strategy in ("weighted", CALIBRATED) else found
 
 
 def fraction(kinds: Sequence[str]) -> str:
@@ -133,13 +134,24 @@ def fraction(kinds: Sequence[str]) -> str:
     return " + ".join(told)
 
 
-WIDE = 0.8
-"""In log sigma, on average. Where evaluations that renew the kept feature lie further apart, the pictures of the demo's
-checkpoint (docs/evidence.md) are hardly ahead of uncached ones at fewer steps with some samplers, and behind with
-others.
+def _hint(one: PlannedPass) -> str:
+    """What the user should know of a plan by a speed-up: that it is fast for its steps, or that fewer steps serve as
+    well; "" where neither is so.
+    """
+    ahead, speed_up = one.ahead, one.speed_up()
+    is_wide = (gap(one.plan, ahead.sigmas) or 0) > WIDE
+    if not one.live_branches or not (is_wide or needs_few_steps(ahead.sampler)):
+        return ""
+    if ahead.nature.fresh_noise:  # fewer steps draw another picture there
+        return "fast for so few steps: the picture changes visibly"
+    fewer = f"{round(ahead.evaluations / speed_up)} steps" if speed_up else "fewer steps"
+    return f"{fewer} without DeepCache take as long and may come as close"
+
+
+WIDE = 1.1
+"""In log sigma, on average: where evaluations that renew the kept feature lie further apart, the worst network of the
+laboratory's choosing half is behind fewer uncached steps, at guidance 7 and 12 to 20 steps (research/laboratory.md).
 """
-TOO_WIDE = "fast for so few steps: the picture changes about as much as fewer steps would change it"
-"""What is said there."""
 
 
 def speed_up_of(passes: Sequence[PlannedPass]) -> float | None:

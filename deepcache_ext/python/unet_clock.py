@@ -169,7 +169,8 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
         return None
     timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(timesteps) <= len(sigmas) <= len(timesteps) + 1:
-        return float(sigmas[index])
+        # Shares of noise in a latent of unit variance, as of SD.Next's VDM Solver: another measure, that ends at 1.
+        return float(sigmas[index]) if float(sigmas.max()) > 1 else None
     return sigma_at(getattr(scheduler, "alphas_cumprod", None), float(timesteps[index]))
 
 
@@ -182,7 +183,5 @@ def adds_noise(scheduler: Any) -> bool:
 
 
 def nature_of(scheduler: Any) -> Nature:
-    """Of the sampler, and of the UNet that the scheduler is made for; a sample is taken for v."""
-    told = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
-    all_fresh = replaces_noise_by_name(type(scheduler).__name__)
-    return Nature(adds_noise(scheduler), "eps" if told == "epsilon" else "v", all_fresh)
+    """Of the sampler."""
+    return Nature(adds_noise(scheduler), replaces_noise_by_name(type(scheduler).__name__))

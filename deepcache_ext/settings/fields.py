@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
     for name, speed_up in (("Quality", 1.6), ("Balanced", 2.0), ("Fast", 2.6))
 }
-"""What each preset sets: points on the curve of the weighted strategy (docs/evidence.md)."""
+"""What each preset sets: points on the curve of the weighted strategy (docs/strategies.md)."""
 
 
 AS_FIRST_PASS_INTERVAL = 0

@@ -57,7 +57,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(unets.LAYOUTS) & set(twins.NETS)))
 def test_twins_have_the_same_number_of_weights(name: str) -> None:
-    ours, twin = unets._on_meta(name), twins.on_meta(name)
+    ours, twin = unets.on_meta(name), twins.on_meta(name)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in twin.parameters())
 
 

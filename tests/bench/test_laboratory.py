@@ -1,6 +1,8 @@
 """Plans on the laboratory's networks: what runs is the extension's session, what is counted is what was run."""
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,26 +11,16 @@ from bench import unets
 from bench.laboratory import __main__ as program
 from bench.laboratory import page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
-from bench.laboratory.studio import NotAsPlanned, Studio
+from bench.laboratory.studio import NotAsPlanned
+from bench.tables import between
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.session.session import Session
-from tests.train.test_laboratory import TINY, pictures
-from train.laboratory import learn
-from train.laboratory.networks import CHOOSING, JUDGING, Network
+from train.laboratory.networks import CHOOSING, JUDGING
 from train.learn import fused_attention
 
 LISTED = ListedPlan((0, 2, 3), 0, 5)
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPCACHE_LAB", str(tmp_path_factory.mktemp("lab")))
-        network = Network("tiny", CHOOSING, "forty", "eps", "sd1", TINY, steps=30, batch=4)
-        learn.train(network, pictures())
-        yield Studio(network, 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -60,7 +52,7 @@ def test_a_plan_is_what_the_blocks_by_hand_make_of_it(studio):
     with torch.no_grad(), fused_attention():
         for k, (now, then) in enumerate(itertools.pairwise(levels)):
             t = SCHEDULE.sigma_to_t(torch.tensor([now])).expand(4)
-            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio._given}
+            given = {"x": torch.cat([x, x]) / (now**2 + 1) ** 0.5, "timesteps": t, **studio.given}
             if k in (0, 2, 3):
                 out, kept = unets.full(unet, given, (0,))
             else:
@@ -127,12 +119,19 @@ def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(stud
     )
 
 
-def test_the_pages_are_those_of_the_results():
-    assert page.with_presets(page.README.read_text(encoding="utf-8")) == page.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("path", "made"), [(page.README, page.presets), (page.WHICH, page.means)])
+def test_the_pages_tables_are_those_of_the_results(path: Path, made: Callable[[], list[str]]):
+    told = path.read_text(encoding="utf-8")
+    assert between(told, *page.MARKS[path], "\n".join(made())) == told, "python -m bench.laboratory --write"
+
+
+def test_the_page_of_evidence_is_that_of_the_results():
     told = page.PAGE.read_text(encoding="utf-8")
     assert all(line in told for half in (JUDGING, CHOOSING) for line in page.table(half)), "bench.laboratory --write"
 
 
-def test_a_page_without_a_place_is_told():
+def test_a_table_takes_its_own_place_alone():
+    made = between("x\n<1>\nold\n<2>\ny", "<1>", "<2>", r"new \1")
+    assert made == "x\n<1>\n\nnew \\1\n\n<2>\ny"
     with pytest.raises(ValueError, match="no place"):
-        page.with_presets("# README")
+        between("<2> <1>", "<1>", "<2>", "new")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deepcache_ext.calibrate.profile import from_text
-from deepcache_ext.hosts.checkpoint import checkpoint_of, prediction_of
+from deepcache_ext.hosts.checkpoint import checkpoint_of
 from demo.webui.boot import Host, boot
 from demo.webui.hosts import HOSTS
 from tests.pictures import same
@@ -227,20 +227,6 @@ def test_a_script_that_chooses_each_seed_is_told(
 
 
 def test_what_a_host_says_of_its_checkpoint() -> None:
-    class Eps:
-        pass
-
-    class V_PREDICTION(Eps):
-        pass
-
-    def shell(**inner: Any) -> Any:
-        unet = SimpleNamespace(model=SimpleNamespace(**inner))
-        return SimpleNamespace(parameterization="eps", forge_objects=SimpleNamespace(unet=unet))
-
-    assert prediction_of(shell(model_sampling=V_PREDICTION())) == "v"
-    assert prediction_of(shell(model_sampling=Eps())) == prediction_of(SimpleNamespace()) == "eps"
-    assert prediction_of(shell(predictor=SimpleNamespace(prediction_type="v_prediction"))) == "v"
-    assert prediction_of(SimpleNamespace(parameterization="v")) == "v"
     for name, known in {"Diffusers/of-v1.5": "of-v1.5", "sub/a.b.safetensors": "a.b", "of.ckpt": "of"}.items():
         info = SimpleNamespace(name=name, shorthash=None)
         assert checkpoint_of(SimpleNamespace(sd_checkpoint_info=info)) == (known, "")

@@ -47,6 +47,11 @@ def made(response):
     return images, json.loads(answer["info"])
 
 
+def test_without_arguments_it_compares_the_presets(url, tmp_path):
+    (_, *pictures), _ = made(post(url, tmp_path))
+    assert len(pictures) == 4
+
+
 def test_pictures_side_by_side_and_tables(url, tmp_path):
     typed = "cache_interval=2, estimator=copy"
     (sheet, *pictures), info = made(post(url, tmp_path, ["Quality", "Fast"], typed, 8, True))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deepcache_ext.plan.noise import adds_noise_by_name, sigma_at
+from deepcache_ext.plan.noise import adds_noise_by_name, replaces_noise_by_name, sigma_at
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,19 @@ def test_samplers_that_add_noise(name):
 )
 def test_samplers_that_add_none(name):
     assert not adds_noise_by_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LCM", "LCMScheduler", "TCDScheduler", "TDDScheduler", "UFOGenScheduler", "CMStochasticIterativeScheduler"],
+)
+def test_samplers_that_replace_all_noise(name):
+    assert replaces_noise_by_name(name) and adds_noise_by_name(name)
+
+
+@pytest.mark.parametrize("name", ["Euler a", "DPM++ 2M SDE", "DDPMScheduler", "SASolverScheduler", "VDMScheduler"])
+def test_samplers_that_add_some(name):
+    assert not replaces_noise_by_name(name)
 
 
 def test_the_sigma_of_a_timestep():

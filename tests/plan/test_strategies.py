@@ -280,15 +280,32 @@ def test_a_plan_by_depth_keeps_to_its_speed(count, speed, deeper, start, end, na
         assert count / spent < 0.99 * speed or len(chosen) == count
 
 
+FEWER = "without DeepCache take as long and may come as close"
+
+
 @pytest.mark.parametrize(
-    ("steps", "speed_up", "hinted"), [(30, 2.6, False), (30, 3.8, True), (20, 3, True), (20, 2, False)]
+    ("steps", "speed_up", "sampler", "fresh_noise", "said"),
+    [
+        (30, 2.6, "Euler", False, ""),
+        (30, 3.8, "Euler", False, ""),
+        (30, 5, "Euler", False, f"6 steps {FEWER}"),
+        (20, 3, "Euler", False, f"6 steps {FEWER}"),
+        (20, 3, "Euler a", True, "fast for so few steps: the picture changes visibly"),
+        (20, 2, "Euler", False, ""),
+        (20, 2, "UniPC", False, f"10 steps {FEWER}"),
+        (20, 2, "UniPCMultistepScheduler", False, f"10 steps {FEWER}"),
+    ],
 )
-def test_a_speed_too_high_for_so_few_steps_is_said(steps, speed_up, hinted):
+def test_where_fewer_steps_serve_as_well_is_said(steps, speed_up, sampler, fresh_noise, said):
     sigmas = tuple(14.6 * (0.03 / 14.6) ** (k / (steps - 1)) for k in range(steps))
     settings = Settings(enabled=True, strategy="weighted", speed_up=speed_up)
-    one = planned(settings, PassAhead(False, steps, sigmas, 12))
-    assert bool(one.hint) == hinted and not one.remark
-    assert (one.hint.lower() in plan_strip.strip([one]).lower()) and one.as_json()["remark"] == one.hint
+    one = planned(settings, PassAhead(False, steps, sigmas, 12, Nature(fresh_noise), sampler=sampler))
+    assert one.hint == said and not one.remark
+    assert said.lower() in plan_strip.strip([one]).lower() and one.as_json()["remark"] == said
+
+
+def test_nothing_is_said_of_a_plan_that_skips_nothing():
+    assert not planned(Settings(enabled=True), PassAhead(False, 8, None, 12, sampler="UniPC")).hint
 
 
 def test_every_second_one_of_a_list():

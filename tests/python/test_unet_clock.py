@@ -171,6 +171,13 @@ def test_unknown_noise_levels():
     assert noise_level(None, None) is None
 
 
+def test_noise_levels_in_another_measure():
+    """SD.Next's VDM Solver: shares of noise from 0 to 1, and its own function in place of alpha_bar's table."""
+    share = torch.tensor([0.9999, 0.99, 0.8, 0.3])
+    scheduler = type("VDMScheduler", (), {"timesteps": share, "sigmas": share, "alphas_cumprod": len})()
+    assert [noise_level(scheduler, k) for k in range(4)] == [None] * 4
+
+
 @pytest.mark.parametrize(
     ("scheduler", "adds"),
     [

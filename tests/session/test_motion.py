@@ -112,7 +112,7 @@ def test_what_is_elsewhere_is_noticed(change, fresh):
     latents = [CHANGES[change](x, k) for k, x in enumerate(ancestral() if fresh else euler())]
     noticed = alarms(latents, Motion(fresh_noise=fresh))
     # Towards the end hardly any noise is left, and what a sampler adds allows for more.
-    assert set(range(1, 9 if fresh else 12)) <= set(noticed)
+    assert set(range(1, 8 if fresh else 9)) <= set(noticed)
 
 
 def test_one_row_of_a_batch_is_enough():

@@ -20,7 +20,7 @@ from ...unet.controlnet import ControlledLadder
 from ...unet.ladder import AnyLadder
 from ...unet.support import UnknownLayout, twice
 from ..adapter import Adapter, guarded, is_hires, sampler_of
-from ..checkpoint import checkpoint_of, prediction_of
+from ..checkpoint import checkpoint_of
 from ..generations import Generation
 from . import preview
 from .controlnet import control_units
@@ -125,7 +125,7 @@ class A1111(Adapter):
             total,
             None if sigmas is None else tuple(sigmas),
             len(blocks or ()),
-            Nature(adds_noise(p), prediction_of(model), replaces_noise(p)),
+            Nature(adds_noise(p), replaces_noise(p)),
             *checkpoint_of(model),
             sampler_of(p),
         )

@@ -19,7 +19,7 @@ from ...plan.cost import numbers_per_place
 from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...settings.fields import SettingsError
-from ..checkpoint import checkpoint_of, prediction_of
+from ..checkpoint import checkpoint_of
 from .schedule import adds_noise, counts_timesteps, is_unipc, replaces_noise, schedule_of, sigma_of, spread
 
 try:
@@ -190,7 +190,7 @@ def _pass_ahead(request: Request, hires: bool) -> PassAhead:
         p.sampler = sd_samplers.create_sampler(p.sampler_name, model)
         _as_configured(p.sampler)
         sigmas = _sigmas(p, model, steps, last, total)
-        nature = Nature(adds_noise(p), prediction_of(model), replaces_noise(p))
+        nature = Nature(adds_noise(p), replaces_noise(p))
         named = (*checkpoint_of(model), p.sampler_name)
         return PassAhead(hires, total, sigmas, len(blocks), nature, *named, feature_bytes=kept)
     except Exception:  # a sampler of another extension
