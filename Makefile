@@ -63,7 +63,7 @@ gpu:
 evidence: setup
 	$(py) -m bench.laboratory $(ARGS)
 	$(py) -m bench.laboratory --write
-	$(py) -m bench.rivals $(ARGS)
+	$(py) -m bench.rivals
 	$(py) -m bench.rivals --write
 
 replay: setup

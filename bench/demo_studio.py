@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 
 from deepcache_ext.plan import cost
-from deepcache_ext.settings.fields import FIELD
 from demo.webui.boot import MODELS, REPOSITORY, Host, boot
 from demo.webui.checkpoints import Checkpoint, available
 
@@ -26,7 +24,7 @@ WORDS = ("a red car", "a blue house", "a green tree", "two cats")
 
 
 class NotActive(RuntimeError):
-    """The host does not say that DeepCache ran."""
+    """DeepCache did not run as planned."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Pair:
 @dataclass(frozen=True)
 class Made:
     """Decoded pictures [B, 3, h, w] in 0..1, before rounding. `branches`: what each evaluation ran, None for the whole
-    UNet, in no particular order; without DeepCache all whole.
+    UNet; without DeepCache all whole.
     """
 
     pictures: torch.Tensor
@@ -120,21 +118,30 @@ class DemoStudio:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Should have t")  # torchsde, about the last digit of a noise level
-                processed = self._host.txt2img(**request)
+                self._host.txt2img(**request)
         finally:
             handle.remove()
             del model.decode_first_stage
         pictures = ((torch.cat(decoded) + 1) / 2).clamp(0, 1)
         if args is None:
             return Made(pictures, (None,) * calls)
-        return Made(pictures, _branches(processed.extra_generation_params, calls))
+        return Made(pictures, _branches(self._outcome(), calls))
+
+    def _outcome(self) -> Any:
+        """What the extension tells of the last run."""
+        assert self._host is not None
+        loaded = self._host.module("scripts").scripts_data
+        return next(one.module.host for one in loaded if hasattr(one.module, "requests")).last_run
 
 
-def _branches(told: Mapping[str, Any], calls: int) -> tuple[int | None, ...]:
-    """As `Made` has them: what the infotext says, and only if nothing is odd. Raises `NotActive`."""
-    found = re.fullmatch(r"(\d+) of (\d+) full(?: \+ (\d+) medium)?", str(told.get("DeepCache", "")))
-    if not found or int(found[2]) != calls:
-        raise NotActive(f"the UNet was called {calls} times; the infotext says {dict(told)}")
-    full, medium = int(found[1]), int(found[3] or 0)
-    own, deeper = int(told["DeepCache branch"]), int(told.get(FIELD["deeper_branch_id"].infotext, 0))
-    return (*(None,) * full, *(deeper,) * medium, *(own,) * (calls - full - medium))
+def _branches(outcome: Any, calls: int) -> tuple[int | None, ...]:
+    """As `Made` has them: the plan of the first pass, if that is what was run. Raises `NotActive`."""
+    passes = outcome.passes if outcome is not None else []
+    if len(passes) != 1 or passes[0].report.off or passes[0].report.evaluations != calls:
+        raise NotActive(f"the UNet was called {calls} times, in another way than planned")
+    (one,) = passes
+    if one.report.full_evaluations != one.planned.kinds.count("full"):
+        raise NotActive(
+            f"{one.report.full_evaluations} of {calls} steps were full; the plan was {one.planned.fraction}"
+        )
+    return tuple(one.planned.branches)

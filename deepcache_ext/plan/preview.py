@@ -150,7 +150,8 @@ def _hint(one: PlannedPass) -> str:
 
 WIDE = 1.1
 """In log sigma, on average: where evaluations that renew the kept feature lie further apart, the worst network of the
-laboratory's choosing half is behind fewer uncached steps, at guidance 7 and 12 to 20 steps (research/laboratory.md).
+laboratory's choosing half is behind fewer uncached steps or level with them (-2.6 to +0.5 dB), at guidance 7 and 12 to
+15 steps (research/laboratory.md).
 """
 
 
