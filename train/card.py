@@ -50,7 +50,8 @@ as nothing. Negative prompts, `AND`, `[from:to:when]` and prompts of more than 7
   over the words' pictures. Other sizes run, but were not trained.
 - Autoencoder: {code:.2f} M parameters, most of them the decoder's; convolutions alone, no attention and no norms.
 - Channels {channels}; attention at quarters and eighths of the size and in the middle, not at the full size and
-  halves, where SD1.5 has it too (on a CPU that alone would take most of the time).
+  halves, where SD1.5 has it too (on a CPU that alone would take most of the time). The norm before the output has
+  {groups} groups: with its usual 32, one for each channel, it takes away what the noise's mean is to be told from.
 - Text: a vector for each word (by hash, {buckets} buckets), for each of the 77 places, and the sum of a chunk's words
   through a small network, added at every place. Kept in the same file, as `cond_stage_model.*`; the UNet as
   `model.diffusion_model.*`, the autoencoder as `first_stage_model.*`; all 16 bit.
@@ -170,6 +171,7 @@ def _known(prediction: str, steps: int) -> dict[str, Any]:
         "width": LAYOUT.width,
         "context": LAYOUT.context,
         "config": LAYOUT.config,
+        "groups": LAYOUT.groups,
         "trained": {
             "prediction": prediction,
             "buckets": BUCKETS,
@@ -265,6 +267,7 @@ def _fixed() -> dict[str, Any]:
         "side": SIZE // SCALE,
         "latent_channels": LATENT_CHANNELS,
         "channels": ", ".join(str(LAYOUT.width * factor) for factor in LAYOUT.config["channel_mult"]),
+        "groups": LAYOUT.groups,
         "buckets": BUCKETS,
         "words": EMPTY,
         "others": OTHERS,

@@ -41,8 +41,8 @@ ONE_BRANCH = Law()
 
 
 BY_DEPTH = Law(order=2.0, tilt=-0.2)
-"""For plans with a deeper branch. Fitted on the demo's checkpoint with the weights before the present ones (24 laws,
-three samplers, research/plans.md); with these it was measured as it is, not fitted anew (research/laboratory.md).
+"""For plans with a deeper branch. Fitted on the demo's first checkpoint with the weights before the present ones (24
+laws, three samplers, research/plans.md); with these it was measured as it is, not fitted anew (research/laboratory.md).
 """
 
 

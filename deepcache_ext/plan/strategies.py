@@ -21,7 +21,7 @@ from .plan import ListedPlan, Plan, UniformPlan
 
 FEW = 12
 """Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength). Chosen by hand;
-the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
+the demo's first checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
 SECOND = 1
@@ -31,7 +31,7 @@ call for 1.5), and with samplers that add fresh noise: there the shallowest feat
 
 DEEPER = {12: 5, 9: 5}
 """The deeper branch by the number of output blocks: the two finest levels of SD1.x, SD2.x and SDXL. Chosen among 2, 4,
-5, 6 and 8 by the demo's checkpoint, which is of SD1.x's layout (research/plans.md); SDXL was not measured.
+5, 6 and 8 by the demo's first checkpoint, which was of SD1.x's layout (research/plans.md); SDXL was not measured.
 """
 
 

@@ -22,13 +22,19 @@ TEXT = "cond_stage_model."
 FIRST_STAGE = "first_stage_model."
 
 
+FIELDS = ("layout", "width", "context", "config", "groups", "trained")
+"""What of a `Checkpoint` its json may hold."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One entry of the host's model list.
 
     `layout`: "sd1" (ldm), "sdxl" (sgm) or "inpaint" (ldm with 9 input channels: latent, mask, masked latent).
     `width`: channels of the first level. `context`: width of a text token. `weights`: a safetensors file, else
-    random weights from `seed`. `trained`: what else a trained one says of itself, see `available`.
+    random weights from `seed`. `groups`: of the norm before the output. With one for each channel it takes their means
+    away, and what the UNet says hardly has one of its own. `trained`: what else a trained one says of itself, see
+    `available`.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Checkpoint:
     seed: int = 1
     weights: Path | None = None
     config: dict[str, Any] = field(default_factory=dict, hash=False)
+    groups: int = 32
     trained: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -46,7 +53,7 @@ class Checkpoint:
 
     def same_unet(self, other: Checkpoint) -> bool:
         """Whether the other's weights fit into this one's UNet object."""
-        keys = ("layout", "width", "context", "config")
+        keys = ("layout", "width", "context", "config", "groups")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
@@ -67,8 +74,8 @@ wider), SDXL layout of context width 128."""
 def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
     """All checkpoints by name; trained ones in `folder` come as NAME.safetensors beside NAME.json.
 
-    The json holds `layout`, `width`, `context` and, where the defaults below do not fit, `config`: arguments of the
-    UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
+    The json holds `layout`, `width`, `context` and, where the defaults do not fit, `groups` and `config`, arguments
+    of the UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
     file) and `autoencoder` (`Widths` of the one in the same file). A trained checkpoint may carry the name of a
     built-in one and then stands in its place.
     """
@@ -77,7 +84,7 @@ def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
         described = path.with_suffix(".json")
         if described.exists():
             known = json.loads(described.read_text(encoding="utf-8"))
-            wanted = {key: known[key] for key in ("layout", "width", "context", "config", "trained") if key in known}
+            wanted = {key: known[key] for key in FIELDS if key in known}
             found[path.stem] = Checkpoint(path.stem, weights=path, **wanted)
     return found
 
@@ -113,6 +120,7 @@ def make_unet(checkpoint: Checkpoint) -> nn.Module:
             "legacy": False,
         }
         unet = LdmUNet(**(arguments | checkpoint.config))
+    unet.out[0].num_groups = checkpoint.groups  # ldm and sgm have no argument for it
     return unet.eval().requires_grad_(False)
 
 
