@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=36.0, help="for the UNet, over all runs (default 36)")
+    parser.add_argument("--minutes", type=float, default=62.0, help="for the UNet, over all runs (default 62)")
     parser.add_argument("--code-minutes", type=float, default=11.0, help="for the autoencoder, on a CPU (default 11)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; this small network gains little by more")

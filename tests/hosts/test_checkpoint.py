@@ -110,6 +110,28 @@ def test_host_draws_what_the_prompt_says(url: str) -> None:
     assert blue > red + 50
 
 
+@needs_weights
+def test_colours_do_not_hang_on_the_seed(url: str) -> None:
+    """Each seed's noise has a mean of its own; a UNet that cannot tell it leaves it in the picture as a tint."""
+    suns = [generate(url, prompt="sun", seed=seed) for seed in (3, 4, 1004)]
+    for red, green, blue in (sun[MIDDLE].mean((0, 1)) for sun in suns):
+        assert red > 230 and 150 < green < 220 and blue < 100
+    assert min(sun[:8, :8].mean((0, 1)).min() for sun in suns) > 240
+
+
+@needs_weights
+@pytest.mark.parametrize("t", [999, 900, 800])
+def test_the_unet_tells_the_mean_of_the_noise(t: int) -> None:
+    checkpoint = available()[NAME]
+    unet, text = make_unet(checkpoint), text_encoder(checkpoint)
+    assert text is not None
+    unet.load_state_dict(state_dict(checkpoint, unet))
+    noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+    context = text.encode("sun")[None].repeat(2, 1, 1)
+    said = [unet(noise + mean, torch.full((2,), t), context=context).mean((2, 3)) for mean in (-0.05, 0.05)]
+    assert ((said[1] - said[0]) / 0.1 - 1).abs().max() < 0.3
+
+
 @pytest.mark.sample("DDIM")
 @needs_weights
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "UniPC"])

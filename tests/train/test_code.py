@@ -81,3 +81,12 @@ def test_what_is_written_is_what_the_host_loads(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(unet(x, t, context=context), model.unet(x, t, context=context))
     assert torch.allclose(autoencoder.decode(x), made.decode(x), atol=1e-2)
     assert found.trained["prediction"] == "eps" and found.trained["size"] == data.SIZE
+
+
+def test_noise_of_the_training_varies_in_mean_and_size() -> None:
+    torch.manual_seed(1)
+    noise = learn._noise(400, torch.Size((4, 32, 32)), torch.device("cpu"))
+    means, sizes = noise.mean((2, 3)), noise.std((2, 3)).mean(1)
+    assert abs(float(means.std()) - (learn.OFFSET**2 + 1 / 32**2) ** 0.5) < 0.01
+    assert abs(float(sizes.std()) - learn.SPREAD) < 0.01
+    assert abs(float(noise.mean())) < 0.01 and abs(float(sizes.mean()) - 1) < 0.01
