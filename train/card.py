@@ -18,7 +18,7 @@ from demo.webui.checkpoints import FIRST_STAGE, TEXT, UNET
 
 from .code import NOISE, WIDTHS, as_input, latents, psnr
 from .data import OTHERS, PACKAGE, PHRASES, SIZE, VOCABULARY, WELL_KNOWN
-from .learn import BUCKETS, EMPTY, HEAVIEST, LAYOUT, Model, Progress, alphas_cumprod
+from .learn import BUCKETS, EMPTY, HEAVIEST, LAYOUT, OFFSET, SPREAD, Model, Progress, alphas_cumprod
 
 STEPS, GUIDANCE, SEED = 30, 5.0, 1
 
@@ -64,7 +64,8 @@ as nothing. Negative prompts, `AND`, `[from:to:when]` and prompts of more than 7
   the package; errors of colours and of edges, noise of {noise:g} on the latents. It gives the words' pictures back with
   {psnr:.1f} dB on average, {worst:.1f} dB at worst; with that noise, {noisy:.1f} dB.
 - UNet: {done} steps of {batch} pictures in {minutes:.1f} minutes ({pace:.2f} s a step) on {hardware};
-  {words:.0%} empty prompts, AdamW, an average of the weights, {weighting}.
+  {words:.0%} empty prompts, AdamW, an average of the weights, {weighting};
+  mean and size of a picture's noise vary by {offset:g} and {spread:g} beside chance.
   Loss over the last 200 steps: {loss:.4f}. Minutes are those of the processor, not of a clock: others used it too.
 - No augmentation: {count} pictures are learned by heart, and other seeds give nearly the same picture.
 
@@ -270,6 +271,8 @@ def _fixed() -> dict[str, Any]:
         "groups": LAYOUT.groups,
         "buckets": BUCKETS,
         "words": EMPTY,
+        "offset": OFFSET,
+        "spread": SPREAD,
         "others": OTHERS,
         "noise": NOISE,
         "package": PACKAGE,
