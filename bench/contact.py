@@ -47,7 +47,7 @@ def main() -> int:
             made = studio.make(SAMPLER, STEPS, pairs, settings)
             rows.append((name, [_image(one) for one in made.pictures]))
     made = sheet(rows, [pair.prompt for pair in pairs])
-    made.quantize(255, dither=Image.Dither.NONE).save(PATH, optimize=True)
+    made.save(PATH, optimize=True)
     print(f"wrote {PATH.relative_to(REPOSITORY)}")
     return 0
 
