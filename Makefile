@@ -25,7 +25,7 @@ help:
 	@echo "make evidence  how near the pictures come on the laboratory's networks, into docs/ (after make lab; hours)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"
-	@echo "make train   trains the demo's small checkpoint from scratch (npm; about half an hour on a CPU)"
+	@echo "make train   trains the demo's small checkpoint from scratch (npm; about 75 minutes of a CPU core)"
 	@echo "make lab     trains the laboratory's networks (kept in DEEPCACHE_LAB, default ~/.cache/deepcache-lab; npm; an hour)"
 	@echo "make screenshots  pictures of the accordion, by a real browser, into docs/"
 	@echo "make lint    ruff, the import contracts and mypy"

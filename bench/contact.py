@@ -1,6 +1,6 @@
 """`python -m bench.contact`: docs/without_and_with.png, several prompts without DeepCache and with a preset below.
 
-The prompts are the first ones of the demo's list, not chosen ones. Shown at half their size, for the network is small.
+The prompts are the first ones of the demo's list, not chosen ones. Shown at half their size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from demo.webui.boot import REPOSITORY
 
 PATH = REPOSITORY / "docs" / "without_and_with.png"
 PROMPTS, STEPS, SAMPLER, PRESET = 8, 30, "Euler", "Balanced"
-SIDE, MARGIN, HEAD, FOOT = 96, 6, 92, 18
+SIDE, MARGIN, HEAD, FOOT = 128, 6, 92, 18
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str]) -> Image.Image:
@@ -47,7 +47,7 @@ def main() -> int:
             made = studio.make(SAMPLER, STEPS, pairs, settings)
             rows.append((name, [_image(one) for one in made.pictures]))
     made = sheet(rows, [pair.prompt for pair in pairs])
-    made.quantize(255, dither=Image.Dither.NONE).save(PATH, optimize=True)
+    made.save(PATH, optimize=True)
     print(f"wrote {PATH.relative_to(REPOSITORY)}")
     return 0
 

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional
 
 from bench.demo_studio import DemoStudio, checkpoint_called, pairs_for
 from bench.likeness import PSNR_CAP, psnr
@@ -32,7 +33,8 @@ GAIN = 10
 """Of the differences."""
 LEVELS = 24
 """Of a difference's channels: enough to see, and the file is half as large."""
-MARGIN, COLUMNS = 10, 3
+SIDE, MARGIN, COLUMNS = 192, 10, 3
+"""Pixels: of a picture as shown (a sheet of whole ones would be half a megabyte), and between pictures."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,14 @@ def cells(studio: DemoStudio, strip: Strip) -> list[Cell]:
     pair = pairs_for(studio.checkpoint, strip.pair + 1)[strip.pair]
     reference = studio.make(strip.sampler, strip.steps, [pair])
     head = (f"{strip.sampler}, {strip.steps} steps", "without DeepCache", f"“{pair.prompt}”, seed {pair.seed}")
-    found = [Cell(reference.pictures[0], head)]
+    found = [Cell(_shown(reference.pictures[0]), head)]
     for arm in strip.arms:
         made = studio.make(strip.sampler, strip.steps, [pair], arm.args)
         likeness = float(psnr(made.pictures, reference.pictures)[0])
         alike = "the same picture" if likeness >= PSNR_CAP else f"{likeness:.1f} dB"
         lines = (arm.name, f"{made.speed_up:.2f}x, {alike}", fraction(made.kinds))
-        found.append(Cell(made.pictures[0], lines, _coarse(made.pictures[0] - reference.pictures[0])))
+        difference = _coarse(_shown((made.pictures[0] - reference.pictures[0]).abs()))
+        found.append(Cell(_shown(made.pictures[0]), lines, difference))
     return found
 
 
@@ -128,9 +131,14 @@ def _image(picture: torch.Tensor) -> Image.Image:
     return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
+def _shown(picture: torch.Tensor) -> torch.Tensor:
+    """[3, h, w] -> [3, SIDE, SIDE]."""
+    return functional.interpolate(picture[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+
+
 def _coarse(difference: torch.Tensor) -> torch.Tensor:
     """Amplified, in `LEVELS` steps up from black."""
-    return (difference.abs() * GAIN).clamp(0, 1).mul(LEVELS).round() / LEVELS
+    return (difference * GAIN).clamp(0, 1).mul(LEVELS).round() / LEVELS
 
 
 def controls() -> str:

@@ -17,7 +17,7 @@ from demo.webui.boot import MODELS, REPOSITORY, boot
 from demo.webui.checkpoints import available
 from demo.webui.hosts import HOSTS
 
-SIZE = 192
+SIZE = 256
 """Pixels a side: at this size a full call of the demo's UNet is far above the host's own work for a step.
 The trained checkpoint's pictures are of this size too."""
 

@@ -1,4 +1,4 @@
-"""The pictures: a few well-known emoji of an npm package, made small, and the words for them."""
+"""The pictures: a few well-known emoji of an npm package, the words for them, and others of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from PIL import Image
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 """256x256 WebP, named by code point. Art: Fluent Emoji, (c) Microsoft Corporation, MIT licence."""
 
-SIZE = 24
-"""Pixels a side of the learned pictures: a request of 192x192 in the host."""
+SIZE = 256
+"""Pixels a side of the learned pictures."""
+
+OTHERS = 4
+"""Every so many-th of the package's other pictures helps to train the autoencoder."""
 
 VOCABULARY = {
     "red apple": "1f34e",
@@ -71,7 +74,7 @@ PHRASES = ("{}", "{}", "{}", "a {}", "the {}", "a picture of a {}", "a photo of 
 def download(folder: Path) -> Path:
     """The package's pictures, fetched with npm once; the folder that holds them."""
     pictures = folder / "package" / "assets"
-    if all((pictures / f"{code}.webp").exists() for code in VOCABULARY.values()):
+    if pictures.exists():
         return pictures
     npm = shutil.which("npm")
     if npm is None:
@@ -80,17 +83,19 @@ def download(folder: Path) -> Path:
     print(f"downloading {PACKAGE} with npm", flush=True)
     subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     archive = max(folder.glob("*.tgz"), key=lambda path: path.stat().st_mtime)
-    wanted = {f"package/assets/{code}.webp" for code in VOCABULARY.values()}
+    fresh = folder / "unpacking"  # moved when whole: an interruption leaves no half of them
     with tarfile.open(archive) as packed:
         for member in packed:
-            source = packed.extractfile(member) if member.name in wanted else None
+            source = packed.extractfile(member) if member.name.endswith(".webp") else None
             if source is not None:
-                pictures.mkdir(parents=True, exist_ok=True)
-                (pictures / Path(member.name).name).write_bytes(source.read())
+                fresh.mkdir(parents=True, exist_ok=True)
+                (fresh / Path(member.name).name).write_bytes(source.read())
+    pictures.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(pictures)
     return pictures
 
 
-def picture(path: Path, size: int = SIZE) -> torch.Tensor:
+def small_picture(path: Path, size: int) -> torch.Tensor:
     """[4, size, size] in -1..1: red, green and blue blended with white, and opacity; a margin of one pixel."""
     whole = Image.open(path).convert("RGBA")
     # RGBa is premultiplied: transparent pixels give no colour to their neighbours.
@@ -105,6 +110,19 @@ def picture(path: Path, size: int = SIZE) -> torch.Tensor:
     return torch.from_numpy(rgba * 2 - 1).permute(2, 0, 1).contiguous()
 
 
-def pictures(folder: Path) -> torch.Tensor:
-    """[names, 4, SIZE, SIZE] in -1..1, in the vocabulary's order."""
-    return torch.stack([picture(folder / f"{code}.webp") for code in VOCABULARY.values()])
+def picture(path: Path) -> torch.Tensor:
+    """uint8 [3, SIZE, SIZE], on white."""
+    drawn = Image.open(path).convert("RGBA")
+    if drawn.size != (SIZE, SIZE):
+        raise ValueError(f"{path.name} has {drawn.width}x{drawn.height} pixels, not {SIZE}x{SIZE}")
+    whole = Image.new("RGBA", drawn.size, "white")
+    whole.alpha_composite(drawn)
+    return torch.from_numpy(np.array(whole.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def pictures(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [names, 3, SIZE, SIZE] in the vocabulary's order, and as many again as `OTHERS` says, in any order."""
+    known = set(VOCABULARY.values())
+    others = sorted(path for path in folder.glob("*.webp") if path.stem not in known)[::OTHERS]
+    words = [folder / f"{code}.webp" for code in VOCABULARY.values()]
+    return torch.stack([*map(picture, words)]), torch.stack([*map(picture, others)])

@@ -22,7 +22,7 @@ from .plan import ListedPlan, Plan, UniformPlan
 
 FEW = 12
 """Below so many evaluations a pass is a few-step one (LCM, Turbo, Lightning, low denoising strength). Chosen by hand;
-the demo's checkpoint at 6 to 16 steps agrees (research/plans.md).
+the demo's first checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
 SECOND = 1

@@ -20,7 +20,7 @@ from ..plan.estimators import Moment
 
 GUIDED = 15.0
 """So long may d be, the overshoot of multistep samplers included. On trained networks (the laboratory's; six samplers,
-20 steps, guidance 7) it needed to be 0.6 to 1.0, from another picture (img2img) 2.3, with LMS 7.6. On one that knows
+20 steps, guidance 7) it needed to be 0.6 to 1.0, from another picture (img2img) 2.3, with LMS 7.6. On one that knew
 its 40 pictures by heart, in real hosts: 12 in img2img that draws something else (DPM++ 3M SDE, PLMS), 14 where a full
 step of a third-order sampler follows cached ones. Whoever moves the latents is noticed early in the run, where noise
 is most of them: there the angle is nearly a right one, whatever this is.

@@ -10,15 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from .autoencoder import LATENT_CHANNELS, Autoencoder, Widths
 from .real_parts import LdmUNet, SgmUNet
-from .toys import PictureCode, TextEncoder
+from .toys import TextEncoder
 
-LATENT_CHANNELS = 4
 TRAINED = Path(__file__).resolve().parents[1] / "checkpoint"
 
 # Names in a file of an ldm checkpoint begin with these.
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model."
+FIRST_STAGE = "first_stage_model."
+
+
+FIELDS = ("layout", "width", "context", "config", "groups", "trained")
+"""What of a `Checkpoint` its json may hold."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Checkpoint:
 
     `layout`: "sd1" (ldm), "sdxl" (sgm) or "inpaint" (ldm with 9 input channels: latent, mask, masked latent).
     `width`: channels of the first level. `context`: width of a text token. `weights`: a safetensors file, else
-    random weights from `seed`. `trained`: what else a trained one says of itself, see `available`.
+    random weights from `seed`. `groups`: of the norm before the output. With one for each channel it takes their means
+    away, and what the UNet says hardly has one of its own. `trained`: what else a trained one says of itself, see
+    `available`.
     """
 
     name: str
@@ -37,6 +44,7 @@ class Checkpoint:
     seed: int = 1
     weights: Path | None = None
     config: dict[str, Any] = field(default_factory=dict, hash=False)
+    groups: int = 32
     trained: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -45,7 +53,7 @@ class Checkpoint:
 
     def same_unet(self, other: Checkpoint) -> bool:
         """Whether the other's weights fit into this one's UNet object."""
-        keys = ("layout", "width", "context", "config")
+        keys = ("layout", "width", "context", "config", "groups")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
@@ -66,17 +74,17 @@ wider), SDXL layout of context width 128."""
 def available(folder: Path = TRAINED) -> dict[str, Checkpoint]:
     """All checkpoints by name; trained ones in `folder` come as NAME.safetensors beside NAME.json.
 
-    The json holds `layout`, `width`, `context` and, where the defaults below do not fit, `config`: arguments of the
-    UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
-    file) and `mean` and `spread` (of the `toys.PictureCode`). A trained checkpoint may carry the name of a built-in
-    one and then stands in its place.
+    The json holds `layout`, `width`, `context` and, where the defaults do not fit, `groups` and `config`, arguments
+    of the UNet class. `trained` may hold `prediction` ("eps" or "v"), `buckets` (of the `toys.TextEncoder` in the same
+    file) and `autoencoder` (`Widths` of the one in the same file). A trained checkpoint may carry the name of a
+    built-in one and then stands in its place.
     """
     found = {checkpoint.name: checkpoint for checkpoint in BUILT_IN}
     for path in sorted(folder.glob("*.safetensors")):
         described = path.with_suffix(".json")
         if described.exists():
             known = json.loads(described.read_text(encoding="utf-8"))
-            wanted = {key: known[key] for key in ("layout", "width", "context", "config", "trained") if key in known}
+            wanted = {key: known[key] for key in FIELDS if key in known}
             found[path.stem] = Checkpoint(path.stem, weights=path, **wanted)
     return found
 
@@ -112,6 +120,7 @@ def make_unet(checkpoint: Checkpoint) -> nn.Module:
             "legacy": False,
         }
         unet = LdmUNet(**(arguments | checkpoint.config))
+    unet.out[0].num_groups = checkpoint.groups  # ldm and sgm have no argument for it
     return unet.eval().requires_grad_(False)
 
 
@@ -134,11 +143,13 @@ def text_encoder(checkpoint: Checkpoint) -> TextEncoder | None:
     return encoder.eval().requires_grad_(False)
 
 
-def picture_code(checkpoint: Checkpoint) -> PictureCode | None:
-    """How a trained checkpoint's latents are pictures; none where they are the toys' fixed colours."""
-    if "mean" not in checkpoint.trained:
+def autoencoder(checkpoint: Checkpoint) -> Autoencoder | None:
+    """The trained autoencoder of a checkpoint that has one; without, latents are the toys' fixed colours."""
+    if checkpoint.weights is None or "autoencoder" not in checkpoint.trained:
         return None
-    return PictureCode(tuple(checkpoint.trained["mean"]), tuple(checkpoint.trained["spread"]))
+    made = Autoencoder(Widths.of(checkpoint.trained["autoencoder"]))
+    made.load_state_dict(_part(checkpoint, FIRST_STAGE))
+    return made.eval().requires_grad_(False)
 
 
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

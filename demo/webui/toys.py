@@ -1,23 +1,22 @@
 """Stand-ins for the two big parts that caching never touches: the text encoder and the autoencoder.
 
-The fixed ones serve UNets with random weights; a trained checkpoint brings a `TextEncoder` and a `PictureCode`.
+The fixed ones serve UNets with random weights; a trained checkpoint brings a `TextEncoder` and an
+`autoencoder.Autoencoder`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from .autoencoder import SCALE
+
 CHUNK = 75
 """Text tokens between a chunk's start and end token; a chunk is 77 wide."""
-
-SCALE = 8
-"""Pixels of picture for one element of the latent, in both directions."""
 
 # Brightness and two colour differences of the first three latent channels; the fourth adds fine brightness.
 _TO_RGB = torch.tensor(
@@ -114,35 +113,3 @@ class TextEncoder(nn.Module):
     def encode(self, text: str) -> torch.Tensor:
         """[77 x chunks, width]."""
         return self(self.numbers(text).to(self.words.weight.device)).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class PictureCode:
-    """A latent that is the picture itself at an eighth of its size: red, green, blue on white, and opacity.
-
-    `mean`, `spread`: of each of the four channels, of pictures in -1..1.
-    """
-
-    mean: tuple[float, ...]
-    spread: tuple[float, ...]
-
-    def normalise(self, rgba: torch.Tensor) -> torch.Tensor:
-        """[B, 4, h, w] in -1..1 -> the latent that the UNet learns."""
-        return (rgba - self._column(self.mean, rgba)) / self._column(self.spread, rgba)
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """[B, 4, h, w] -> [B, 3, 8h, 8w] in -1..1; what is mostly transparent becomes white."""
-        rgba = latent.float() * self._column(self.spread, latent) + self._column(self.mean, latent)
-        seen = (rgba[:, 3:] + 1).clamp(0, 1)  # opaque from a half on: the colours are blended with white already
-        on_white = 1 - (1 - rgba[:, :3].clamp(-1, 1)) * seen
-        return functional.interpolate(on_white, scale_factor=SCALE, mode="bicubic").clamp(-1, 1)
-
-    def encode(self, picture: torch.Tensor) -> torch.Tensor:
-        """[B, 3, 8h, 8w] in -1..1 -> [B, 4, h, w]; what is not white counts as opaque."""
-        small = functional.avg_pool2d(picture.float(), SCALE)
-        opacity = (4 * (1 - small.amin(1, keepdim=True))).clamp(0, 2) - 1
-        return self.normalise(torch.cat([small, opacity], 1))
-
-    @staticmethod
-    def _column(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(values, device=like.device).view(1, -1, 1, 1)

@@ -11,7 +11,7 @@ from demo.webui.checkpoints import TRAINED
 from tests.pictures import infotext
 
 NAME = "demo-sd1"
-RUN = {"seed": 11, "steps": 30, "width": 192, "height": 192, "cfg_scale": 7}
+RUN = {"seed": 11, "steps": 30, "width": 256, "height": 256, "cfg_scale": 7}
 
 pytestmark = pytest.mark.skipif(
     not (TRAINED / f"{NAME}.safetensors").exists(), reason="no trained checkpoint (make train)"

