@@ -23,8 +23,8 @@ USUAL = Nature()
 
 
 ORDER = 1.5
-"""An error of the kept feature grows with this power of its age in log sigma. Fitted with `weights` on three networks of
-the laboratory's choosing half (research/laboratory.md).
+"""An error of the kept feature grows with this power of its age in log sigma. Fitted with `weights` on three networks
+of the laboratory's choosing half (research/laboratory.md).
 """
 
 
