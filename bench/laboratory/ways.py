@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deepcache_ext.plan import cost
+from deepcache_ext.plan.ageing import Ageing
 from deepcache_ext.plan.estimators import ESTIMATORS, Estimator
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, Plan, UniformPlan
@@ -86,11 +87,13 @@ UNIFORM = ((0, "copy"), (0, "forecast"), (1, "copy"), (2, "copy"))
 """Branch and estimator."""
 
 
-def shipped(name: str, wanted: float, deeper: int, ahead: Pass) -> Way:
-    """What the extension's presets run at that speed-up; or, with a `deeper` branch, its plan by depth."""
+def shipped(name: str, wanted: float, deeper: int, ahead: Pass, ageing: Ageing | None = None) -> Way:
+    """What the extension's presets run at that speed-up, with its `ageing` where a model was measured; or, with a
+    `deeper` branch, its plan by depth.
+    """
     asked = {"enabled": True, "strategy": "weighted", "speed_up": wanted, "deeper_branch_id": deeper}
     settings = parse([asked])
-    plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature)
+    plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature, ageing)
     return way(
         name, wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature), ahead
     )

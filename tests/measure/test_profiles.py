@@ -1,4 +1,4 @@
-"""Calibrated plans on disk: what fits, what is refused and why."""
+"""What was measured, on disk: which model it holds for, the plans that follow from it, and what is refused and why."""
 
 import dataclasses
 import json
@@ -9,30 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.calibrate.profile import CalibratedPlan, MadeFor, Profile, ProfileError, _digest, as_text, from_text
-from deepcache_ext.calibrate.search import Wish
-from deepcache_ext.calibrate.store import Profiles
-from deepcache_ext.interface import calibrate
+from deepcache_ext.interface import measure
 from deepcache_ext.interface.asked import passes_of
-from deepcache_ext.plan.preview import PassAhead
-from deepcache_ext.settings.fields import FIELDS
-from deepcache_ext.settings.settings import Settings, overridden, parse
+from deepcache_ext.measure.profile import MadeFor, Profile, ProfileError, _digest, as_text, from_text
+from deepcache_ext.measure.store import MEASURED, Held, Profiles
+from deepcache_ext.measure.trial import Wish
+from deepcache_ext.plan import cost
+from deepcache_ext.plan.importance import Nature
+from deepcache_ext.plan.preview import PassAhead, planned
+from deepcache_ext.settings.fields import FIELDS, MAX_TEXT, SettingsError
+from deepcache_ext.settings.settings import Settings, parse
 
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 AHEAD = PassAhead(False, 20, SIGMAS, 12, checkpoint="photo", checksum="0123456789", sampler="Euler")
-PLAN = CalibratedPlan(2.0, "0, 2/5, 4, 8, 15-19", 44.5, 42.25, 4, 40)
-"""Of 1.94x, for 20 evaluations."""
-ASKED = Settings(enabled=True, preset="Custom", strategy="calibrated", speed_up=2.0)
+FRESH = dataclasses.replace(AHEAD, nature=Nature(fresh_noise=True), sampler="Euler a")
+AGEING = {0: 1.0, 2: 0.5, 5: 0.1}
+"""Deep features hold: at 2x there are medium evaluations."""
+ASKED = Settings(enabled=True, preset="Balanced", speed_up=2.0)
 
 
-def made_for(settings=ASKED, **changes):
-    return MadeFor.of(dataclasses.replace(AHEAD, **changes), settings)
+def made_for(ahead=AHEAD, **changes):
+    return MadeFor.of(dataclasses.replace(ahead, **changes))
+
+
+def profile_of(ahead=AHEAD, ageing=AGEING, **changes):
+    return Profile(made_for(ahead, **changes), ageing, 2)
 
 
 @pytest.fixture
 def book(tmp_path):
     known = Profiles(tmp_path / "DeepCache")
-    known.add(made_for(), PLAN)
+    known.add(profile_of())
     return known
 
 
@@ -41,19 +48,42 @@ def path_of(book, but=None):
     return found
 
 
-def test_a_profile_becomes_a_list_that_needs_none(book):
+def plain(settings, ahead):
+    return planned(settings, ahead).branches
+
+
+def test_what_was_measured_becomes_a_list_that_needs_no_file(book):
     settings, found = book.planned(ASKED, AHEAD)
-    assert settings.strategy == "custom" and settings.full_evaluations == PLAN.evaluations and found.remark == ""
-    assert [k for k, kind in enumerate(found.kinds) if kind == "full"] == [0, 4, 8, 15, 16, 17, 18, 19]
-    assert [k for k, kind in enumerate(found.kinds) if kind == "medium"] == [2]
+    assert found.branches != plain(ASKED, AHEAD) and "medium" in found.kinds
+    assert found.speed_up() >= cost.NEARLY * 2.0 and found.hint == MEASURED and not found.remark
+    assert (settings.strategy, settings.preset) == ("custom", "Custom") and "/" in settings.full_evaluations
     again, same = Profiles().planned(settings, AHEAD)
-    assert again == settings and same.branches == found.branches
+    assert again == settings and same.branches == found.branches and same.estimator.name == found.estimator.name
+    next_batch, once_more = book.planned(settings, AHEAD)
+    assert next_batch == settings and once_more.branches == found.branches
 
 
-def test_the_infotext_of_a_calibrated_picture_says_all(book):
+@pytest.mark.parametrize("speed_up", [1.3, 1.6, 2.0, 2.6, 4.0, 5.0])
+@pytest.mark.parametrize("deepest", [0.01, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("ahead", [AHEAD, FRESH])
+def test_the_list_runs_the_plan_that_the_measurement_gives(speed_up, deepest, ahead):
+    held = Held(profile_of(ahead, {0: 1.0, 2: deepest**0.5, 5: deepest}))
+    asked = dataclasses.replace(ASKED, speed_up=speed_up, start=0.1, end=0.9)
+    (own,) = held.known()
+    settings, found = held.planned(asked, ahead)
+    wanted = planned(asked, ahead, own.whole)
+    assert found.branches == wanted.branches and found.estimator.name == wanted.estimator.name
+    assert parse([{"enabled": True, **_named(settings)}]) == dataclasses.replace(settings, preset="Custom")
+
+
+def _named(settings):
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("enabled", "preset")}
+
+
+def test_the_infotext_of_such_a_picture_says_all(book):
     settings, _ = book.planned(ASKED, AHEAD)
     written = {key.removeprefix("DeepCache ").replace(" ", "_"): value for key, value in settings.infotext().items()}
-    names = {"branch": "cache_branch_id", "medium_branch": "deeper_branch_id", "full_steps": "full_evaluations"}
+    names = {"branch": "cache_branch_id", "hires_branch": "hires_cache_branch_id", "full_steps": "full_evaluations"}
     written.pop("version")
     given_again = {"enabled": True, **{names.get(name, name): value for name, value in written.items()}}
     for hires in (False, True):
@@ -61,103 +91,130 @@ def test_the_infotext_of_a_calibrated_picture_says_all(book):
         assert Profiles().planned(parse([given_again]), ahead)[1].branches == book.planned(ASKED, ahead)[1].branches
 
 
-def test_the_hires_pass_is_weighted(book):
-    ahead = dataclasses.replace(AHEAD, hires=True)
-    weighted = Settings(enabled=True, strategy="weighted", speed_up=2.0)
-    own, found = book.planned(ASKED, ahead)
-    assert own == ASKED and found.branches == book.planned(weighted, ahead)[1].branches and not found.remark
-    after_the_first = book.planned(ASKED, AHEAD)[0]
-    assert book.planned(after_the_first, ahead)[1].branches == found.branches
+@pytest.mark.parametrize("branch", [-1, 0, 3])
+@pytest.mark.parametrize("speed_up", [0.0, 1.4])
+def test_the_hires_pass_is_planned_as_before(branch, speed_up):
+    """Also where the first pass's cached evaluations run a deeper branch than the settings name."""
+    held = Held(profile_of(ageing={0: 1.0, 2: 0.05, 5: 0.01}))
+    asked = dataclasses.replace(ASKED, speed_up=1.6, hires_cache_branch_id=branch, hires_speed_up=speed_up)
+    hires = dataclasses.replace(AHEAD, hires=True, sigmas=SIGMAS[5:], total=15)
+    own, found = held.planned(asked, hires)
+    assert own == asked and found.branches == plain(asked, hires) and MEASURED not in found.hint
+    after_the_first, first = held.planned(asked, AHEAD)
+    assert after_the_first.cache_branch_id > 0 and first.hint == MEASURED
+    after = held.planned(after_the_first, hires)[1]
+    assert after.branches == found.branches and after.estimator.name == found.estimator.name
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    "changes",
     [
-        ({"checksum": "9999999999"}, r"made for checkpoint photo \[0123456789\], this is photo \[9999999999\]"),
-        ({"checkpoint": "other", "checksum": ""}, "this is other"),
-        ({"sampler": "Euler a"}, "made for sampler Euler, this is Euler a"),
-        ({"sigmas": SIGMAS[:19]}, "made for 20 steps, this run has 19"),
-        ({"sigmas": tuple(1.1 * s for s in SIGMAS)}, "other noise levels"),
-        ({"depth": 9}, "a UNet of 12 output blocks"),
+        {"strategy": "uniform"},
+        {"strategy": "custom", "full_evaluations": "0, 5"},
+        {"cache_branch_id": 1},
+        {"deeper_branch_id": 5},
+        {"passes": "hires only"},
+        {"enabled": False},
+        {"speed_up": 1.0},
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_reason(book, change, words):
-    settings, found = book.planned(ASKED, dataclasses.replace(AHEAD, **change))
-    assert settings.strategy == "weighted" and found.plan.caches
-    with pytest.raises(ProfileError, match=words):
-        book.plan_for(made_for(**change), 2.0)
-    assert found.remark.startswith(f"profile {path_of(book).name}: made for")
-    assert found.remark.endswith("weighted instead of calibrated")
+def test_settings_that_say_themselves_what_runs_are_left_alone(book, changes):
+    asked = dataclasses.replace(ASKED, **changes)
+    settings, found = book.planned(asked, AHEAD)
+    assert settings == asked and found.branches == plain(asked, AHEAD) and MEASURED not in found.hint
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"checkpoint": "renamed"}, {"checksum": ""}, {"sigmas": tuple(1.005 * s for s in SIGMAS)}],
+    "changes",
+    [
+        {"sigmas": None},
+        {"sigmas": (*SIGMAS[:-1], 0.0)},
+        {"sigmas": SIGMAS[:11], "total": 11},
+        {"checksum": "9999999999"},
+        {"checkpoint": "other", "checksum": ""},
+        {"depth": 9},
+        {"nature": Nature(fresh_noise=True)},
+        {"hires": True},
+    ],
 )
-def test_what_is_the_same_in_other_words_fits(book, change):
-    assert book.plan_for(made_for(**change), 2.01) == PLAN
+def test_passes_of_which_nothing_was_measured_are_as_before(book, changes):
+    ahead = dataclasses.replace(AHEAD, **changes)
+    settings, found = book.planned(ASKED, ahead)
+    assert settings == ASKED and found.branches == plain(ASKED, ahead) and MEASURED not in found.hint
+    assert found.remark == planned(ASKED, ahead).remark
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint": "renamed"},
+        {"checksum": ""},
+        {"sampler": "UniPC"},
+        {"sigmas": SIGMAS[4:], "total": 16},
+        {"sigmas": tuple(1.3 * sigma for sigma in SIGMAS)},
+    ],
+)
+def test_it_holds_for_other_samplers_steps_and_schedules_of_the_model(book, changes):
+    assert book.planned(ASKED, dataclasses.replace(AHEAD, **changes))[1].hint.startswith(MEASURED)
+
+
+def test_a_hint_of_the_plan_itself_is_told_too(book):
+    ahead = dataclasses.replace(AHEAD, sampler="UniPC")
+    assert planned(ASKED, ahead).hint
+    assert book.planned(ASKED, ahead)[1].hint.startswith(f"{MEASURED}; ")
+
+
+def test_a_list_that_is_too_long_is_not_made():
+    many = tuple(14.6 * (0.03 / 14.6) ** (k / 599) for k in range(600))
+    ahead, held = dataclasses.replace(AHEAD, sigmas=many, total=600), Held(profile_of())
+    assert len(Held(profile_of()).planned(ASKED, AHEAD)[0].full_evaluations) <= MAX_TEXT
+    settings, found = held.planned(ASKED, ahead)
+    assert settings == ASKED and found.branches == plain(ASKED, ahead) and MEASURED not in found.hint
 
 
 def test_the_newest_of_two_that_fit(book):
-    better = dataclasses.replace(PLAN, evaluations="0, 2, 4, 8, 15-19")
-    path = book.add(made_for(checkpoint="as it is called now"), better)
+    other = profile_of(checkpoint="as it is called now", ageing={0: 1.0, 2: 1.0, 5: 1.0})
+    path = book.add(other)
     for one, age in ((path, 100), (path_of(book, but=path), 200)):
         os.utime(one, (age, age))
-    assert book.plan_for(made_for(), 2.0) == PLAN
+    assert book.planned(ASKED, AHEAD)[0].cache_branch_id == 0 and next(book.known()) == profile_of()
+    assert book.of_model(made_for())[False] == profile_of()
     os.utime(path, (300, 300))
-    assert book.plan_for(made_for(), 2.0) == better
+    assert next(book.known()) == other and book.of_model(made_for())[False] == other
+    assert "medium" not in book.planned(ASKED, AHEAD)[1].kinds
 
 
-def test_another_speed_branch_or_window_does_not_fit(book):
-    with pytest.raises(ProfileError, match=r"made for 2x, not 1\.6x"):
-        book.plan_for(made_for(), 1.6)
-    with pytest.raises(ProfileError, match="made for branch 0, not 1"):
-        book.plan_for(made_for(dataclasses.replace(ASKED, cache_branch_id=1)), 2.0)
-    with pytest.raises(ProfileError, match=r"made for start 0 and end 1, not start 0\.3 and end 1"):
-        book.plan_for(made_for(dataclasses.replace(ASKED, start=0.3)), 2.0)
+def test_the_two_kinds_of_samplers_stand_beside_each_other_and_replace_their_own(book):
+    other_steps = profile_of(sampler="DDIM", sigmas=SIGMAS[2:])
+    book.add(profile_of(FRESH, checksum="9999999999"))
+    assert book.of_model(made_for()) == {False: profile_of()}
+    fresh = profile_of(FRESH)
+    book.add(fresh)
+    assert book.of_model(made_for()) == {False: profile_of(), True: fresh}
+    assert len(list(book.known())) == 3
+    book.add(other_steps)
+    assert book.of_model(made_for()) == {False: other_steps, True: fresh} and len(list(book.known())) == 3
 
 
-def test_the_reason_is_of_the_profile_that_comes_closest(book):
-    for other in ("Heun", "LMS"):
-        book.add(made_for(sampler=other), PLAN)
-    book.add(made_for(sampler="DDIM", sigmas=SIGMAS[:19]), PLAN)
-    with pytest.raises(ProfileError, match="made for 19 steps, this run has 20"):
-        book.plan_for(made_for(sampler="DDIM"), 2.0)
-
-
-def test_noise_levels_that_are_not_known():
-    settings, found = Profiles().planned(ASKED, dataclasses.replace(AHEAD, sigmas=None))
-    assert settings.strategy == "weighted"
-    assert found.remark == "the noise levels of this run are not known beforehand: weighted instead of calibrated"
-
-
-def test_without_a_folder_nothing_is_calibrated(tmp_path):
+def test_without_a_folder_nothing_is_measured(tmp_path):
     for book in (Profiles(), Profiles(tmp_path / "not there")):
-        assert book.planned(ASKED, AHEAD)[1].remark == "nothing has been calibrated: weighted instead of calibrated"
-        assert book.fitting(made_for()) == []
+        assert book.planned(ASKED, AHEAD)[0] == ASKED and list(book.known()) == book.unread() == []
     with pytest.raises(ProfileError, match="no folder"):
-        Profiles().add(made_for(), PLAN)
-
-
-def test_speeds_stand_beside_each_other_and_replace_their_own(book):
-    faster, better = dataclasses.replace(PLAN, speed_up=2.6), dataclasses.replace(PLAN, psnr=46.0)
-    assert book.add(made_for(), faster) == book.add(made_for(), better) == path_of(book)
-    assert book.fitting(made_for()) == [better, faster]
-    assert book.fitting(made_for(sampler="Heun")) == []
+        Profiles().add(profile_of())
 
 
 def damaged(text, kind):
     body = json.loads(text)
     if kind == "changed":
-        body["plans"][0]["evaluations"] = "0"
+        body["ageing"]["5"] = 0.9
     if kind == "newer":
-        body["deepcache_profile"] = 2
+        body["deepcache_profile"] = 3
     if kind == "unsigned":
         del body["checksum"]
     if kind == "list":
         body = [body]
     if kind == "deep":
-        return "[" * 100_000
+        return "[" * 20_000
     return json.dumps(body) if kind != "cut" else text[: len(text) // 2]
 
 
@@ -165,7 +222,7 @@ def damaged(text, kind):
     ("kind", "words"),
     [
         ("changed", "checksum is wrong"),
-        ("newer", "of version 2, this DeepCache reads version 1"),
+        ("newer", "of version 3, this DeepCache reads version 2"),
         ("unsigned", "not a profile"),
         ("list", "not a profile"),
         ("deep", "not a profile"),
@@ -176,19 +233,20 @@ def test_damaged_files_are_told_and_stop_nothing(book, kind, words):
     path = path_of(book)
     path.write_text(damaged(path.read_text(), kind))
     settings, found = book.planned(ASKED, AHEAD)
-    assert settings.strategy == "weighted" and words in found.remark and path.name in found.remark
-    assert book.fitting(made_for()) == []
-    book.add(made_for(), PLAN)
-    assert book.plan_for(made_for(), 2.0) == PLAN and path.with_suffix(".unread").exists()
+    assert settings == ASKED and found.branches == plain(ASKED, AHEAD)
+    (told,) = book.unread()
+    assert words in told and path.name in told and words in measure.status([found], book)
+    book.add(profile_of())
+    assert list(book.known()) == [profile_of()] and path.with_suffix(".unread").exists() and not book.unread()
 
 
 def test_files_that_are_no_text_or_too_large(book, monkeypatch):
     path = path_of(book)
     path.write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in book.planned(ASKED, AHEAD)[1].remark
-    monkeypatch.setattr("deepcache_ext.calibrate.store.LARGEST", 10)
+    assert "cannot be read" in book.unread()[0]
+    monkeypatch.setattr("deepcache_ext.measure.store.LARGEST", 10)
     path.write_text("x" * 11)
-    assert "too large" in book.planned(ASKED, AHEAD)[1].remark
+    assert "too large" in book.unread()[0] and book.planned(ASKED, AHEAD)[0] == ASKED
 
 
 def signed(body):
@@ -198,58 +256,54 @@ def signed(body):
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("made_for", {"sigmas": []}),
-        ("made_for", {"sigmas": [1, "x"]}),
-        ("made_for", {"sigmas": [-1.0]}),
+        ("made_for", {"blocks": 10}),
+        ("made_for", {"blocks": None}),
+        ("made_for", {"blocks": [12]}),
+        ("made_for", {"blocks": 9}),
+        ("made_for", {"fresh_noise": 1}),
         ("made_for", {"sampler": 3}),
         ("made_for", {"more": 1}),
-        ("plans", {"speed_up": 50}),
-        ("plans", {"evaluations": "0-x"}),
-        ("plans", {"evaluations": "0, 3/0"}),
-        ("plans", {"psnr": "high"}),
-        ("plans", {"evaluations": 7}),
-        ("plans", {"evaluations": "0, 3/12"}),
-        ("plans", {"evaluations": "0"}),
-        ("plans", {"evaluations": "0" + " " * 1000}),
-        ("plans", {"pictures": math.inf}),
-        ("plans", {"tries": True}),
-        ("plans", {"branch": 12}),
-        ("plans", {"estimator": "oracle"}),
-        ("plans", {"speed_up": 10**400}),
-        ("plans", {"psnr": math.nan}),
-        ("made_for", {"sigmas": [5e-324]}),
         ("made_for", {"checkpoint": "\ud800"}),
+        ("made_for", {"checksum": "x\n"}),
         ("made_for", {"sampler": "x" * 400}),
-        ("made_for", {"branch": None}),
-        ("made_for", {"sigmas": {"0": 1}}),
-        ("made_for", {"sigmas": [1.0] * 2000}),
+        ("made_for", {"steps": 0}),
+        ("made_for", {"steps": 20.5}),
+        ("made_for", {"steps": 10**400}),
+        ("ageing", {"5": 0.0}),
+        ("ageing", {"5": 3.5}),
+        ("ageing", {"5": "low"}),
+        ("ageing", {"5": math.nan}),
+        ("ageing", {"5": True}),
+        ("ageing", {"0": 0.5}),
+        ("ageing", {"7": 0.5}),
+        (None, {"pictures": math.inf}),
+        (None, {"pictures": 1.5}),
+        (None, {"pictures": True}),
+        (None, {"ageing": [1, 2, 3]}),
+        (None, {"ageing": {"0": 1.0, "2": 0.5}}),
+        (None, {"made_for": None}),
+        (None, {"plans": []}),
     ],
 )
 def test_signed_nonsense_is_refused(part, change):
-    body = json.loads(as_text(Profile(made_for(), (PLAN,))))
+    body = json.loads(as_text(profile_of()))
     del body["checksum"]
-    target = body[part] if part == "made_for" else body[part][0]
-    target.update(change)
+    assert from_text(signed(body)) == profile_of()
+    (body if part is None else body[part]).update(change)
     with pytest.raises(ProfileError, match="cannot be read"):
         from_text(signed(body))
 
 
 NAMES = st.text(max_size=30).filter(str.isprintable)
+LEVELS = st.floats(0.01, 3)
 
 
-@given(
-    NAMES,
-    NAMES,
-    NAMES,
-    st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=30),
-    st.floats(1, 5),
-    st.floats(0, 100),
-)
-def test_a_file_says_what_was_written(checkpoint, checksum, sampler, sigmas, speed_up, psnr):
-    plan = CalibratedPlan(speed_up, "0-99, 5/4", psnr, psnr, 4, 40)
-    profile = Profile(MadeFor(checkpoint, checksum, sampler, tuple(sigmas), 0, 12), (plan,))
-    assert from_text(as_text(profile)) == profile
-    assert "/" not in profile.file_name and "\\" not in profile.file_name and len(profile.file_name) < 130
+@given(NAMES, NAMES, NAMES, st.booleans(), st.integers(1, 1000), LEVELS, LEVELS)
+def test_a_file_says_what_was_written(checkpoint, checksum, sampler, fresh, steps, medium, deep):
+    found = Profile(MadeFor(checkpoint, checksum, 9, fresh, sampler, steps), {0: 1.0, 3: medium, 5: deep}, 4)
+    assert from_text(as_text(found)) == found
+    assert "/" not in found.file_name and "\\" not in found.file_name and len(found.file_name) < 130
+    assert set(found.whole) == {0, 1, 2, 3, 4, 5} and found.in_words
 
 
 @given(st.text(max_size=200))
@@ -260,27 +314,61 @@ def test_no_text_breaks_the_reader(text):
 
 def test_what_the_page_foresees_is_what_runs(book):
     hires = dataclasses.replace(AHEAD, hires=True, sigmas=SIGMAS[5:])
-    for asked in (ASKED, dataclasses.replace(ASKED, speed_up=3.0, deeper_branch_id=0)):
+    for asked in (ASKED, dataclasses.replace(ASKED, speed_up=3.0)):
         settings, run = asked, []
         for ahead in (AHEAD, hires):
             settings, one = book.planned(settings, ahead)
             run.append(one.branches)
         seen = passes_of(asked, {}, lambda _: [AHEAD, hires], book)
-        assert [one.branches for one in seen] == run
+        assert [one.branches for one in seen] == run and seen[0].as_json()["remark"] == MEASURED
 
 
-def test_an_axis_of_speeds_stays_calibrated():
-    assert overridden(ASKED, {"speed_up": 2.6}) == dataclasses.replace(ASKED, speed_up=2.6)
-    assert overridden(ASKED, {"cache_interval": 3}).strategy == "uniform"
+# The page's words --------------------------------------------------------------------------------------------
+
+
+def status(ahead, *profiles):
+    return measure.status([planned(ASKED, ahead)], Held(*profiles))
+
+
+def test_the_page_says_what_was_measured_and_what_not():
+    fresh = profile_of(FRESH, {0: 1.0, 2: 1.0, 5: 0.9})
+    assert "photo: not measured yet." in status(AHEAD)
+    half = status(AHEAD, profile_of())
+    assert "photo: measured with Euler, 20 steps; for samplers that add noise, such as Euler a, not yet." in half
+    assert "Its deep features age at 0.10 of the shallow ones&#x27; speed: medium and deeper steps pay." in half
+    assert "deep features" not in status(FRESH, profile_of())
+    assert "measured with Euler a, 20 steps, for samplers that add noise; for others, such as Euler, not yet." in (
+        status(FRESH, fresh)
+    )
+    both = status(FRESH, fresh, profile_of())
+    assert "measured with Euler, 20 steps, and for samplers that add noise with Euler a, 20 steps." in both
+    assert "age at 0.90 of the shallow ones&#x27; speed: medium and deeper steps do not pay." in both
+    assert "not measured yet" in status(dataclasses.replace(AHEAD, checksum="9999999999"), profile_of())
+
+
+def test_the_page_says_what_it_costs_and_what_cannot_be_measured():
+    assert "about as long as 6 uncached pictures" in measure.status([], Profiles())
+    assert "about as long as 5 uncached pictures" in status(dataclasses.replace(AHEAD, depth=9))
+    assert Wish(4).cost() == pytest.approx(2 * Wish(2).cost()) and 6 <= Wish(2).cost() <= 6.3
+    other = status(dataclasses.replace(AHEAD, depth=8))
+    assert "cannot be measured" in other and "as long as" not in other
+    assert "&lt;b&gt;" in status(dataclasses.replace(AHEAD, checkpoint="<b>"))
 
 
 @pytest.mark.parametrize("word", [None, "", "something"])
 def test_the_hidden_box_is_no_setting(word):
-    requests = calibrate.Requests()
+    requests = measure.Requests()
     controls = [field.default for field in FIELDS]
     assert requests.taken([*controls, word]) == (controls, None)
-    assert requests.taken([{"enabled": True, "calibrate": word}]) == ([{"enabled": True}], word)
+    assert requests.taken([{"enabled": True, "measure": word}]) == ([{"enabled": True}], word)
     assert requests.taken(controls) == (controls, None) and requests.taken([]) == ([], None)
-    pressed = requests.press(2, 5)
-    assert requests.taken([*controls, pressed]) == (controls, Wish(2, 5))
+    pressed = requests.press(3)
+    assert requests.taken([*controls, pressed]) == (controls, Wish(3))
     assert requests.taken([*controls, pressed]) == (controls, None)
+
+
+def test_a_wish():
+    assert Wish.parse(True) == Wish() == Wish.parse({}) and Wish.parse({"pictures": 16}) == Wish(16)
+    for wrong in ("soon", 3, {"pictures": 0}, {"pictures": 17}, {"tries": 4}, {"pictures": 1.5}, [True]):
+        with pytest.raises(SettingsError):
+            Wish.parse(wrong)

@@ -1,4 +1,4 @@
-"""`DeepCache.calibrate`: plans tried on a real pipeline, what it is used for afterwards, and what it refuses."""
+"""`DeepCache.measure`: a real pipeline measured, what it is used for afterwards, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from deepcache_ext import DeepCache, NotCalibrated, SettingsError
-from deepcache_ext.plan import cost
-from deepcache_ext.settings.evaluation_list import custom
-from deepcache_ext.unet.diffusers import DiffusersLadder
+from deepcache_ext import DeepCache, NotMeasured, SettingsError
+from deepcache_ext.measure.profile import MadeFor, Profile
+from deepcache_ext.measure.store import Held
+from deepcache_ext.plan.ageing import SOUNDED
 from tests.diffusers_pipelines import run, with_scheduler
 
 SD = "StableDiffusion"
@@ -28,63 +28,70 @@ def euler(pipe: Any) -> Any:
     return with_scheduler(pipe, "EulerDiscreteScheduler")
 
 
-def test_what_was_found_is_run_and_is_as_near_as_it_says(euler: Any) -> None:
-    cache = DeepCache(euler, speed_up=2.0)
-    plain = make(euler)(9)
-    found = cache.calibrate(make(euler), tries=6)
-    assert found.tries == 6 and found.psnr >= found.weighted_psnr and found.pictures == 2
-    full, _, _ = custom(found.evaluations, STEPS, found.branch)
-    plan, blocks = [None if k in full else found.branch for k in range(STEPS)], DiffusersLadder(euler.unet).depth
-    assert cost.speed_up(plan, blocks) >= cost.NEARLY * 2.0
-    assert cache.report().passes == (), "the trials are none of the user's runs"
-    with cache:
-        calibrated = make(euler)(9)
-    (told,) = cache.report().passes
-    assert told.full_evaluations == len(full) and told.evaluations == STEPS and not told.off
-    by_hand = DeepCache(
-        euler, full_evaluations=found.evaluations, cache_branch_id=found.branch, estimator=found.estimator
-    )
-    with by_hand:
-        assert torch.equal(make(euler)(9), calibrated)
-    assert torch.equal(make(euler)(9), plain)
+def likeness(made: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB."""
+    span = float(plain.max() - plain.min())
+    return 10 * torch.log10(span**2 / (plain.double() - made.double()).square().mean())
 
 
-def test_its_scores_are_those_of_pictures_that_the_search_did_not_see(
-    euler: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_it_returns_is_what_caching_by_hand_gives(euler: Any) -> None:
     asked = []
 
     def noted(seed: int) -> torch.Tensor:
         asked.append(seed)
         return make(euler)(seed)
 
-    found = DeepCache(euler, speed_up=2.0).calibrate(noted, tries=4, pictures=2, seed=5)
-    searched, judged = asked[: 2 * 5], asked[2 * 5 :]
-    assert set(searched) == {5, 6} and set(judged) == {7, 8}
-    scores = []
-    for seed in (7, 8):
-        plain = make(euler)(seed)
-        with DeepCache(euler, speed_up=2.0):
-            weighted = make(euler)(seed)
-        span = float(plain.max() - plain.min())
-        scores.append(float(10 * torch.log10(span**2 / (plain.double() - weighted.double()).square().mean())))
-    assert found.weighted_psnr == pytest.approx(sum(scores) / 2, abs=0.02)
+    cache = DeepCache(euler, speed_up=2.0, start=0.5)
+    ageing = cache.measure(noted, seed=5)
+    assert asked == [5, 6] * 4 and tuple(ageing) == SOUNDED[9]
+    assert cache.report().passes == (), "what it was measured by is none of the user's runs"
+    means = {}
+    for branch in SOUNDED[9]:
+        scores = []
+        for seed in (5, 6):
+            plain = make(euler)(seed)
+            with DeepCache(euler, cache_interval=2, cache_branch_id=branch, estimator="forecast"):
+                scores.append(float(likeness(make(euler)(seed), plain)))
+        means[branch] = sum(scores) / 2
+    wanted = {branch: 10 ** ((means[0] - mean) / 20) for branch, mean in means.items()}
+    assert ageing == pytest.approx({branch: min(max(one, 0.01), 3.0) for branch, one in wanted.items()}, rel=0.01)
 
 
-def test_other_runs_than_those_it_was_made_for_are_weighted(euler: Any, caplog: pytest.LogCaptureFixture) -> None:
-    cache = DeepCache(euler, speed_up=2.0)
-    cache.calibrate(make(euler), tries=4)
+def test_plans_follow_it_with_schedulers_of_the_same_kind_alone(pipe: Any) -> None:
+    cache, plain = DeepCache(pipe, speed_up=2.0), DeepCache(pipe, speed_up=2.0)
+    euler, other = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+
+    def pictures(one: DeepCache, scheduler: str, steps: int) -> torch.Tensor:
+        with one:
+            return make(with_scheduler(pipe, scheduler), steps)(9)
+
+    before = {name: pictures(plain, name, 20) for name in (euler, other)}
+    cache.measure(make(with_scheduler(pipe, euler)), pictures=1)
+    ageing = {0: 1.0, 3: 3.0, 5: 3.0}  # whose plans are others than the usual ones
+    cache._profiles = Held(Profile(MadeFor("", "", 9, False, euler, STEPS), ageing, 1))
+    assert not torch.equal(pictures(cache, euler, 20), before[euler])
+    assert cache.report().passes[-1].full_evaluations != plain.report().passes[0].full_evaluations
+    assert torch.equal(pictures(cache, other, 20), before[other])
+    # The other kind, measured too, does not take the first one's place.
+    cache.measure(make(with_scheduler(pipe, other)), pictures=1)
+    assert [one.made_for.fresh_noise for one in cache._profiles.known()] == [True, False]
+    assert not torch.equal(pictures(cache, euler, 20), before[euler])
+
+
+def test_the_settings_are_as_before_and_a_branch_of_ones_own_is_kept(euler: Any) -> None:
+    cache = DeepCache(euler, speed_up=2.0, cache_branch_id=1)
+    cache.measure(make(euler), pictures=1)
+    assert cache.settings == DeepCache(euler, speed_up=2.0, cache_branch_id=1).settings
     with cache:
-        longer = make(euler, 20)(3)
-    with DeepCache(euler, speed_up=2.0):
-        assert torch.equal(make(euler, 20)(3), longer)
-    assert "made for 14 steps, this run has 20: weighted instead of calibrated" in caplog.text
+        mine = make(euler)(9)
+    with DeepCache(euler, speed_up=2.0, cache_branch_id=1):
+        assert torch.equal(make(euler)(9), mine)
 
 
 def test_it_is_enabled_afterwards_where_it_was_before(euler: Any) -> None:
     with DeepCache(euler, speed_up=2.0) as cache:
         make(euler)(1)
-        cache.calibrate(make(euler), tries=4)
+        cache.measure(make(euler), pictures=1)
         make(euler)(1)
         assert len(cache.report().passes) == 2
     with DeepCache(euler):
@@ -101,10 +108,10 @@ def test_it_is_enabled_afterwards_where_it_was_before(euler: Any) -> None:
         (lambda pipe, seed: [make(pipe)(seed), None], "not a picture"),
     ],
 )
-def test_what_cannot_be_calibrated_is_said_and_changes_nothing(euler: Any, picture: Any, why: str) -> None:
+def test_what_cannot_be_measured_is_said_and_changes_nothing(euler: Any, picture: Any, why: str) -> None:
     cache = DeepCache(euler, speed_up=2.0)
-    with pytest.raises(NotCalibrated, match=why):
-        cache.calibrate(lambda seed: picture(euler, seed), tries=4)
+    with pytest.raises(NotMeasured, match=why):
+        cache.measure(lambda seed: picture(euler, seed))
     assert cache.settings == DeepCache(euler, speed_up=2.0).settings
 
 
@@ -118,7 +125,7 @@ def test_an_error_in_the_middle_leaves_it_as_it_was(euler: Any) -> None:
         return make(euler)(seed)
 
     with pytest.raises(KeyboardInterrupt):
-        cache.calibrate(fails, tries=4)
+        cache.measure(fails)
     assert cache.settings == DeepCache(euler, speed_up=2.0).settings
     with cache:
         make(euler)(1)
@@ -126,5 +133,5 @@ def test_an_error_in_the_middle_leaves_it_as_it_was(euler: Any) -> None:
 
 
 def test_numbers_that_cannot_be_used_are_named(euler: Any) -> None:
-    with pytest.raises(SettingsError, match="tries"):
-        DeepCache(euler).calibrate(make(euler), tries=1)
+    with pytest.raises(SettingsError, match="pictures"):
+        DeepCache(euler).measure(make(euler), pictures=0)
