@@ -21,8 +21,8 @@ NAME = "measure"
 BUTTON = "Measure this model"
 
 NOTE = (
-    "Measure this model: makes pictures with the prompt and settings of this page to see how well this model bears "
-    "caching, and the presets then choose their plans by it. It takes about as long as {cost:.0f} uncached pictures."
+    "Measure this model makes pictures with this page's prompt and settings, which takes about as long as {cost:.0f} "
+    "uncached pictures, and from then on the presets choose their plans by how well this model bears caching."
 )
 MOST = 100
 """So many presses without a generation are remembered. Chosen by hand."""
@@ -66,17 +66,18 @@ def split(args: Sequence[Any]) -> tuple[Sequence[Any], Any]:
 def status(passes: Sequence[PlannedPass], profiles: Profiles) -> str:
     """What the button does and how long it takes, and what is measured of the model that is loaded, in HTML."""
     ahead = passes[0].ahead if passes else None
-    said = [NOTE.format(cost=Wish().cost(ahead.depth if ahead is not None and ahead.depth else USUAL_DEPTH))]
+    said = []
+    note = NOTE.format(cost=Wish().cost(ahead.depth if ahead is not None and ahead.depth else USUAL_DEPTH))
     if ahead is not None and ahead.checkpoint:
         model = MadeFor.of(ahead)
         if model.blocks and model.blocks not in SOUNDED:
-            said = [f"{model.checkpoint} has another kind of UNet, which cannot be measured."]
+            note = f"{model.checkpoint} has another kind of UNet, which cannot be measured."
         else:
             known = profiles.of_model(model)
             said.append(f"{model.checkpoint}: {_with_what(known)}.")
             said += [f"{one.in_words[:1].upper()}{one.in_words[1:]}." for one in _told_of(known, model.fresh_noise)]
     said += [f"Not used: {one}." for one in profiles.unread()]
-    return f"<p class='deepcache-note'>{escape(' '.join(said))}</p>"
+    return "".join(f"<p class='deepcache-note'>{escape(text)}</p>" for text in (note, " ".join(said)) if text)
 
 
 def _with_what(known: Mapping[bool, Profile]) -> str:

@@ -54,14 +54,14 @@ class MadeFor:
         return cls(ahead.checkpoint, ahead.checksum, ahead.depth, fresh_noise, ahead.sampler, ahead.evaluations)
 
     def is_same_model(self, other: MadeFor) -> bool:
-        """By checksum where both know it."""
+        """By checksum where both know it; a UNet that is not loaded yet has 0 blocks."""
         known = self.checksum and other.checksum
         same = self.checksum == other.checksum if known else self.checkpoint == other.checkpoint
-        return same and self.blocks == other.blocks
+        return same and (self.blocks == other.blocks or not other.blocks)
 
     def fits(self, other: MadeFor) -> bool:
         """Whether what was measured of this holds for `other`."""
-        return self.is_same_model(other) and self.fresh_noise == other.fresh_noise
+        return self.is_same_model(other) and (self.blocks, self.fresh_noise) == (other.blocks, other.fresh_noise)
 
     @property
     def titled(self) -> str:

@@ -108,7 +108,9 @@ def _repeating(settings: Settings, found: PlannedPass) -> Settings | None:
     text = written(kinds["full"], kinds["medium"], deeper)
     if len(text) > MAX_TEXT:
         return None
-    unset = settings.hires_cache_branch_id == AS_FIRST_PASS_BRANCH
+    hires_branch = settings.hires_cache_branch_id
+    if hires_branch == AS_FIRST_PASS_BRANCH and branch != settings.cache_branch_id:
+        hires_branch = settings.cache_branch_id
     return replace(
         settings,
         strategy="custom",
@@ -116,7 +118,7 @@ def _repeating(settings: Settings, found: PlannedPass) -> Settings | None:
         full_evaluations=text,
         cache_branch_id=branch,
         hires_speed_up=settings.hires_speed_up or settings.speed_up,
-        hires_cache_branch_id=settings.cache_branch_id if unset else settings.hires_cache_branch_id,
+        hires_cache_branch_id=hires_branch,
     )
 
 

@@ -346,6 +346,13 @@ def test_the_page_says_what_was_measured_and_what_not():
     assert "not measured yet" in status(dataclasses.replace(AHEAD, checksum="9999999999"), profile_of())
 
 
+def test_before_a_host_has_loaded_its_model_the_page_knows_it_by_its_name():
+    """As Forge does, for the first picture."""
+    ahead = dataclasses.replace(AHEAD, depth=0)
+    assert "measured with Euler, 20 steps" in status(ahead, profile_of())
+    assert MEASURED not in Held(profile_of()).planned(ASKED, ahead)[1].hint
+
+
 def test_the_page_says_what_it_costs_and_what_cannot_be_measured():
     assert "about as long as 6 uncached pictures" in measure.status([], Profiles())
     assert "about as long as 5 uncached pictures" in status(dataclasses.replace(AHEAD, depth=9))
