@@ -13,19 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibrate.trial import NotCalibrated
+    from .measure.trial import NotMeasured
     from .python.deepcache import DeepCache
     from .python.sdhelper import DeepCacheSDHelper
     from .settings.fields import SettingsError
 
-__all__ = ["DeepCache", "DeepCacheSDHelper", "NotCalibrated", "SettingsError"]
+__all__ = ["DeepCache", "DeepCacheSDHelper", "NotMeasured", "SettingsError"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DeepCache": ".python.deepcache",
     "DeepCacheSDHelper": ".python.sdhelper",
-    "NotCalibrated": ".calibrate.trial",
+    "NotMeasured": ".measure.trial",
     "SettingsError": ".settings.settings",
 }
 

@@ -3,8 +3,8 @@
 from modules import script_callbacks, scripts, shared
 
 from deepcache_ext.hosts.detect import adapter, allow_in_control_tab, say_whose_title_is_ours
-from deepcache_ext.interface import axes, calibrate, console, events, infotext, options, routes
-from deepcache_ext.interface.accordion import OFF_NOTE, TITLE, build, connect_calibrate
+from deepcache_ext.interface import axes, console, events, infotext, measure, options, routes
+from deepcache_ext.interface.accordion import OFF_NOTE, TITLE, build, connect_measure
 
 console.set_up(options.log_level(shared))
 host = adapter()
@@ -14,7 +14,7 @@ joined = events.Page(
     host.profiles,
     lambda: OFF_NOTE if host.disabled else host.inactive or host.refused(),
 )
-requests = calibrate.Requests()
+requests = measure.Requests()
 allow_in_control_tab(scripts, TITLE)
 
 
@@ -29,25 +29,25 @@ class DeepCacheScript(scripts.Script):
         accordion = build(self.elem_id, host.disabled, host.inactive, host.hides_ticks)
         tab = events.tab_of(self, is_img2img)
         joined.add(tab, accordion)
-        connect_calibrate(accordion, tab, requests.press)
+        connect_measure(accordion, tab, requests.press)
         self.infotext_fields = infotext.paste_fields(accordion.components, accordion.notice, host.pastes_updates_only)
         self.paste_field_names = infotext.paste_names(self.infotext_fields)
         return [*accordion.components.values(), accordion.request]
 
     def before_process(self, p, *args):
         args, asked = requests.taken(args)
-        host.calibrate(p, args, asked)
+        host.measure(p, args, asked)
         host.before_process(p, args)
 
     # A pass may be announced twice: hosts before 1.10 know only the first two of these three.
     def process_batch(self, p, *args, **kwargs):
-        host.before_sampling(p, calibrate.split(args)[0])
+        host.before_sampling(p, measure.split(args)[0])
 
     def before_hr(self, p, *args):
-        host.before_sampling(p, calibrate.split(args)[0])
+        host.before_sampling(p, measure.split(args)[0])
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        host.before_sampling(p, calibrate.split(args)[0])
+        host.before_sampling(p, measure.split(args)[0])
 
     def post_sample(self, p, ps=None, *args):
         host.after_sampling(p)

@@ -19,7 +19,7 @@ from bench.tables import columns, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "deepcache_ext"
-ROOMS = ("settings", "unet", "plan", "report", "session", "calibrate", "python", "interface", "hosts")
+ROOMS = ("settings", "unet", "plan", "report", "session", "measure", "python", "interface", "hosts")
 """Of the engine, each after all that it may know."""
 AROUND = ("scripts", "demo", "bench", "research", "train", "tests", "tools")
 LIMITS = {"module": 350, "class": 250, "function": 60}

@@ -13,9 +13,8 @@ from typing import Any
 
 from modules import shared
 
-from ..calibrate.search import Wish
-from ..calibrate.store import Profiles
-from ..calibrate.trial import NotCalibrated
+from ..measure.store import Profiles
+from ..measure.trial import NotMeasured, Wish
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import Reason
 from ..report.run_report import RunOutcome
@@ -23,8 +22,8 @@ from ..session.session import Session
 from ..settings.fields import INFOTEXT_KEYS, SettingsError
 from ..settings.settings import Settings, overridden, overruled, parse
 from ..unet.ladder import AnyLadder
-from .calibrator import calibrate
 from .generations import Generation, Generations, kind_of
+from .measurer import measure
 
 log = logging.getLogger("deepcache")
 
@@ -55,7 +54,7 @@ class Adapter:
 
     `disabled`: the kill switch; every hook then does nothing. It may be thrown at any time. `last_run`: what the
     latest generation that came to its end did, in whichever tab or through the API; None before the first.
-    `profiles`: where calibrated plans are kept. `trusted`: names of other people's code in the UNet that the user calls
+    `profiles`: where what was measured is kept. `trusted`: names of other people's code in the UNet that the user calls
     harmless; it may be exchanged at any time.
     """
 
@@ -75,8 +74,8 @@ class Adapter:
         self.last_run: RunOutcome | None = None
         self._generations = Generations()
         self._said: set[str] = set()
-        self._failed = self._calibrates = False
-        self._calibrated = ""
+        self._failed = self._measures = False
+        self._measured = ""
 
     # Before a run -------------------------------------------------------------------------------------------
 
@@ -95,26 +94,28 @@ class Adapter:
     # Script hooks -------------------------------------------------------------------------------------------
 
     @guarded
-    def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
-        """A generation begins and shall calibrate first. `asked`: what `Wish.parse` takes, or None for not at all."""
-        if asked is None or asked is False or self._calibrates:
+    def measure(self, p: Any, args: Sequence[Any], asked: Any) -> None:
+        """A generation begins and shall measure the model first. `asked`: what `Wish.parse` takes, or None for not at
+        all.
+        """
+        if asked is None or asked is False or self._measures:
             return
-        self._calibrates, self._failed = True, False
+        self._measures, self._failed = True, False
         try:
-            wish, settings = Wish.parse(asked), settings_of(p, args)
+            wish, _ = Wish.parse(asked), settings_of(p, args)
             if getattr(p, "deepcache_overrides", None):
-                raise NotCalibrated("a script sets DeepCache's settings for each picture; calibrate without it")
-            path, plan = calibrate(p, settings, wish, lambda: self.last_run, self.profiles)
-        except (SettingsError, NotCalibrated) as why:
-            self._calibrated = f"not calibrated: {why}"
+                raise NotMeasured("a script sets DeepCache's settings for each picture; measure without it")
+            path, profile = measure(p, wish, lambda: self.last_run, self.profiles)
+        except (SettingsError, NotMeasured) as why:
+            self._measured = f"not measured: {why}"
         except Exception as error:  # the host's own, as when memory runs out
-            log.exception("calibrating failed")
-            self._calibrated = f"not calibrated: {type(error).__name__}: {error}"
+            log.exception("measuring failed")
+            self._measured = f"not measured: {type(error).__name__}: {error}"
         else:
-            self._calibrated = f"calibrated: {plan.in_words}; saved as {path.name}"
+            self._measured = f"measured: {profile.in_words}; saved as {path.name}"
         finally:
-            self._calibrates = False
-        self._say(p, self._calibrated)
+            self._measures = False
+        self._say(p, self._measured)
 
     @guarded
     def before_process(self, p: Any, args: Sequence[Any]) -> None:
@@ -193,14 +194,14 @@ class Adapter:
             p.extra_generation_params["DeepCache error"] = wrong
         outcome = RunOutcome(kind_of(p), settings, wrong)
         generation = self._generations.begin(p, getattr(shared.state, "time_start", None), settings, outcome)
-        if not self._calibrates:
-            outcome.calibrated, self._calibrated = self._calibrated, ""
+        if not self._measures:
+            outcome.measured, self._measured = self._measured, ""
         if settings.enabled:
             p.extra_generation_params.update(generation.infotext())
         return generation
 
     def _planned(self, p: Any, generation: Generation, ahead: PassAhead) -> PlannedPass:
-        """The pass's plan; a calibrated one goes into the settings, and so into the infotext."""
+        """The pass's plan; one of a measured model goes into the settings, and so into the infotext."""
         settings, found = self.profiles.planned(generation.settings, ahead)
         if settings is not generation.settings:
             generation.settings = generation.outcome.settings = settings

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from .inert import Inert
 
 if TYPE_CHECKING:

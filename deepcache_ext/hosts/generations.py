@@ -11,13 +11,9 @@ from ..plan.preview import PlannedPass
 from ..report.pass_report import PassReport, summary
 from ..report.run_report import PassOutcome, RunOutcome
 from ..session.session import Session
-from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 
 log = logging.getLogger("deepcache")
-
-BY_LEVELS = ("weighted", CALIBRATED)
-"""Strategies that go by noise levels: a remark on their plan says why it is another one."""
 
 
 @dataclass(eq=False)
@@ -74,7 +70,8 @@ class Generation:
         """The pass at hand will run that plan."""
         self.planned = found
         self.estimators.add(found.estimator.name)
-        if found.remark and self.settings.for_pass(found.hires).strategy in BY_LEVELS:
+        # The weighted plan goes by noise levels: a remark says why it is another one.
+        if found.remark and self.settings.for_pass(found.hires).strategy == "weighted":
             self.notes[found.remark] = None
 
     def infotext(self) -> dict[str, Any]:

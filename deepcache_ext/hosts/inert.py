@@ -8,7 +8,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from ..plan.preview import PassAhead
 from ..report.run_report import RunOutcome
 from ..settings.fields import SettingsError
@@ -49,8 +49,8 @@ class Inert:
     def refused(self) -> str:
         return ""  # `inactive` says it
 
-    def calibrate(self, p: Any, args: Sequence[Any], asked: Any) -> None:
-        """There is nothing to calibrate."""
+    def measure(self, p: Any, args: Sequence[Any], asked: Any) -> None:
+        """There is nothing to measure."""
 
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
         """There is nothing to begin."""

@@ -20,7 +20,7 @@ from typing import Any
 from modules import sd_models_compile, shared
 from torch import nn
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from ..plan.preview import PassAhead, planned
 from ..python.driver import Driver, Here
 from ..python.unet_clock import Clock, nature_of

@@ -15,7 +15,8 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from ..settings.fields import CALIBRATED, CUSTOM, FIELD, FIELDS, PRESETS
+from ..settings.fields import CUSTOM, FIELD, FIELDS, PRESETS
+from .measure import BUTTON
 from .shown import CONDITIONAL, HIRES, UNSET, effective
 
 try:
@@ -43,9 +44,9 @@ class Accordion:
 
     `header`: in the accordion's head, or above its controls; `strip`: the plan; `notice`: about a pasted infotext;
     `last_line`, `last_run`: what the last run did, in a line and in a table; `refresh`: a button that brings all of
-    them up to date, pressed by the page's script. `detail`: what the plan does beneath the surface. `calibrated`: what
-    is; `request`: hidden, the last of the script's arguments, what Calibrate asks for. `boxes`: ticked where the
-    setting of that name stands at its value of `UNSET`; `places`: what holds box and slider.
+    them up to date, pressed by the page's script. `detail`: what the plan does beneath the surface. `measured`: what
+    is of the model; `measure`: the button; `request`: hidden, the last of the script's arguments, what it asks for.
+    `boxes`: ticked where the setting of that name stands at its value of `UNSET`; `places`: what holds box and slider.
     """
 
     header: Any
@@ -55,8 +56,8 @@ class Accordion:
     last_run: Any = None
     refresh: Any = None
     detail: Any = None
-    calibrated: Any = None
-    calibrate: Any = None
+    measured: Any = None
+    measure: Any = None
     request: Any = None
     components: dict[str, Any] = field(default_factory=dict)
     boxes: dict[str, Any] = field(default_factory=dict)
@@ -161,7 +162,7 @@ def _controls(elem_id: Callable[[str], str], accordion: Accordion, note: str) ->
     with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced"), elem_classes=["deepcache-inner"]):
         _advanced(draw)
         accordion.detail = _html(elem_id("detail"), "deepcache-detail")
-        _calibrate(elem_id, accordion)
+        _measure(elem_id, accordion)
         accordion.last_run = _html(elem_id("last_run_table"), "deepcache-last-run")
     accordion.boxes, accordion.places = draw.boxes, draw.places
     return draw.made
@@ -186,12 +187,12 @@ def _advanced(draw: _Drawing) -> None:
         draw.or_none(name, label, SHOWN_BRANCHES if "branch" in name else None, 0.1 if "speed" in name else 1)
 
 
-def _calibrate(elem_id: Callable[[str], str], accordion: Accordion) -> None:
-    accordion.calibrated = _html(elem_id("calibrated"), "deepcache-calibrated")
-    accordion.calibrate = gr.Button(
-        "Calibrate", size="sm", elem_id=elem_id("calibrate_button"), elem_classes=["deepcache-button"]
+def _measure(elem_id: Callable[[str], str], accordion: Accordion) -> None:
+    accordion.measured = _html(elem_id("measured"), "deepcache-measured")
+    accordion.measure = gr.Button(
+        BUTTON, size="sm", elem_id=elem_id("measure_button"), elem_classes=["deepcache-button"]
     )
-    accordion.request = gr.Textbox("", label="Calibrate request", visible=False, elem_id=elem_id("calibrate_request"))
+    accordion.request = gr.Textbox("", label="Measure request", visible=False, elem_id=elem_id("measure_request"))
     accordion.request.do_not_save_to_config = True
 
 
@@ -202,15 +203,14 @@ def _refresh(elem_id: Callable[[str], str], accordion: Accordion) -> None:
     )
 
 
-def connect_calibrate(accordion: Accordion, tab: str, press: Callable[[], str]) -> None:
-    """The button sets the strategy and starts a generation, which takes the word of `press` with it."""
-    components = accordion.components
+def connect_measure(accordion: Accordion, tab: str, press: Callable[[], str]) -> None:
+    """The button switches DeepCache on and starts a generation, which takes the word of `press` with it."""
 
     def pressed() -> list[Any]:
-        return [press(), gr.update(value=True), gr.update(value=CUSTOM), gr.update(value=CALIBRATED)]
+        return [press(), gr.update(value=True)]
 
-    outputs = [accordion.request, *(components[name] for name in ("enabled", "preset", "strategy"))]
-    done = accordion.calibrate.click(pressed, inputs=[], outputs=outputs, show_progress=False, queue=False)
+    outputs = [accordion.request, accordion.components["enabled"]]
+    done = accordion.measure.click(pressed, inputs=[], outputs=outputs, show_progress=False, queue=False)
     in_page(done.then, f"() => {{ if (window.deepcacheGenerate) deepcacheGenerate('{tab}'); }}")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from ..plan.preview import PassAhead, PlannedPass
-from ..settings.fields import AS_FIRST_PASS_BRANCH, CALIBRATED, SettingsError
+from ..settings.fields import AS_FIRST_PASS_BRANCH, SettingsError
 from ..settings.settings import Settings, parse
 
 Foresee = Callable[[Mapping[str, Any]], list[PassAhead]]
@@ -24,8 +24,8 @@ def passes_of(
     branch too that the loaded model has not: with that the run would go uncached.
     """
     passes = foresee(values)
-    own, by_noise = replace(settings, enabled=True), ("weighted", CALIBRATED)
-    if any(ahead.early and settings.for_pass(ahead.hires).strategy in by_noise for ahead in passes):
+    own = replace(settings, enabled=True)
+    if any(ahead.early and settings.for_pass(ahead.hires).strategy == "weighted" for ahead in passes):
         return []
     plans, known = [], profiles or Profiles()
     for ahead in passes:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from ..plan.preview import PlannedPass
 from ..report.run_report import RunOutcome
-from ..settings.fields import SettingsError
-from ..settings.settings import parse
-from . import calibrate, last_run, plan_strip
+from . import last_run, measure, plan_strip
 from .accordion import Accordion, in_page, updates
 from .asked import Foresee, of_page
 
@@ -113,7 +111,7 @@ class Page:
                 last_run.line(run),
                 last_run.table(run),
                 plan_strip.detail(passes),
-                self._calibrated(values[:count], passes),
+                measure.status(passes, self._profiles),
                 *updates(own, bool(asked.get("enable_hr", tab != "img2img"))),
             ]
 
@@ -126,7 +124,7 @@ class Page:
                 accordion.last_line,
                 accordion.last_run,
                 accordion.detail,
-                accordion.calibrated,
+                accordion.measured,
                 *accordion.conditional,
             ],
             show_progress=False,
@@ -136,12 +134,6 @@ class Page:
         for control in (*accordion.components.values(), *controls.values()):
             if hasattr(control, "change"):
                 in_page(control.change, changed)
-
-    def _calibrated(self, args: tuple[Any, ...], passes: list[PlannedPass]) -> str:
-        try:
-            return calibrate.status(passes, self._profiles, parse(args))
-        except SettingsError:
-            return ""  # the plan's place says what is wrong
 
     def _plan(self, tab: str, args: tuple[Any, ...], asked: Mapping[str, Any]) -> tuple[list[PlannedPass], str]:
         try:

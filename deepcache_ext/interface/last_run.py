@@ -70,7 +70,7 @@ def table(run: RunOutcome | None) -> str:
         return _line(f"{run.kind}: made without caching: {run.error}")
     if not run.settings.enabled:
         return _line(f"{run.kind}: DeepCache was off.")
-    columns, notes = [], [run.calibrated] if run.calibrated else []
+    columns, notes = [], [run.measured] if run.measured else []
     notes += [f"not active: {run.inactive}"] if run.inactive else []
     for hires in (False, True):
         those = [one for one in run.passes if one.report.hires is hires]

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import Body, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..calibrate.store import Profiles
+from ..measure.store import Profiles
 from ..plan.preview import speed_up_of
 from ..report.run_report import RunOutcome
 from ..settings.fields import SettingsError
 from ..settings.settings import Settings, parse
-from . import calibrate
+from . import measure
 from .asked import Foresee, passes_of
 
 TITLE = "deepcache"
@@ -98,7 +98,7 @@ def settings_in(payload: Mapping[str, Any]) -> Settings:
     args = (given.get("args") or []) if isinstance(given, Mapping) else given
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise SettingsError("args", args, "a list of values, or of one object with names")
-    return parse(calibrate.split(args)[0])
+    return parse(measure.split(args)[0])
 
 
 def asked_in(payload: Mapping[str, Any]) -> dict[str, Any]:

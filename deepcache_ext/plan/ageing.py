@@ -2,12 +2,12 @@
 
 The deeper a kept feature lies, the less the picture suffers from its age, and the more a cached evaluation costs. What
 an error at an evaluation counts is `importance.weights`'; how the two weigh up hangs on the model, and on whether the
-sampler adds fresh noise: that is the *ageing*, a few numbers for a model that can be measured (`calibrate/`).
+sampler adds fresh noise: that is the *ageing*, a few numbers for a model that can be measured (`measure/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +29,17 @@ UNMEASURED: dict[tuple[int, bool], Ageing] = {
 branch the worst of the laboratory's choosing half, Euler and Euler a, 20 steps, guidance 7; with 12 blocks and fresh
 noise half-way to the mean, since branch 0 is no safe choice there (research/laboratory.md).
 """
+
+SOUNDED: dict[int, tuple[int, ...]] = {12: (0, 2, 5), 9: (0, 3, 5)}
+"""The branches that are measured of a model, by the number of output blocks; of the others `between` tells."""
+
+
+def between(measured: Ageing, branches: Collection[int]) -> Ageing:
+    """The ageing of all `branches`, from that of some: log-linear in the branch, and beyond the outermost as there."""
+    known = sorted(measured)
+    logs = np.interp(sorted(branches), known, np.log([measured[branch] for branch in known]))
+    return dict(zip(sorted(branches), map(float, np.exp(logs)), strict=True))
+
 
 Spread = tuple[tuple[int, ...], tuple[int, ...], int, int]
 """Of a plan: the full evaluations, the medium ones (none: a plan of one branch), the branch, and the medium one's."""

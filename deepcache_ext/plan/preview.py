@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 from . import cost
+from .ageing import Ageing
 from .estimators import Estimator
 from .importance import USUAL, Nature
 from .noise import needs_few_steps
@@ -25,7 +25,7 @@ class PassAhead:
     model is loaded. `nature`: of its sampler and model. `early`: more will be known when
     the pass begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept
     feature takes, by branch; empty where that is not known. `checkpoint`, `checksum` and `sampler`: as the host calls
-    them, for what is calibrated; "" where it does not tell.
+    them, for what is measured; "" where it does not tell.
     """
 
     hires: bool
@@ -115,16 +115,18 @@ class PlannedPass:
         }
 
 
-def planned(settings: Settings, ahead: PassAhead) -> PlannedPass:
-    """The plan that `settings` give for a pass. Raises `SettingsError` for full evaluations that cannot be read."""
+def planned(settings: Settings, ahead: PassAhead, ageing: Ageing | None = None) -> PlannedPass:
+    """The plan that `settings` give for a pass; `ageing`: of the model, where it was measured. Raises `SettingsError`
+    for full evaluations that cannot be read.
+    """
     own, sigmas = settings.for_pass(ahead.hires), None if ahead.sigmas is None else list(ahead.sigmas)
     if settings.covers(ahead.hires):
-        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature)
+        plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature, ageing)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
     found = PlannedPass(ahead, plan, estimator, remark)
-    return replace(found, hint=_hint(found)) if own.strategy in ("weighted", CALIBRATED) else found
+    return replace(found, hint=_hint(found)) if own.strategy == "weighted" else found
 
 
 def fraction(kinds: Sequence[str]) -> str:

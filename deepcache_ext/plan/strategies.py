@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ..settings.evaluation_list import custom
-from ..settings.fields import CALIBRATED
 from ..settings.settings import Settings
 from . import cost
 from .ageing import UNMEASURED, Ageing, Spread, candidates, least_error
@@ -52,9 +50,6 @@ def plan_for(
     if settings.strategy == "uniform":
         warned = few and uniform.caches
         return uniform, "so few steps: caching may change the picture much" if warned else ""
-    if settings.strategy == CALIBRATED:
-        plan, remark = plan_for(replace(settings, strategy="weighted"), total, sigmas, depth, nature)
-        return plan, remark or "no profile: weighted instead of calibrated"
     if settings.strategy == "custom":
         full_ones, renewed, own = custom(settings.full_evaluations, total, branch)
         if "/" in settings.full_evaluations:
@@ -75,8 +70,8 @@ def plan_for(
             evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
         return _in_turns(evenly or (), branch, total, window, deeper), EVENLY if depth else ""
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
-    full, renewed, *own = _spread(settings, sigmas, depth, nature, outside, ageing)
-    return ListedPlan(full, own[0], total, *window, renewed, own[1] if renewed else 0), ""
+    full, renewed, shallow, medium = _spread(settings, sigmas, depth, nature, outside, ageing)
+    return ListedPlan(full, shallow, total, *window, renewed, medium if renewed else 0), ""
 
 
 def _spread(

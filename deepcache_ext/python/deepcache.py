@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import nn
 
-from ..calibrate.profile import CalibratedPlan, Profile
-from ..calibrate.search import PICTURES, TRIES, Wish
-from ..calibrate.store import Held, Profiles
-from ..calibrate.trial import NotCalibrated, calibrated
+from ..measure.profile import Profile
+from ..measure.store import Held
+from ..measure.trial import PICTURES, NotMeasured, Wish, measured
+from ..plan.ageing import Ageing
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import PassReport, summary
 from ..report.run_report import PassOutcome
 from ..session.session import Session
-from ..settings.fields import CALIBRATED, CUSTOM, FIELD, SettingsError
+from ..settings.fields import FIELD, SettingsError
 from ..settings.settings import Settings, parse
 from ..unet.diffusers import DiffusersLadder
 from ..unet.hooks import is_hooked, remove_inert
@@ -123,7 +123,7 @@ class DeepCache:
         self._outcomes: deque[PassOutcome] = deque(maxlen=PASSES_REPORTED)
         self._plans: dict[Session, PlannedPass] = {}
         """Of the passes under way."""
-        self._profiles: Profiles = Held()
+        self._profiles = Held()
         self._driver: Driver | None = None
         self._failed = False
         self._told: set[str] = set()
@@ -193,45 +193,35 @@ class DeepCache:
         under_way = [session.report for session in self._driver.sessions] if self._driver is not None else []
         return Report((*(one.report for one in self._outcomes), *under_way), self._inactive)
 
-    def calibrate(
-        self,
-        make: Callable[[int], Any],
-        *,
-        pictures: int = PICTURES.default,
-        tries: int = TRIES.default,
-        seed: int = 0,
-    ) -> CalibratedPlan:
-        """Try plans on this very model, and from now on use the one whose pictures come closest to uncached ones at
-        the speed-up of the settings. Takes the time of about 16 uncached pictures. Other runs than those it was tried
-        for (another scheduler, number of steps or noise levels) keep the weighted plan. No other thread may run the
-        UNet meanwhile.
+    def measure(self, make: Callable[[int], Any], *, pictures: int = PICTURES.default, seed: int = 0) -> Ageing:
+        """Measure how fast this model's features age, in the time of about 6 uncached pictures. From now on weighted
+        plans that name no branch follow it, at every speed-up and number of steps, with schedulers of the same kind:
+        those that add fresh noise, or the others. No other thread may run the UNet meanwhile.
 
         make: the picture of a seed, by one run of the pipeline: a PIL image, an array or a tensor; or a list of them.
-        pictures: seeds by which each plan is judged, and as many others at the end, 2 to 16.
-        tries: how many plans are tried, 4 to 400.
+        pictures: seeds by which each branch is judged, 1 to 16.
         seed: the first one.
 
-        Raises `NotCalibrated`, and `SettingsError` for a number that cannot be used; the settings are then as before.
+        Returns, by branch, the error of the picture where every second evaluation is cached there, in units of branch
+        0's. Raises `NotMeasured`, and `SettingsError` for a number that cannot be used; all is then as before.
 
             cache = DeepCache(pipe, speed_up=2.0)
-            found = cache.calibrate(lambda seed: pipe(prompt, generator=torch.Generator().manual_seed(seed)).images)
-            print(found.in_words)
+            ageing = cache.measure(lambda seed: pipe(prompt, generator=torch.Generator().manual_seed(seed)).images)
         """
-        wish = Wish.parse({"pictures": pictures, "tries": tries})
+        wish = Wish.parse({"pictures": pictures})
         if self._inactive:
-            raise NotCalibrated(self._inactive)
+            raise NotMeasured(self._inactive)
         asked, was_enabled = self.settings, self._driver is not None
         if not was_enabled:
             self.enable()
         try:
-            made_for, plan = calibrated(Trials(self._tried, asked, make, wish.pictures, seed), asked, wish)
+            found = Profile(*measured(Trials(self._tried, asked, make, wish.pictures, seed)), wish.pictures)
         finally:
             self.settings = asked
             if not was_enabled:
                 self.disable()
-        self._profiles = Held(Profile(made_for, (plan,)))
-        self.settings = replace(asked, preset=CUSTOM, strategy=CALIBRATED)
-        return plan
+        self._profiles = Held(found, *self._profiles.known())
+        return found.ageing
 
     def _tried(self, settings: Settings, run: Callable[[], Any]) -> tuple[Any, list[PassOutcome]]:
         """What a run gives with these settings instead, and its passes, which no report will tell of."""

@@ -1,4 +1,4 @@
-"""Pictures of a Python program, made with one plan after another: what `DeepCache.calibrate` tries them on."""
+"""Pictures of a Python program, made with one plan after another: what `DeepCache.measure` goes by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibrate.trial import NotCalibrated
+from ..measure.trial import NotMeasured
 from ..report.psnr import psnr
 from ..report.run_report import PassOutcome
 from ..settings.fields import CUSTOM
@@ -20,7 +20,7 @@ Tried = Callable[[Settings, Callable[[], Any]], tuple[Any, Sequence[PassOutcome]
 
 
 class Trials:
-    """A `calibrate.trial.Studio`. `make`: the picture of a seed, or a list of pictures, from one run of the UNet's."""
+    """A `measure.trial.Studio`. `make`: the picture of a seed, or a list of pictures, from one run of the UNet's."""
 
     first_pass: PassOutcome
 
@@ -38,32 +38,26 @@ class Trials:
         made, passes = self._tried(settings, lambda: self._make(seed))
         wrong = next((one.report.off for one in passes if one.report.off), "")
         if wrong:
-            raise NotCalibrated(f"a run did not go as planned: {wrong}")
+            raise NotMeasured(f"a run did not go as planned: {wrong}")
         if len(passes) != 1:
-            raise NotCalibrated(f"a picture is to be one run of the UNet; seed {seed} took {len(passes)}")
+            raise NotMeasured(f"a picture is to be one run of the UNet; seed {seed} took {len(passes)}")
         self.first_pass = passes[0]
         ran = self.first_pass.report.evaluations
         self._evaluations = self._evaluations or ran
         if ran != self._evaluations:
-            raise NotCalibrated(
-                f"a run broke off, or had another number of steps: {ran} instead of {self._evaluations}"
-            )
+            raise NotMeasured(f"a run broke off, or had another number of steps: {ran} instead of {self._evaluations}")
         return _as_array(made)
 
     def scores(self, pictures: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> list[float]:
         """See `trial.Studio`."""
         pairs = list(zip(pictures, reference, strict=True))
         if any(one.shape != other.shape for one, other in pairs):
-            raise NotCalibrated("pictures of different sizes were made")
+            raise NotMeasured("pictures of different sizes were made")
         return [psnr(one, other, peak=_peak(other)) for one, other in pairs]
-
-    def move_on(self) -> None:
-        """See `trial.Studio`."""
-        self._seed += self._pictures
 
 
 def _as_array(made: Any) -> np.ndarray:
-    """Of a PIL image, an array, a tensor, or a list of them. Raises `NotCalibrated`."""
+    """Of a PIL image, an array, a tensor, or a list of them. Raises `NotMeasured`."""
     if isinstance(made, torch.Tensor):
         return made.detach().float().cpu().numpy()
     try:
@@ -71,9 +65,9 @@ def _as_array(made: Any) -> np.ndarray:
             return np.stack([_as_array(one) for one in made])
         found = np.asarray(made)
     except ValueError as error:
-        raise NotCalibrated(f"pictures of one seed are not of one size: {error}") from error
+        raise NotMeasured(f"pictures of one seed are not of one size: {error}") from error
     if found.dtype == object or not found.size:
-        raise NotCalibrated(f"make gave {type(made).__name__}, not a picture")
+        raise NotMeasured(f"make gave {type(made).__name__}, not a picture")
     return found
 
 

@@ -71,16 +71,16 @@ class PassOutcome:
 class RunOutcome:
     """One run of the host's `process_images`: all passes of all its batches, as far as they are over.
 
-    `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "". `calibrated`: what became of
-    calibrating, where it began with that, in words. `inactive`: why nothing was cached though it was wanted, or no more
-    from some point on, in words, or "".
+    `kind`: txt2img or img2img. `error`: a setting that could not be used, in words, or "". `measured`: what became of
+    measuring the model, where it began with that, in words. `inactive`: why nothing was cached though it was wanted, or
+    no more from some point on, in words, or "".
     """
 
     kind: str
     settings: Settings
     error: str = ""
     passes: list[PassOutcome] = field(default_factory=list)
-    calibrated: str = ""
+    measured: str = ""
     inactive: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -91,6 +91,6 @@ class RunOutcome:
             "settings": self.settings.infotext() if self.settings.enabled else {},
             "error": self.error,
             "inactive": self.inactive,
-            "calibrated": self.calibrated,
+            "measured": self.measured,
             "passes": [one.as_json() for one in self.passes],
         }

@@ -130,10 +130,7 @@ MAX_TEXT = 1000
 """Letters of a list of evaluations. Chosen by hand."""
 
 
-CALIBRATED = "calibrated"
-
-
-STRATEGIES = ("weighted", "uniform", "non-uniform", "custom", CALIBRATED)
+STRATEGIES = ("weighted", "uniform", "non-uniform", "custom")
 
 
 FIELDS: tuple[Field, ...] = (
@@ -200,7 +197,7 @@ FIELDS: tuple[Field, ...] = (
         "Strategy",
         "weighted",
         "Which steps run the full UNet. Weighted: those where an error would hurt the picture most; uniform: every "
-        "Nth; non-uniform: the paper's, denser around a centre; custom: as typed; calibrated: what Calibrate found.",
+        "Nth; non-uniform: the paper's, denser around a centre; custom: as typed.",
         choices=STRATEGIES,
     ),
     Field(
@@ -264,7 +261,6 @@ OBEYED = {
     "uniform": ("cache_interval", "hires_cache_interval"),
     "non-uniform": ("cache_interval", "center", "power", "hires_cache_interval"),
     "custom": ("full_evaluations", "hires_speed_up"),
-    CALIBRATED: ("speed_up", "hires_speed_up"),
 }
 """What each strategy obeys besides what all do."""
 

@@ -14,7 +14,6 @@ from .evaluation_list import ranges
 from .fields import (
     AS_FIRST_PASS_BRANCH,
     AS_FIRST_PASS_INTERVAL,
-    CALIBRATED,
     CUSTOM,
     FIELD,
     FIELDS,
@@ -60,8 +59,8 @@ class Settings:
 
     @property
     def is_of_one_pass(self) -> bool:
-        """Whether the plan is the first pass's alone: a calibrated one, or a list beside a speed-up for others."""
-        return self.strategy == CALIBRATED or (self.strategy == "custom" and self.hires_speed_up > 0)
+        """Whether the plan is the first pass's alone: a list beside a speed-up for others."""
+        return self.strategy == "custom" and self.hires_speed_up > 0
 
     def for_pass(self, hires: bool) -> Settings:
         """The settings with strategy, interval, branch and speed-up as they hold in that pass."""
@@ -166,8 +165,8 @@ def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return _checked(Settings(**merged))
 
 
-KEEPS = {"uniform": ("non-uniform",), "weighted": (CALIBRATED,)}
-"""Strategies that obey what means another: an interval is the non-uniform one's too, a speed-up the calibrated's."""
+KEEPS = {"uniform": ("non-uniform",)}
+"""Strategies that obey what means another: an interval is the non-uniform one's too."""
 
 
 def _checked(settings: Settings) -> Settings:

@@ -1,18 +1,21 @@
 """Plans on the laboratory's networks: what runs is the extension's session, what is counted is what was run."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 
 from bench import unets
 from bench.laboratory import __main__ as program
-from bench.laboratory import page, results, table, ways
+from bench.laboratory import measured, page, results, table, ways
 from bench.laboratory.samplers import SAMPLERS, SCHEDULE
-from bench.laboratory.studio import NotAsPlanned
+from bench.laboratory.studio import NotAsPlanned, Studio
 from bench.tables import between
+from deepcache_ext.plan.ageing import SOUNDED, UNMEASURED
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
@@ -117,6 +120,31 @@ def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(stud
     assert next(row for row in table.whole([one], cells).splitlines() if f"2x | {table.PLAIN}" in row).count(
         "0.0 (0.0)"
     )
+
+
+def test_a_network_is_measured_and_plans_go_by_that(studio, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOUNDED, studio.depth, (0, 2, 4))
+    for fresh_noise in (False, True):
+        monkeypatch.setitem(UNMEASURED, (studio.depth, fresh_noise), dict.fromkeys(range(5), 1.0))
+    found = measured.measured(studio.network, 3.0)
+    assert set(found) == {False, True} and all(set(one) == set(range(5)) for one in found.values())
+    tuned = Studio(studio.network, 2, measured.TUNING_SEED)
+    error = {}
+    for branch in (0, 2):
+        scores = tuned.likeness("Euler a", 20, 3.0, UniformPlan(2, branch, 20), Copy())
+        error[branch] = fmean(scores)
+    assert found[True][2] == pytest.approx(10 ** ((error[0] - error[2]) / 20), rel=1e-3)
+    deep = {False: {0: 1.0, 2: 0.01}, True: {0: 1.0}}
+    cells = dict(measured.one_network(studio, [("Euler", 12), ("Euler a", 12)], 3.0, deep))
+    assert list(cells) == [f"{name}|12|{speed}" for name in ("Euler", "Euler a") for speed in ("1.6", "2", "2.6")]
+    plain, preset, own = cells["Euler|12|1.6"]
+    assert own not in (plain, preset)
+    path = tmp_path / "measured.json"
+    measured.keep({"one|Euler|12|2": [1.0, 2.0, 3.0]}, path)
+    measured.keep({"two|Euler|12|2": [1.0, 4.0, 6.0]}, path)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    lines = list(measured.table(kept))
+    assert lines[2] == "| Euler | 12 | 2x | +2.0 (+1.0) | +3.5 (+2.0) |" and "+1.5 dB in the mean, +1.0 at" in lines[-1]
 
 
 @pytest.mark.parametrize(("path", "made"), [(page.README, page.presets), (page.WHICH, page.means)])

@@ -91,7 +91,7 @@ def test_an_infotext_makes_the_same_picture_again(host: Host) -> None:
     updates = utils.updates_for(runner.infotext_fields, read)
     fields = {control: update for (control, _), update in zip(runner.infotext_fields, updates, strict=True)}
     script = next(one for one in runner.alwayson_scripts if one.title() == "DeepCache")
-    # The last control is none of the settings: the word of a press of Calibrate.
+    # The last control is none of the settings: the word of a press of Measure.
     values = [fields.get(control, {}).get("value", control.value) for control in script.controls]
     again = host.txt2img(**cached(*values))
     assert same(again, made) and again.infotexts == made.infotexts

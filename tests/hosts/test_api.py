@@ -130,7 +130,7 @@ def test_script_info(url):
         "Center",
         "Power",
         "Medium branch",
-        "Calibrate request",
+        "Measure request",
     ]
     assert args[1]["choices"] == ["Quality", "Balanced", "Fast", "Custom"]
     assert (args[2]["minimum"], args[2]["maximum"], args[2]["value"]) == (1, 50, 3)

@@ -136,8 +136,3 @@ def test_where_levels_cannot_be_known_the_picture_says_so(host, monkeypatch, cha
     text = infotext(host, done)
     assert text["DeepCache note"] == one.planned.remark
     assert "DeepCache note" not in infotext(host, make(host, *PRESET, steps=STEPS, sampler_name="Euler"))
-
-
-def test_a_profile_that_is_not_there_is_told(host):
-    done = make(host, {"enabled": True, "strategy": "calibrated"}, steps=STEPS, sampler_name="Euler")
-    assert "weighted" in infotext(host, done)["DeepCache note"]

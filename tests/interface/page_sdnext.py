@@ -92,7 +92,7 @@ def test_a_run_and_its_infotext(page, url, page_errors):
 
 
 def test_the_control_tab(page, url, page_errors):
-    """Its plan, its run and its Calibrate are its own: the script is told there that it is txt2img's."""
+    """Its plan, its run and its *Measure this model* are its own: the script is told there that it is txt2img's."""
     accordion = opened(page, url, "control")
     ours = "script_control_deepcache_"
     accordion.locator(".label-wrap").first.click()
@@ -109,7 +109,7 @@ def test_the_control_tab(page, url, page_errors):
     expect(page.locator("#control_gallery img").first).to_be_visible(timeout=120_000)
     expect(prose(page, f"{ours}last_line")).to_contain_text("by the UNet's own times, 8 of 14 full")
     page.evaluate("window.deepcacheGenerate = (tab) => { window.pressed = tab; }")
-    page.locator(f"#{ours}calibrate_button").click()
+    page.locator(f"#{ours}measure_button").click()
     page.wait_for_function("window.pressed")
     assert page.evaluate("window.pressed") == "control"
     assert page_errors == []

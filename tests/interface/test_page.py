@@ -23,7 +23,6 @@ OBEYED = {
     "uniform": {"cache_interval"},
     "non-uniform": {"cache_interval", "center", "power"},
     "custom": {"full_evaluations"},
-    "calibrated": {"speed_up"},
 }
 STALE = 4.5
 ALWAYS = {"cache_branch_id", "estimator", "start", "end", "deeper_branch_id_unset"}
@@ -340,29 +339,33 @@ def test_generate_tells_what_it_did(opened):
 
 
 @pytest.mark.slow
-def test_calibrate_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
-    press = sys.modules["deepcache_ext.interface.calibrate"].Requests.press  # the host's own
-    monkeypatch.setattr(press, "__defaults__", (2, 5))  # pictures and tries: fewer, for time
+def test_measure_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
+    press = sys.modules["deepcache_ext.interface.measure"].Requests.press  # the host's own
+    monkeypatch.setattr(press, "__defaults__", (1,))  # fewer pictures, for time
     for name, value in {"width": 64, "height": 64, "steps": 14}.items():
         type_number(opened, opened.locator(f"#txt2img_{name} input[type=number]"), value)
-    enable(opened, "txt2img")
     open_inner(opened, "txt2img")
-    status = shown(opened, "txt2img", "calibrated")
-    expect(status).to_contain_text("tinyA, Euler, 14 steps: not calibrated yet.")
-    expect(status).to_contain_text("It takes about as long as 16 uncached pictures.")
-    ours(opened, "txt2img", "calibrate_button").click()
-    expect(status).to_contain_text(re.compile(r"1\.6x \d+\.\d dB \(weighted \d+\.\d\)"), timeout=120_000)
+    status = shown(opened, "txt2img", "measured")
+    expect(status).to_contain_text("tinyA: not measured yet.")
+    expect(status).to_contain_text("takes about as long as 6 uncached pictures.")
+    button = ours(opened, "txt2img", "measure_button")
+    expect(button).to_have_text("Measure this model")
+    button.click()
+    found = (
+        r"measured with Euler, 14 steps; for samplers that add noise, such as Euler a, not yet\. Its deep features age"
+    )
+    expect(status).to_contain_text(re.compile(found), timeout=120_000)
     info = prose(opened, "html_info_txt2img")
     expect(info).to_contain_text("DeepCache strategy: custom", timeout=60_000)
-    assert chosen(opened, "txt2img", "strategy") == "calibrated" and chosen(opened, "txt2img", "preset") == "Custom"
-    expect(shown(opened, "txt2img", "strip")).not_to_contain_text("instead of calibrated")
-    # Generate goes by it, and does not calibrate once more, though the button's word is still on the page.
+    # What was chosen stays so; Generate goes by the measurement, and does not measure once more, though the button's
+    # word is still on the page.
+    assert chosen(opened, "txt2img", "strategy") == "weighted" and chosen(opened, "txt2img", "preset") == "Quality"
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("As measured on this model.")
     opened.locator("#txt2img_generate").click()
     type_number(opened, opened.locator("#txt2img_steps input[type=number]"), 15)
-    expect(status).to_contain_text("15 steps: not calibrated yet")
-    expect(shown(opened, "txt2img", "strip")).to_contain_text(
-        "made for 14 steps, this run has 15: weighted instead of calibrated"
-    )
+    expect(shown(opened, "txt2img", "strip").locator("i")).to_have_count(15)
+    expect(shown(opened, "txt2img", "strip")).to_contain_text("As measured on this model.")
+    expect(status).to_contain_text("measured with Euler, 14 steps")
 
 
 @pytest.mark.slow
@@ -486,7 +489,7 @@ def test_no_clipping_in_a_narrow_window(opened):
     open_inner(opened, "txt2img")
     opened.locator("#txt2img_hr-visible-checkbox").check()
     expect(ours(opened, "txt2img", "passes")).to_be_visible()
-    for name in ("enabled", "strip", "advanced", "passes", "calibrate_button"):
+    for name in ("enabled", "strip", "advanced", "passes", "measure_button"):
         box = ours(opened, "txt2img", name).bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 420
     assert (

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ALPHAS = ALPHAS_CUMPROD.float()
 OURS = (
     "deepcache_ext.hosts.adapter",
-    "deepcache_ext.hosts.calibrator",
+    "deepcache_ext.hosts.measurer",
     "deepcache_ext.hosts.a1111",
     "deepcache_ext.hosts.forge",
     "deepcache_ext.hosts.sdnext",

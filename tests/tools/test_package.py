@@ -55,7 +55,7 @@ def test_it_holds_what_python_programs_need(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert "deepcache_ext/py.typed" in names and "deepcache_ext/python/deepcache.py" in names
     rooms = {name.split("/")[1] for name in names if name.count("/") == 2 and ".dist-info" not in name}
-    assert rooms == {"calibrate", "plan", "python", "report", "session", "settings", "unet"}
+    assert rooms == {"measure", "plan", "python", "report", "session", "settings", "unet"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"deepcache_ext"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from modules import shared
 
-from ...calibrate.store import Profiles
+from ...measure.store import Profiles
 from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...unet.controlnet import ControlledLadder

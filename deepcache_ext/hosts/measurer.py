@@ -1,4 +1,4 @@
-"""Calibrating with the host's own generations: pictures as they are asked for, uncached and with plan after plan.
+"""Measuring with the host's own generations: pictures as they are asked for, uncached and cached branch by branch.
 
 Facts of the hosts: inside `before_process`, which runs before anything else of a generation, another one can be made of
 a copy of `p`, with all scripts, in the queue's turn and with the progress bar of the one that waits.
@@ -14,35 +14,31 @@ from typing import Any
 import torch
 from modules import processing, shared
 
-from ..calibrate.profile import CalibratedPlan, ProfileError
-from ..calibrate.search import Wish
-from ..calibrate.store import Profiles
-from ..calibrate.trial import NotCalibrated, calibrated
+from ..measure.profile import Profile, ProfileError
+from ..measure.store import Profiles
+from ..measure.trial import RUNS, NotMeasured, Wish, measured
 from ..report.psnr import psnr
 from ..report.run_report import PassOutcome, RunOutcome
-from ..settings.settings import Settings
 
 EXTRA_PICTURES = ("return_mask", "return_mask_composite")
 """Options of hosts that put more among the pictures."""
 
 
-def calibrate(
-    p: Any, settings: Settings, wish: Wish, latest: Callable[[], RunOutcome | None], profiles: Profiles
-) -> tuple[Path, CalibratedPlan]:
-    """Find the plan of `settings.speed_up` for the first pass that `p` asks for, and save it; `p` keeps a drawn seed
-    and is else left as it is. `latest`: what the last generation did. Raises `NotCalibrated`.
+def measure(p: Any, wish: Wish, latest: Callable[[], RunOutcome | None], profiles: Profiles) -> tuple[Path, Profile]:
+    """Measure the model by the first pass that `p` asks for, and save what was found; `p` keeps a drawn seed and is
+    else left as it is. `latest`: what the last generation did. Raises `NotMeasured`.
     """
     # Not `fix_seed`: SD.Next's makes a list of one seed, too short for a batch, and the picture itself fails.
     p.seed, p.subseed = processing.get_fixed_seed(p.seed), processing.get_fixed_seed(p.subseed)
     studio = _Studio(p, wish, latest)
     try:
-        made_for, plan = calibrated(studio, settings, wish)
+        profile = Profile(*measured(studio), wish.pictures)
     finally:
         studio.close()
     try:
-        return profiles.add(made_for, plan), plan
+        return profiles.add(profile), profile
     except (OSError, ProfileError) as error:
-        raise NotCalibrated(f"the profile could not be saved: {error}") from error
+        raise NotMeasured(f"the profile could not be saved: {error}") from error
 
 
 class _Studio:
@@ -52,7 +48,7 @@ class _Studio:
 
     def __init__(self, p: Any, wish: Wish, latest: Callable[[], RunOutcome | None]) -> None:
         if isinstance(p.seed, (list, tuple)):
-            raise NotCalibrated("a script chooses the seed of each picture; choose none")
+            raise NotMeasured("a script chooses the seed of each picture; choose none")
         self._p, self._pictures, self._latest = p, wish.pictures, latest
         self.seed, self.told = int(p.seed), ""
         self._batch = max(int(p.batch_size), 1)
@@ -63,36 +59,32 @@ class _Studio:
         state = shared.state
         # A script that makes many pictures, as a grid, has said how many there are.
         self._waiting = state.job_count - state.job_no if state.job_count > 0 else int(p.n_iter)
-        state.job_count = state.job_no + wish.runs * self._iterations + self._waiting
+        state.job_count = state.job_no + RUNS * self._iterations + self._waiting
 
     def make(self, settings: Mapping[str, Any]) -> list[Any]:
-        """The pictures; no hires pass, nothing saved. Raises `NotCalibrated` where they are not what was asked for."""
-        shared.state.textinfo = told = ": ".join(filter(None, ("DeepCache calibrates", self.told)))
+        """The pictures; no hires pass, nothing saved. Raises `NotMeasured` where they are not what was asked for."""
+        shared.state.textinfo = told = ": ".join(filter(None, ("DeepCache measures this model", self.told)))
         before = self._latest()
-        # In img2img the VAE may draw from the common generator: each plan, and then the picture, gets the same.
+        # In img2img the VAE may draw from the common generator: each run, and then the picture, gets the same.
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             made = processing.process_images(self._again(settings, told))
         state = shared.state
         if state.interrupted or state.skipped or getattr(state, "stopping_generation", False):
-            raise NotCalibrated("interrupted, nothing was saved")
+            raise NotMeasured("interrupted, nothing was saved")
         run = self._latest()
         self._check(run if run is not before else None)
         first = getattr(made, "index_of_first_image", 0)
         images = list(made.images[first : first + self._pictures]) if made is not None else []
         if len(images) < self._pictures:
-            raise NotCalibrated(f"the host made {len(images)} pictures instead of {self._pictures}")
+            raise NotMeasured(f"the host made {len(images)} pictures instead of {self._pictures}")
         return images
 
     def scores(self, pictures: Sequence[Any], reference: Sequence[Any]) -> list[float]:
         """See `trial.Studio`."""
         pairs = list(zip(pictures, reference, strict=True))
         if any(one.size != other.size for one, other in pairs):
-            raise NotCalibrated("the host made pictures of different sizes")
+            raise NotMeasured("the host made pictures of different sizes")
         return [psnr(one.convert("RGB"), other.convert("RGB")) for one, other in pairs]
-
-    def move_on(self) -> None:
-        """See `trial.Studio`."""
-        self.seed += self._pictures
 
     def close(self) -> None:
         """What is left to do is the generation that waits."""
@@ -116,12 +108,12 @@ class _Studio:
         return again
 
     def _check(self, run: RunOutcome | None) -> None:
-        """That it ran as planned: what was not cached would count as a perfect plan, what broke off as a picture."""
+        """That it ran as planned: what was not cached would count as ageless, what broke off as a picture."""
         passes = [] if run is None else [one for one in run.passes if not one.report.hires]
         wrong = next((one.report.off for one in passes if one.report.off), run.error if run is not None else "")
         if wrong or len(passes) < self._iterations:
-            raise NotCalibrated(f"a run did not go as planned: {wrong or 'not all passes of the UNet were seen'}")
+            raise NotMeasured(f"a run did not go as planned: {wrong or 'not all passes of the UNet were seen'}")
         self.first_pass = passes[0]
         self._evaluations = self._evaluations or passes[0].report.evaluations
         if any(one.report.evaluations != self._evaluations for one in passes[: self._iterations]):
-            raise NotCalibrated("a run broke off, or had another number of steps")
+            raise NotMeasured("a run broke off, or had another number of steps")
