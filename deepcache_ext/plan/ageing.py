@@ -74,11 +74,12 @@ def candidates(
     pair's renewals every second one is medium, but where `must` asks for a full one.
     """
     count, least = len(sigmas), max(2, len(must | {0}))
-    # The others leave no time for two full evaluations.
+    # The others leave no time for two evaluations that renew the feature.
+    left = count / (cost.NEARLY * speed_up) - 1
     branches = [
         one
         for place, one in enumerate(branches)
-        if not place or 2 + (count - 2) * cost.share(one[0], depth) <= count / (cost.NEARLY * speed_up)
+        if not place or (count - 2) * cost.share(one[0], depth) + (cost.share(one[1], depth) if one[1:] else 1) <= left
     ]
     shares = [[cost.share(branch, depth) for branch in one] for one in branches]
     most = [_renewals(count, speed_up, one) for one in shares]
