@@ -75,7 +75,9 @@ def status(passes: Sequence[PlannedPass], profiles: Profiles) -> str:
         else:
             known = profiles.of_model(model)
             said.append(f"{model.checkpoint}: {_with_what(known)}.")
-            said += [f"{one.in_words[:1].upper()}{one.in_words[1:]}." for one in _told_of(known, model.fresh_noise)]
+            if model.fresh_noise in known:  # what was found for the sampler that is chosen
+                found = known[model.fresh_noise].in_words
+                said.append(f"{found[:1].upper()}{found[1:]}.")
     said += [f"Not used: {one}." for one in profiles.unread()]
     return "".join(f"<p class='deepcache-note'>{escape(text)}</p>" for text in (note, " ".join(said)) if text)
 
@@ -89,8 +91,3 @@ def _with_what(known: Mapping[bool, Profile]) -> str:
     if fresh:
         return f"measured with {fresh}, for samplers that add noise; for others, such as Euler, not yet"
     return "not measured yet"
-
-
-def _told_of(known: Mapping[bool, Profile], fresh_noise: bool) -> list[Profile]:
-    """What was found for the sampler that is chosen."""
-    return [known[fresh_noise]] if fresh_noise in known else []

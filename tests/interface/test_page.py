@@ -344,10 +344,11 @@ def test_measure_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
     monkeypatch.setattr(press, "__defaults__", (1,))  # fewer pictures, for time
     for name, value in {"width": 64, "height": 64, "steps": 14}.items():
         type_number(opened, opened.locator(f"#txt2img_{name} input[type=number]"), value)
+    enable(opened, "txt2img")
     open_inner(opened, "txt2img")
     status = shown(opened, "txt2img", "measured")
     expect(status).to_contain_text("tinyA: not measured yet.")
-    expect(status).to_contain_text("takes about as long as 6 uncached pictures.")
+    expect(status).to_contain_text("takes about as long as 6 uncached pictures,")
     button = ours(opened, "txt2img", "measure_button")
     expect(button).to_have_text("Measure this model")
     button.click()

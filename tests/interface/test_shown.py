@@ -67,7 +67,7 @@ CASES = [
 
 @pytest.mark.parametrize(("strategy", "passes", "typed", "hires", "unset"), CASES)
 def test_what_is_shown_has_an_effect_and_what_is_not_has_none(strategy, passes, typed, hires, unset):
-    own = {} if unset else {"hires_speed_up": 2.4, "hires_cache_interval": 4, "hires_cache_branch_id": 2}
+    own = {} if unset else {"hires_speed_up": 1.8, "hires_cache_interval": 4, "hires_cache_branch_id": 2}
     settings = Settings(enabled=True, preset=CUSTOM, strategy=strategy, passes=passes, full_evaluations=typed, **own)
     shown = effective(values(settings), hires)
     if passes == "hires only" and not hires:
