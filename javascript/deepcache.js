@@ -5,16 +5,38 @@
 (function() {
     const REST = 120; // milliseconds
     const TABS = ["txt2img", "img2img", "control"]; // the last is SD.Next's
+    const PATIENCE = 15000; // milliseconds that an answer is waited for
     const timers = {};
+    const waits = {};
+    const again = {};
     const seen = {};
 
     function button(tab) {
         return gradioApp().querySelector(`#script_${tab}_deepcache_refresh`);
     }
 
+    // Every answer of the server carries another mark.
+    function mark(tab) {
+        return gradioApp().querySelector(`#script_${tab}_deepcache_strip [data-made]`)?.dataset.made;
+    }
+
+    // One question at a time: Gradio 4 drops a press while an answer is due, and in Gradio 3 the older one may come last.
+    function refresh(tab) {
+        again[tab] = Boolean(waits[tab]);
+        if (waits[tab] || !button(tab)) return;
+        const before = mark(tab), begun = Date.now();
+        button(tab).click();
+        waits[tab] = setInterval(() => {
+            if (mark(tab) === before && Date.now() - begun < PATIENCE) return;
+            clearInterval(waits[tab]);
+            waits[tab] = null;
+            if (again[tab]) refresh(tab);
+        }, 50);
+    }
+
     function changed(tab) {
         clearTimeout(timers[tab]);
-        timers[tab] = setTimeout(() => button(tab)?.click(), REST);
+        timers[tab] = setTimeout(() => refresh(tab), REST);
     }
 
     // A run's end shows in its tab's pictures and texts.

@@ -26,7 +26,11 @@ def host() -> Iterator[Host]:
 
 @pytest.mark.parametrize(
     ("sampler", "said"),
-    [("DPM++ 2M SDE Heun", "6 of 19 full"), ("DPM++ 3M SDE", "6 of 19 full"), ("PLMS", "8 of 18 full")],
+    [
+        ("DPM++ 2M SDE Heun", "6 of 19 full + 6 medium"),
+        ("DPM++ 3M SDE", "6 of 19 full + 6 medium"),
+        ("PLMS", "8 of 18 full"),
+    ],
 )
 def test_a_picture_that_becomes_another_one(host: Host, sampler: str, said: str) -> None:
     """A house that becomes an apple, by samplers that overshoot: these ran in full in the real A1111."""
