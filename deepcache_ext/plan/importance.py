@@ -30,6 +30,7 @@ noise moves the latent about. Fitted on three networks of the laboratory's choos
 
 
 def order(nature: Nature) -> float:
+    """The power for that kind of pass: see `ORDER`."""
     return ORDER_FRESH if nature.fresh_noise else ORDER
 
 
@@ -52,18 +53,11 @@ networks of the laboratory's choosing half, 20 steps, guidance 7 (research/labor
 """
 
 
-def weighted(
-    sigmas: Sequence[float], full: int, must: frozenset[int] = frozenset(), nature: Nature = USUAL
-) -> tuple[int, ...]:
-    """The `full` evaluations (more where `must` asks for more) with the least predicted error of all such choices."""
-    full = min(max(full, len(must | {0})), len(sigmas))
-    return spreads(sigmas, full, full, must, nature)[full]
-
-
 def spreads(
     sigmas: Sequence[float], least: int, most: int, must: frozenset[int] = frozenset(), nature: Nature = USUAL
 ) -> dict[int, tuple[int, ...]]:
-    """`weighted` for every number of full evaluations from `least` to `most`, or from as many as `must` asks for.
+    """For every number from `least` to `most`, or from as many as `must` asks for: that many full evaluations with the
+    least predicted error of all such choices.
 
     A cached evaluation adds its weight times (distance in log sigma from the last full one)^`order`: what is kept lags
     behind in one direction, so errors add up. Dynamic programming over the last full evaluation and how many there

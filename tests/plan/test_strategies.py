@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deepcache_ext.interface import plan_strip
 from deepcache_ext.plan import cost
 from deepcache_ext.plan.estimators import Copy, Forecast
-from deepcache_ext.plan.importance import ORDER, Nature, weighted, weights
+from deepcache_ext.plan.importance import ORDER, Nature, spreads, weights
 from deepcache_ext.plan.plan import ListedPlan, UniformPlan
 from deepcache_ext.plan.preview import PassAhead, planned
 from deepcache_ext.plan.strategies import estimator_for, non_uniform, plan_for
@@ -107,8 +107,8 @@ def predicted(sigmas, chosen):
 )
 def test_weighted_is_the_best_choice_of_all(sigmas, count, must):
     must = frozenset(k for k in must if k < len(sigmas))
-    chosen = set(weighted(sigmas, count, must))
     wanted = min(max(count, len(must | {0})), len(sigmas))
+    chosen = set(spreads(sigmas, count, count, must)[wanted])
     assert 0 in chosen and must <= chosen and len(chosen) == wanted
     choices = ({0, *rest} | must for rest in itertools.combinations(range(len(sigmas)), wanted - 1))
     best = min(predicted(sigmas, c) for c in choices if len(c) == wanted)
@@ -117,7 +117,7 @@ def test_weighted_is_the_best_choice_of_all(sigmas, count, must):
 
 def test_weighted_for_a_thousand_evaluations():
     sigmas = [14.6 * 0.994**k for k in range(1000)]
-    chosen = weighted(sigmas, 300)
+    chosen = spreads(sigmas, 300, 300)[300]
     assert len(set(chosen)) == 300 and chosen[0] == 0
 
 
