@@ -172,9 +172,3 @@ def non_uniform(total: int, interval: int, center: int, power: float) -> tuple[i
             return tuple(found)
         power -= 0.02
     return tuple(range(0, total, interval))
-
-
-# What a user types -------------------------------------------------------------------------------------------
-
-
-# Where an error counts most ----------------------------------------------------------------------------------
