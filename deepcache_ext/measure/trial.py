@@ -94,7 +94,7 @@ def every_second(made_for: MadeFor, branch: int) -> dict[str, Any]:
         "full_evaluations": f"0-{made_for.steps - 1}:2",
         "cache_branch_id": branch,
         "deeper_branch_id": NO_DEEPER,
-        "estimator": "copy" if made_for.fresh_noise else "forecast",
+        "estimator": "auto",
         "start": 0.0,
         "end": 1.0,
     }

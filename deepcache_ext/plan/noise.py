@@ -18,7 +18,7 @@ diffusers' classes (`EulerAncestralDiscreteScheduler`); the last four are SD.Nex
 
 
 def adds_noise_by_name(sampler: str) -> bool:
-    """Whether a sampler of this name adds fresh noise in the course of a run, which spoils a forecast."""
+    """Whether a sampler of this name adds fresh noise in the course of a run, which spoils a forecast of branch 0."""
     return NOISE_ADDING.search(sampler) is not None
 
 

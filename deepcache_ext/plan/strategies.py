@@ -119,10 +119,11 @@ def estimator_for(
     settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None, nature: Nature = USUAL
 ) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
-    enough and the sampler adds no noise. `total`: the number of evaluations, or 0 where it is not known.
+    enough, and fresh noise does not reach it: what lies deeper than branch 0 goes on as it went beside Euler a's
+    (research/laboratory.md). `total`: the number of evaluations, or 0 where it is not known.
     """
     name = settings.estimator
-    if name == "auto" and nature.fresh_noise:
+    if name == "auto" and (nature.all_fresh or (nature.fresh_noise and not any(plan.branches))):
         name = "copy"
     elif name == "auto":
         gap = apart(_renewals(plan, len(sigmas or ())), sigmas)

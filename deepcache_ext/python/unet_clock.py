@@ -175,7 +175,7 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
 
 
 def adds_noise(scheduler: Any) -> bool:
-    """Whether a scheduler adds fresh noise in the course of a run, which spoils a forecast; an unknown one may."""
+    """Whether a scheduler adds fresh noise in the course of a run; an unknown one may."""
     if scheduler is None:
         return True
     algorithm = str(getattr(getattr(scheduler, "config", None), "algorithm_type", ""))

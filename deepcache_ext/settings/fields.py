@@ -164,7 +164,8 @@ FIELDS: tuple[Field, ...] = (
         "Estimator",
         "auto",
         "What a cached step takes for the part that it skips: a copy of the last one, or a forecast from the last "
-        "three. Auto: a forecast, but a copy where full steps lie far apart or the sampler adds noise.",
+        "three. Auto: a forecast, but a copy where full steps lie far apart, and at branch 0 where the sampler adds "
+        "noise.",
         choices=("auto", "copy", "forecast"),
     ),
     Field("start", "Start", 0.0, "Nothing is skipped before this part of the run (0 to 1).", minimum=0.0, maximum=1.0),

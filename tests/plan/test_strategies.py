@@ -224,10 +224,18 @@ def test_the_branches_are_part_of_the_plan(depth, fresh_noise, asked, branches):
     assert 0.99 * 2 <= gained < 2.15
 
 
-def test_fresh_noise_is_copied():
-    settings, plan = Settings(enabled=True), UniformPlan(2, 0, 30)
-    assert isinstance(estimator_for(settings, plan, 30, KARRAS, Nature(fresh_noise=True)), Copy)
-    assert isinstance(estimator_for(settings, plan, 30, KARRAS, Nature()), Forecast)
+@pytest.mark.parametrize(
+    ("plan", "nature", "estimator"),
+    [
+        (UniformPlan(2, 0, 30), Nature(), Forecast),
+        (UniformPlan(2, 0, 30), Nature(fresh_noise=True), Copy),
+        (UniformPlan(2, 1, 30), Nature(fresh_noise=True), Forecast),
+        (UniformPlan(2, 0, 30, deeper=2), Nature(fresh_noise=True), Forecast),
+        (UniformPlan(2, 1, 30), Nature(fresh_noise=True, all_fresh=True), Copy),
+    ],
+)
+def test_what_fresh_noise_reaches_is_copied(plan, nature, estimator):
+    assert isinstance(estimator_for(Settings(enabled=True), plan, 30, KARRAS, nature), estimator)
 
 
 @pytest.mark.parametrize("deeper", [1, 5, 9])

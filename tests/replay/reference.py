@@ -171,7 +171,9 @@ def noise_level(announced: float, timesteps: bool) -> float | None:
 
 
 FRESH_NOISE = {"DPM adaptive", "DPM fast", "DPM++ SDE", "Euler a", "LCM", "Restart"}
-"""The recorded samplers that add noise in the course of a run: `auto` copies with them."""
+"""The recorded samplers that add noise in the course of a run: `auto` copies branch 0's feature with them."""
+ALL_FRESH = {"LCM"}
+"""Of these, what replaces all noise: `auto` copies with it."""
 
 AUTO_GAP, AUTO_STEPS = 1.1, 3.4
 """How far apart full evaluations may lie, in log sigma or, where levels are unknown, in evaluations, for `auto` to
@@ -191,7 +193,7 @@ class Rule:
         self.begin_pass("")
 
     def begin_pass(self, sampler: str) -> None:
-        self.fresh_noise = sampler in FRESH_NOISE
+        self.copies = sampler in ALL_FRESH or (sampler in FRESH_NOISE and not any(self.branches))
         self.index, self.sigma = -1, None
         self.memory: dict[Hashable, tuple[Making, dict[int, list[Kept]]]] = {}
         self.broken = self.together = False
@@ -203,7 +205,7 @@ class Rule:
         self.sigma, self.broken = sigma, False
         self.together, self.ran = len(set(self.ran)) > 1, []
         if self.index == 0:
-            automatic = self.estimator == "auto" and not self.fresh_noise and self._near(total, levels)
+            automatic = self.estimator == "auto" and not self.copies and self._near(total, levels)
             self.looks_back = self.estimator == "forecast" or automatic
 
     def _near(self, total: int, levels: Sequence[float]) -> bool:
