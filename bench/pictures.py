@@ -148,7 +148,7 @@ def controls() -> str:
         ticked = isinstance(field.default, bool)
         at_first = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         if field.name in UNSET:
-            at_first += f": {'same as first pass' if field.name in HIRES else 'none'}"
+            at_first += f": {'same as first pass' if field.name in HIRES else 'none of your own'}"
         allowed = ("off", "on or off") if ticked else (at_first, field.allowed)
         lines.append((field.label, *allowed, field.info))
     return "\n".join(markdown(("control", "at first", "may be", "what it does"), lines))
