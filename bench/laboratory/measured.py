@@ -18,7 +18,7 @@ import torch
 from bench.tables import row
 from deepcache_ext.measure.profile import MadeFor
 from deepcache_ext.measure.trial import Wish, ageing_of, every_second
-from deepcache_ext.plan.ageing import SOUNDED, UNMEASURED, Ageing, between
+from deepcache_ext.plan.ageing import SOUNDED, UNMEASURED, Ageing, learned
 from deepcache_ext.plan.estimators import ESTIMATORS
 from deepcache_ext.plan.plan import ListedPlan
 from deepcache_ext.plan.strategies import estimator_for, plan_for
@@ -71,7 +71,7 @@ def measured(network: Network, guidance: float) -> dict[bool, Ageing]:
             plan, _ = plan_for(settings, STEPS, sigmas, studio.depth, nature)
             estimator = estimator_for(settings, plan, STEPS, sigmas, nature)
             scores[branch] = studio.likeness(sampler, STEPS, guidance, plan, estimator)
-        found[nature.fresh_noise] = between(ageing_of(scores), UNMEASURED[studio.depth, nature.fresh_noise])
+        found[nature.fresh_noise] = learned(ageing_of(scores), UNMEASURED[studio.depth, nature.fresh_noise])
     return found
 
 

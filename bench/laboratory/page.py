@@ -51,8 +51,8 @@ The half on which the rule was chosen. It says what the rule could do at best, a
 
 
 SHAPES = """
-The judging half again, 20 and 30 steps together: dB above plain DeepCache. A cached step of SDXL's UNet can afford
-deeper branches than one of SD1.5's, and its plans gain more.
+The judging half again, guidance 7, 20 and 30 steps together: dB above plain DeepCache. A cached step of SDXL's UNet can
+afford deeper branches than one of SD1.5's, and its plans gain more.
 """
 
 
@@ -115,7 +115,7 @@ def _above(values: Sequence[float | None]) -> str:
 def means() -> list[str]:
     """The table of docs/which_settings.md: PSNR on the judging half, and plain DeepCache's."""
     lines = []
-    for guidance, steps, sampler in CELLS:
+    for guidance, steps, sampler in (cell for cell in CELLS if cell[0] == IN_SHORT[0][0]):
         results = [Results(network.name) for network in of_half(JUDGING)]
         keys = [f"preset @{PRESETS[preset]['speed_up']:g}" for preset in GOOD_FOR]
         keys += [f"{PLAIN} @{speed_up:g}" for speed_up in AS_FAST]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plan.ageing import SOUNDED, UNMEASURED, Ageing, between, least_error
+from ..plan.ageing import SOUNDED, UNMEASURED, Ageing, learned, least_error
 from ..plan.importance import Nature
 from ..plan.preview import PassAhead
 
@@ -80,7 +80,7 @@ class Profile:
     @property
     def whole(self) -> Ageing:
         """The ageing of all branches that plans choose among."""
-        return between(self.ageing, UNMEASURED[self.made_for.blocks, self.made_for.fresh_noise])
+        return learned(self.ageing, UNMEASURED[self.made_for.blocks, self.made_for.fresh_noise])
 
     @property
     def in_words(self) -> str:

@@ -7,7 +7,7 @@ sampler adds fresh noise: that is the *ageing*, a few numbers for a model that c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -31,14 +31,18 @@ noise half-way to the mean, since branch 0 is no safe choice there (research/lab
 """
 
 SOUNDED: dict[int, tuple[int, ...]] = {12: (0, 2, 5), 9: (0, 3, 5)}
-"""The branches that are measured of a model, by the number of output blocks; of the others `between` tells."""
+"""The branches that are measured of a model, by the number of output blocks; of the others `learned` tells."""
 
 
-def between(measured: Ageing, branches: Collection[int]) -> Ageing:
-    """The ageing of all `branches`, from that of some: log-linear in the branch, and beyond the outermost as there."""
-    known = sorted(measured)
-    logs = np.interp(sorted(branches), known, np.log([measured[branch] for branch in known]))
-    return dict(zip(sorted(branches), map(float, np.exp(logs)), strict=True))
+def learned(measured: Ageing, usual: Ageing) -> Ageing:
+    """The ageing of all of `usual`'s branches, from what was measured of some: between those log-linear in the branch,
+    beyond the outermost as there, and then half-way to the usual one. A few pictures say only so much: gone by alone,
+    what they say was no better than the usual one on the laboratory's choosing half (research/laboratory.md).
+    """
+    known, branches = sorted(measured), sorted(usual)
+    found = np.interp(branches, known, np.log([measured[branch] for branch in known]))
+    expected = np.log([usual[branch] for branch in branches])
+    return dict(zip(branches, map(float, np.exp((found + expected) / 2)), strict=True))
 
 
 Spread = tuple[tuple[int, ...], tuple[int, ...], int, int]

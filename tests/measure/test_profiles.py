@@ -23,7 +23,7 @@ from deepcache_ext.settings.settings import Settings, parse
 SIGMAS = tuple(14.6 * (0.03 / 14.6) ** (k / 19) for k in range(20))
 AHEAD = PassAhead(False, 20, SIGMAS, 12, checkpoint="photo", checksum="0123456789", sampler="Euler")
 FRESH = dataclasses.replace(AHEAD, nature=Nature(fresh_noise=True), sampler="Euler a")
-AGEING = {0: 1.0, 2: 0.5, 5: 0.1}
+AGEING = {0: 1.0, 2: 0.3, 5: 0.02}
 """Deep features hold: at 2x there are medium evaluations."""
 ASKED = Settings(enabled=True, preset="Balanced", speed_up=2.0)
 
@@ -331,18 +331,18 @@ def status(ahead, *profiles):
 
 
 def test_the_page_says_what_was_measured_and_what_not():
-    fresh = profile_of(FRESH, {0: 1.0, 2: 1.0, 5: 0.9})
+    fresh = profile_of(FRESH, {0: 1.0, 2: 2.5, 5: 2.0})
     assert "photo: not measured yet." in status(AHEAD)
     half = status(AHEAD, profile_of())
     assert "photo: measured with Euler, 20 steps; for samplers that add noise, such as Euler a, not yet." in half
-    assert "Its deep features age at 0.10 of the shallow ones&#x27; speed: medium and deeper steps pay." in half
+    assert "Its deep features age at 0.02 of the shallow ones&#x27; speed: medium and deeper steps pay." in half
     assert "deep features" not in status(FRESH, profile_of())
     assert "measured with Euler a, 20 steps, for samplers that add noise; for others, such as Euler, not yet." in (
         status(FRESH, fresh)
     )
     both = status(FRESH, fresh, profile_of())
     assert "measured with Euler, 20 steps, and for samplers that add noise with Euler a, 20 steps." in both
-    assert "age at 0.90 of the shallow ones&#x27; speed: medium and deeper steps do not pay." in both
+    assert "age at 2.00 of the shallow ones&#x27; speed: medium and deeper steps do not pay." in both
     assert "not measured yet" in status(dataclasses.replace(AHEAD, checksum="9999999999"), profile_of())
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepcache_ext.measure.profile import MadeFor
 from deepcache_ext.measure.trial import RUNS, WHOLE, NotMeasured, ageing_of, measured
-from deepcache_ext.plan.ageing import SOUNDED, UNMEASURED, between
+from deepcache_ext.plan.ageing import SOUNDED, UNMEASURED, learned
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.plan.preview import PassAhead, planned
 from deepcache_ext.settings.settings import Settings, overridden
@@ -95,9 +95,13 @@ def test_pictures_that_say_nothing():
         measured(Studio({0: [40.0, 40.0], 2: [40.0, nan], 5: [40.0, 40.0]}))
 
 
-def test_between_the_sounded_branches():
-    found = between({0: 1.0, 2: 0.25, 5: 0.05}, UNMEASURED[12, False])
+def test_what_is_learned_lies_half_way_to_the_usual():
+    """In logarithms: of the measured, and between the measured branches of what lies on the line between them."""
+    usual = UNMEASURED[12, False]
     cube_root = (0.25**2 * 0.05) ** (1 / 3)
-    assert found == pytest.approx({0: 1.0, 1: 0.5, 2: 0.25, 3: cube_root, 5: 0.05})
-    found = between({0: 1.0, 3: 0.2, 5: 0.05}, UNMEASURED[9, True])
-    assert found == pytest.approx({0: 1.0, 1: 0.2 ** (1 / 3), 2: 0.2 ** (2 / 3), 3: 0.2, 4: 0.1, 5: 0.05})
+    said = {0: 1.0, 1: 0.5, 2: 0.25, 3: cube_root, 5: 0.05}
+    found = learned({0: 1.0, 2: 0.25, 5: 0.05}, usual)
+    assert found == pytest.approx({branch: (said[branch] * usual[branch]) ** 0.5 for branch in usual})
+    said = {0: 1.0, 1: 0.2 ** (1 / 3), 2: 0.2 ** (2 / 3), 3: 0.2, 4: 0.1, 5: 0.05}
+    found = learned({0: 1.0, 3: 0.2, 5: 0.05}, dict.fromkeys(range(6), 1.0))
+    assert found == pytest.approx({branch: said[branch] ** 0.5 for branch in said})
