@@ -102,7 +102,7 @@ def as_if_deep_features_hold(host: Host) -> None:
     """Another profile in the place of the one that was measured: its plan is another one on any checkpoint."""
     (path,) = files(host)
     found = profile_of(host)
-    sounded = {0: 1.0, 2: 0.5, 5: 0.05}
+    sounded = {0: 1.0, 2: 0.3, 5: 0.02}
     path.unlink()
     script(host).host.profiles.add(dataclasses.replace(found, ageing=sounded))
 
@@ -149,7 +149,7 @@ def test_it_holds_for_other_speeds_and_steps_and_not_for_samplers_that_add_noise
     assert '"measured": "measured: ' in told(host, result) and len(files(host)) == 2
     assert sorted(one.made_for.fresh_noise for one in ours.host.profiles.known()) == [False, True]
     (one,) = ours.host.last_run.passes
-    assert one.planned.hint.startswith("as measured") and one.planned.estimator.name == "copy"
+    assert one.planned.hint.startswith("as measured")
 
 
 def test_all_pictures_of_batches_follow_it(host: Host) -> None:
