@@ -1,10 +1,12 @@
-"""Forge, reForge and Forge Classic: A1111's hooks and callbacks around another UNet.
+"""Forge, reForge, Forge Classic and Forge Neo: A1111's hooks and callbacks around another UNet.
 
 Facts of the hosts: the UNet module stands in a `UnetPatcher` that is cloned at every pass and that the refiner
 exchanges in mid-sampling, with no hook but `on_cfg_denoiser`, whose denoiser holds the model to come; at the first
 generation's `before_process` there is a placeholder without one. `params.x` is the image batch, while the UNet gets it
 once for each prompt. `process_before_every_sampling` runs twice in a hires pass. A `model_function_wrapper` among the
-patcher's options stands above the UNet's calls, and may leave some out.
+patcher's options stands above the UNet's calls, and may leave some out. Forge Neo's torch.compile marks the patcher's
+model with a `_torch_compile_config` and puts a compiled UNet into the real one's place for the length of each call:
+compiled code runs no hook that it did not find when it was made.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 from ..unet.forge import ForgeLadder
 from ..unet.ladder import AnyLadder
 from ..unet.neighbours import cache_above
+from ..unet.support import COMPILED, UnknownLayout, twice
 from .a1111.adapter import A1111
 
 
@@ -26,9 +29,13 @@ class Forge(A1111):
             return getattr(getattr(patcher, "model", None), "diffusion_model", None)
         return super().unet_of(p, params)
 
-    def cache_above(self, p: Any, params: Any) -> str | None:
-        options = getattr(_patcher(p, params), "model_options", None)
-        return cache_above(options.get("model_function_wrapper")) if isinstance(options, dict) else None
+    def above(self, p: Any, params: Any) -> UnknownLayout | None:
+        patcher = _patcher(p, params)
+        if getattr(getattr(patcher, "model", None), "_torch_compile_config", None):
+            return UnknownLayout(COMPILED)
+        options = getattr(patcher, "model_options", None)
+        name = cache_above(options.get("model_function_wrapper")) if isinstance(options, dict) else None
+        return None if name is None else twice(name)
 
     def ladder_of(self, unet: Any) -> AnyLadder:
         return ForgeLadder(unet)

@@ -1,4 +1,4 @@
-"""Other people's code that is known to live in or on a UNet: one line each, and one test (tests/unet/test_known.py).
+"""Other people's code known to live in or on a UNet: one line and one test each (tests/unet/test_neighbours.py).
 
 Names are those of the modules in which the code stands. Hosts load an extension's `scripts/negpip.py` as a module named
 `negpip.py`; what that imports has its own name. A pattern with a colon asks for the qualified name too.
@@ -71,6 +71,8 @@ TABLE = (
     Known(r"preprocessor_tile\.py", "tile preprocessor: acts on the first and the last block", "run"),
     Known(r"forge_stylealign\.py", "StyleAlign: shares among the rows of a call", "read"),
     Known(r"forge_perturbed_attention\.py|pag_neo\.py|pag_nodes", "PAG: a further call of another role", "run"),
+    # Its smoothed energy guidance beside it makes its attention anew at each call, so no call is like another.
+    Known(r"guidance_utils:perturbed_attention", "PAG as sd-perturbed-attention has it", "run"),
     Known(r"lib_multidiffusion\.tiled_diffusion", "MultiDiffusion, Mixture of Diffusers", "run"),
     Known(r"lib_couple\.attention_couple", "forge-couple", "read"),
     Known(r"lib_layerdiffusion\.attention_sharing", "LayerDiffuse", "read"),

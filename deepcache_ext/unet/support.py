@@ -76,6 +76,9 @@ def _defined_in(function: Any) -> str:
 # Compiled and recorded ----------------------------------------------------------------------------------------
 
 
+COMPILED = "the UNet is compiled"
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` made this module's calls its own."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
@@ -98,7 +101,7 @@ def _check_module(unet: Any) -> None:
     if not isinstance(unet, nn.Module):
         raise UnknownLayout("the model has no UNet module")
     if is_compiled(unet):
-        raise UnknownLayout("the UNet is compiled")
+        raise UnknownLayout(COMPILED)
 
 
 # ldm's and sgm's layout ---------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_the_adapters_hooks_are_all_there_where_nothing_is_done() -> None:
     """The script asks the one as the other."""
     with fakehost.host_with_extension() as host:
         whole = {name for name in dir(adapter(host)) if not name.startswith("_")}
-    unused = {"stop", "unet_of", "ladder_of", "cache_above"}
+    unused = {"stop", "unet_of", "ladder_of", "above"}
     assert whole - unused <= set(dir(Inert("", None, False))) | set(vars(Inert("", None, False)))
 
 

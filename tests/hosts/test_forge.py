@@ -153,6 +153,14 @@ def test_a_forecaster_that_nobody_knows_is_noticed(host):
     assert Reason.NO_CALL.value in infotext(host, done)["DeepCache"]
 
 
+def test_a_unet_that_is_compiled_for_each_call(host):
+    """No cache is blamed for calls that no hook of ours is asked about."""
+    with forge.compiled(host):
+        done = make(host)
+    assert infotext(host, done)["DeepCache"] == "9 of 9 full (the UNet is compiled)"
+    assert same(done, make(host, None)) and infotext(host, make(host))["DeepCache"] == "3 of 9 full"
+
+
 def test_the_table_of_neighbours(host):
     """What `python -m tests.neighbours` prints of this host."""
     rows = {who: outcome(host, *rest) for who, *rest in cases("forge")}

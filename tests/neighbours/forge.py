@@ -63,6 +63,30 @@ def forge_tiles(host: Any) -> Any:
     return wrapped(host, implement)
 
 
+@contextlib.contextmanager
+def compiled(host: Any) -> Iterator[None]:
+    """Forge Neo's torch.compile: during a call another module is in the UNet's place, and runs none of its hooks."""
+    model = host.module("shared").sd_model.forge_objects_original.unet.model
+    unet, apply = model.diffusion_model, model.apply_model
+
+    class Compiled(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return type(unet).forward(unet, *args, **kwargs)
+
+    def apply_model_with_compile(*args: Any, **kwargs: Any) -> Any:
+        model._modules["diffusion_model"] = Compiled()
+        try:
+            return apply(*args, **kwargs)
+        finally:
+            model._modules["diffusion_model"] = unet
+
+    model._torch_compile_config, model.apply_model = ("dynamic",), apply_model_with_compile
+    try:
+        yield
+    finally:
+        del model._torch_compile_config, model.apply_model
+
+
 class OnlineLora:
     """A LoRA that Forge adds to a layer's weight whenever the layer runs: `forge_online_loras` on each linear layer."""
 

@@ -174,6 +174,12 @@ def test_every_row_of_the_table_is_needed(row):
     re.compile(row.code)
 
 
+def test_an_attention_that_is_made_anew_at_each_call_is_not_believed():
+    """sd-perturbed-attention's two guidances stand in one module."""
+    theirs = ["guidance_utils:perturbed_attention", "guidance_utils:seg_attention_wrapper.<locals>.seg_attention"]
+    assert unknown_names(theirs[:1]) == [] and unknown_names(theirs) == ["guidance_utils"]
+
+
 EXAMPLES = {
     "A1111's attention and casts": "modules.sd_hijack_optimizations:xformers_attention_forward",
     "A1111's cross-attention": "modules.hypernetworks.hypernetwork:attention_CrossAttention_forward",
@@ -195,6 +201,7 @@ EXAMPLES = {
     "NegPiP with Regional Prompter's latent mode": "negpip.py:hook_forward.<locals>.forward with regions",
     "Regional Prompter, attention mode": "scripts.attention:hook_forward.<locals>.forward",
     "Forge's Kohya HRFix": "kohya_hrfix.py:KohyaHRFix.patch.<locals>.input_block_patch",
+    "PAG as sd-perturbed-attention has it": "guidance_utils:perturbed_attention",
     "FreeU": "forge_freeu.py:Script.patch.<locals>.output_block_patch",
     "reForge's ToMe and HyperTile": "ldm_patched.contrib.nodes_tomesd:tomesd_m",
     "IP-Adapter, InstantID, PuLID": "lib_ipadapter.IPAdapterPlus:CrossAttentionPatch",

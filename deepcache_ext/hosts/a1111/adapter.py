@@ -18,7 +18,7 @@ from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...unet.controlnet import ControlledLadder
 from ...unet.ladder import AnyLadder
-from ...unet.support import UnknownLayout, twice
+from ...unet.support import UnknownLayout
 from ..adapter import Adapter, guarded, is_hires, sampler_of
 from ..checkpoint import checkpoint_of
 from ..generations import Generation
@@ -77,9 +77,9 @@ class A1111(Adapter):
         session = generation.session
         if session is not None:
             if session.plan.caches:
-                above = self.cache_above(p, params)
+                above = self.above(p, params)
                 if above is not None:
-                    session.turn_off(twice(above))
+                    session.turn_off(above)
                 session.attach(self.unet_of(p, params))
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
@@ -103,8 +103,8 @@ class A1111(Adapter):
         model = getattr(p, "sd_model", None) or shared.sd_model
         return getattr(getattr(model, "model", None), "diffusion_model", None)
 
-    def cache_above(self, p: Any, params: Any) -> str | None:
-        """The name of another cache that stands above the UNet's calls, where that is seen."""
+    def above(self, p: Any, params: Any) -> UnknownLayout | None:
+        """What stands above the UNet's calls so that they cannot be cached, where that is seen: another cache."""
         return None
 
     def ladder_of(self, unet: Any) -> AnyLadder:
