@@ -112,14 +112,16 @@ class Decisions:
             latent = now.latent()
             self._slots.start_evaluation(latent)
             matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
-            if latent is not None and not self._motion.follows(latent, now.moment, matters):
+            if matters:
+                at.values.ask()
+            if latent is not None and not self._motion.follows(latent, now.moment, matters, at.values.read):
                 self.drop(Reason.MOVED)
                 self._moves += 1
             if self._moves >= MOVES:
                 now.together = now.together or Reason.MOVED
         if at.blocks_changed():
             self.drop(Reason.BLOCKS)
-        elif at.weights_changed(values=is_first):
+        elif at.weights_changed(is_first):
             self.drop(Reason.WEIGHTS)
         forwards = at.forwards()
         if at.foreign().counting and now.calls > now.ran[Kind.FULL]:
