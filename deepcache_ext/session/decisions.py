@@ -13,6 +13,7 @@ from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
 from ..unet.calls import WHOLE, Call
+from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, is_traced, own_forward
@@ -79,6 +80,8 @@ class Decisions:
         if is_traced():
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
+        if not comes_last(at.unet):
+            return self._unseen(now)
         call = at.ladder.call(args, kwargs)
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
         if torch.is_grad_enabled() and any(
@@ -140,6 +143,13 @@ class Decisions:
         if self._plan.branch_at(now.moment.index) is not None:
             self._miss(reason)
         now.is_stubborn, now.together = True, now.together or Reason.TOGETHER
+        return PlainCall()
+
+    def _unseen(self, now: Evaluation) -> PlainCall:
+        """A call whose arguments another extension's new hook may change behind ours."""
+        if self._plan.branch_at(now.moment.index) is not None:
+            self._miss(Reason.FORWARD)
+        now.together = now.together or Reason.TOGETHER
         return PlainCall()
 
     def _cached(

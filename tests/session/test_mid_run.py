@@ -99,6 +99,32 @@ def test_numbers_that_are_turned_in_mid_run(unet, name):
     assert cache.close().misses == {Reason.FIRST_SEEN: 1}
 
 
+def test_arguments_that_a_hook_behind_ours_changes(unet):
+    """What the forward is given is what counts, whoever changes it after us."""
+    strength, cache, latent = [1.0], session(3), drifting(2)
+    cache.attach(unet)
+    handle = None
+    for k in range(9):
+        if k == 2:  # between tick and call
+            cache.tick(lambda: latent(2), sigma(2))
+            handle = unet.register_forward_pre_hook(
+                lambda _, args, kwargs: (args, {**kwargs, "context": kwargs["context"] * strength[0]}), with_kwargs=True
+            )
+            unet(**call(x=scaled(latent(2), 2)))
+            cache.pause()
+            continue
+        if k == 5:
+            strength[0] = 2.0
+        (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        if k == 5:
+            text = call()["context"] * 2
+            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k), context=text))[0])
+    handle.remove()
+    report = cache.close()
+    assert report.misses == {Reason.FORWARD: 1, Reason.CONDITIONING: 1}
+    assert report.fraction == "5 of 9 full"
+
+
 def test_weights_written_through_data(unet):
     cache, latent = session(3), drifting(2)
     cache.attach(unet)
