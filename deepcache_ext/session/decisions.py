@@ -12,7 +12,7 @@ from ..plan.estimators import Estimator
 from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.calls import WHOLE, Call
+from ..unet.calls import WHOLE, Call, tensors_in
 from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
@@ -82,10 +82,10 @@ class Decisions:
         forwards = self._look_for_changes(at, now, last)
         if not comes_last(at.unet):
             return self._unseen(now)
-        call = at.ladder.call(args, kwargs)
+        call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
         if torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain((call.x, *call.conditioning), at.unet.parameters())
+            t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters())
         ):
             return self._plain(now, Reason.GRADIENT)
         patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)

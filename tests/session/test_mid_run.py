@@ -137,3 +137,36 @@ def test_weights_written_through_data(unet):
         if k == 4:
             assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
     assert cache.close().misses == {Reason.WEIGHTS: 1}
+
+
+def painted(k, latent, mask):
+    """A call of an inpainting model: mask and picture lie in further channels."""
+    arguments = unets.inputs("inpaint", rows=2, size=(8, 8))
+    return {**arguments, "x": torch.cat([scaled(latent, k), mask], dim=1)}
+
+
+def test_a_mask_that_moves_in_mid_run():
+    unet, cache, latent, mask = unets.make("inpaint"), session(3), drifting(2), torch.randn(2, 5, 8, 8)
+    cache.attach(unet)
+    for k in range(6):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        given = painted(k, latent(k), mask if k < 4 else -mask)
+        output = unet(**given)
+        cache.pause()
+        if k == 4:
+            assert torch.equal(output, unets.by_hand(unet, 0, **given)[0])
+    assert cache.close().misses == {Reason.CONDITIONING: 1}
+
+
+def test_calls_that_differ_in_their_further_channels_alone():
+    """InstructPix2Pix's, with its picture and without, one of which is left out once."""
+    unet, cache, latent, picture = unets.make("inpaint"), session(3), drifting(2), torch.randn(2, 5, 8, 8)
+    cache.attach(unet)
+    for k in range(6):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        calls = [painted(k, latent(k), picture), painted(k, latent(k), picture * 0)]
+        outputs = [unet(**given) for given in calls[k == 4 :]]
+        cache.pause()
+        if k == 4:
+            assert torch.equal(outputs[0], unets.by_hand(unet, 0, **calls[1])[0])
+    assert cache.close().misses[Reason.CONDITIONING]
