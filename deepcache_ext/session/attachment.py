@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..unet.hooks import register_after, register_before
+from ..unet.hooks import comes_last, register_after, register_before
 from ..unet.ladder import AnyLadder
 from ..unet.neighbours import Foreign, class_forward, home_of, look, modes, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
@@ -90,6 +90,11 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def between_calls(self) -> None:
+        """No shadow is up, and our hook comes behind those that others have put up meanwhile."""
+        self.ladder.take_down()
+        comes_last(self.unet)
 
     @property
     def is_hooked(self) -> bool:

@@ -15,7 +15,6 @@ from ..plan.estimators import Estimator, Moment
 from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.hooks import comes_last
 from ..unet.ladder import AnyLadder, Arguments
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout
@@ -160,8 +159,6 @@ class Session:
         self.pause()
         if self._attached and self._last is not None and not self._last.is_begun:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
-        if self._at is not None:
-            comes_last(self._at.unet)
         self._index += 1
         together = self._decisions.begin(self._index, self._last)
         self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
@@ -172,7 +169,7 @@ class Session:
     def pause(self) -> None:
         """The evaluation is over: until the next tick, calls pass through untouched."""
         if self._at is not None:
-            self._at.ladder.take_down()
+            self._at.between_calls()
         self._open.clear()
         over, self._evaluation = self._evaluation, None
         if over is not None:

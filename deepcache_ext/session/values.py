@@ -40,8 +40,6 @@ class Values:
             self._told = not torch.equal(
                 *(torch.cat([one.double().cpu() for one in those]) for those in (now, self._kept))
             )
-        elif all(one.device.type == "cpu" for one in now):
-            self._told = not all(map(torch.equal, now, self._kept))
         else:
             differ = [(one != other).any() for one, other in zip(now, self._kept, strict=True)]
             self._answer = torch.stack([one.to(differ[0].device) for one in differ]).any()
