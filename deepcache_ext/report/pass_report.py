@@ -21,7 +21,7 @@ class Reason(str, Enum):
     MOVED = "the picture changed by more than one step can change it: it is another one, or another part of it"
     TOGETHER = "another part of the same step, or of the one before, could not be cached"
     LAYERS = "another extension counts the UNet's layers, which goes well only where a step is one call of the UNet"
-    CONDITIONING = "the prompt changed in mid-run"
+    CONDITIONING = "the prompt, or a mask or picture given with it, changed in mid-run"
     FORWARD = "another extension began or stopped to act on the UNet"
     STATE = "a ControlNet unit, a LoRA or a hypernetwork changed"
     PATCHED = "another extension may need the part of the UNet that a cached step skips"

@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ..unet.hooks import register_after, register_before
+from ..unet.hooks import comes_last, register_after, register_before
 from ..unet.ladder import AnyLadder
-from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
+from ..unet.neighbours import Foreign, class_forward, home_of, look, modes, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
 from .changes import WeightsWatch, parts, same_parts
+from .values import Values
 
 
 class Attachment:
@@ -28,7 +30,7 @@ class Attachment:
         self._branches, self._trusted = branches, trusted
         self._ladder_of, self._home = ladder_of, home_of(unet)
         self._check()
-        self._own = own_forward(unet)
+        self._own = own_forward(unet), type(unet).forward
         self._take_stock()
         self._handles: list[Any] = []
 
@@ -42,6 +44,7 @@ class Attachment:
         self._last_seen: tuple[Hashable, int] = (None, 0)
         self._parts = parts(self.unet)
         self._foreign: Foreign | None = None
+        self._hooks_so_far = RemovableHandle.next_id
 
     def _check(self) -> None:
         for name, branch in zip(("cache_branch_id", "deeper_branch_id"), self._branches, strict=False):
@@ -63,6 +66,12 @@ class Attachment:
             if unknown:
                 raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
 
+    def _check_modes(self) -> None:
+        """Modes of torch see every function that a call uses: a cached one uses fewer."""
+        unknown = unknown_names(map(origin, map(type, modes())), self._trusted)
+        if unknown:
+            raise UnknownLayout(f"`{unknown[0]}` watches functions that a cached call would skip")
+
     # Our hooks ----------------------------------------------------------------------------------------------
 
     def hook(self, before: Callable[..., Any], after: Callable[..., Any]) -> None:
@@ -82,6 +91,11 @@ class Attachment:
             handle.remove()
         self._handles = []
 
+    def between_calls(self) -> None:
+        """No shadow is up, and our hook comes behind those that others have put up meanwhile."""
+        self.ladder.take_down()
+        comes_last(self.unet)
+
     @property
     def is_hooked(self) -> bool:
         return bool(self._handles)
@@ -99,24 +113,33 @@ class Attachment:
         self._take_stock()
         return True
 
-    def weights_changed(self, values: bool) -> bool:
-        """Whether weights are others than when they were last remembered, as far as a sample tells. `values`: see
-        `WeightsWatch.version`.
+    @property
+    def values(self) -> Values:
+        """Single values of the weights, to be asked for before the first call of an evaluation."""
+        return self._weights.values
+
+    def weights_changed(self, is_first: bool) -> bool:
+        """Whether weights are others than when they were last remembered, as far as a sample tells. `is_first`: of the
+        evaluation's calls.
         """
-        now = self._weights.version(values)
-        return self._version is not None and now != self._version
+        values, now = self.values, self._weights.version(is_first)
+        return self._version is not None and (now != self._version or (is_first and values.changed()))
 
     def remember_weights(self) -> None:
-        self._version = self._weights.version(values=False)
+        self._version = self._weights.version(look=False)
+        self.values.remember()
 
     def forwards(self) -> int:
         """A number for what runs in the skipped part now, as far as a sample tells: the same where the same forwards,
         classes and hooks are there. Raises `UnknownLayout` for a new one that is not known.
         """
-        own = own_forward(self.unet)
-        if own is not self._own:
+        own, of_class = own_forward(self.unet), type(self.unet).forward
+        if own is not self._own[0] or of_class is not self._own[1]:
             self._check_forwards()
-            self._own = own
+            self._own = own, of_class
+        self._check_modes()
+        if RemovableHandle.next_id != self._hooks_so_far:  # torch numbers all hooks: there is a new one somewhere
+            self._foreign, self._hooks_so_far = None, RemovableHandle.next_id
         now = self._weights.forwards(self._inside)
         if now is not self._last_seen[0]:  # hashing it takes longer than all the rest
             if now not in self._seen:

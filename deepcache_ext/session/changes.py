@@ -4,7 +4,7 @@ the same object, a LoRA merged, injected or added on the fly, forwards put on si
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from operator import attrgetter, is_
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..unet.neighbours import ASKING, FORWARDS, methods_of
 from ..unet.support import own_forward
 from .online import Online
+from .values import Values
 
 Parts = tuple[nn.Module | None, ...]
 
@@ -37,15 +39,9 @@ def same_parts(one: Parts, other: Parts) -> bool:
 
 
 EACH = 3
-"""How many modules of each name are watched (`to_q`, `conv1`, `middle_block`). One would do for what goes by names, as
-a LoRA does; a LoRA on some blocks alone shows where one of those is watched. Of SD1.x's 25 blocks it is 3 with one of
-each name, 14 with three, 18 with six, and comparing them took 5, 12 and 20 microseconds a call on one CPU core. Chosen
-by hand between the two.
+"""How many modules of each role are watched (`attn1.to_q`, `net.2`, `conv1`). One would do for what goes by names, as a
+LoRA does. Chosen by hand: comparing three, and a weight of each block, took 25 microseconds a call on one CPU core.
 """
-
-
-VALUES = 24
-"""Of how many weights without a counter single values are read."""
 
 COUNTER = attrgetter("_version")
 
@@ -57,12 +53,12 @@ class WeightsWatch:
     exchanged (an injected LoRA) is another object, and so is a new `nn.Parameter`. Layers of peft are watched too:
     switching, scaling or merging an adapter there changes no counter.
 
-    Weights that were loaded under `torch.inference_mode`, as Forge's are, have no counter: of some of them two values
-    each are read (`version` with `values`), which waits for the device once. LoRAs that a host adds on the fly are
-    looked for then too, and their strengths read at every call (`online`).
+    Weights that were loaded under `torch.inference_mode`, as Forge's are, have no counter, and writes through `.data`
+    raise none: for these, single values are read (`values`). LoRAs that a host adds on the fly are looked for at the
+    first call of an evaluation, and their strengths read at every call (`online`).
 
-    Moving a module between devices is no change, so an assignment to `.data`, which is how modules are moved, stays
-    unseen. So does what is done to single layers outside the sample.
+    Moving a module between devices is no change. What is done to single layers outside the sample stays unseen.
+    Of the middle block, at which many aim, there is a sample of its own.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -71,59 +67,55 @@ class WeightsWatch:
         self._take_sample()
 
     def _take_sample(self) -> None:
-        by_name: dict[str, list[tuple[dict[str, Any], nn.Module]]] = {}
-        weighted: dict[str, list[nn.Module]] = {}
+        by_name: dict[tuple[bool, str], list[tuple[str, dict[str, Any], nn.Module]]] = {}
+        weighted: dict[tuple[bool, str], list[nn.Module]] = {}
+        roles, middle = {self._unet: ""}, set(_middle(self._unet))
         adapted = []
         for parent in self._unet.modules():
             for name, child in parent._modules.items():
                 if child is None:
                     continue
-                by_name.setdefault(name, []).append((parent._modules, child))
-                if isinstance(child._parameters.get("weight"), torch.Tensor):
-                    weighted.setdefault(name, []).append(child)
+                # `attn1.to_q`, `net.2`: what is aimed at goes by more than the last part of a name.
+                role = f"{roles[parent]}.{name}" if name.isdigit() or not roles[parent].isdigit() else name
+                roles[child] = name if not name.isdigit() else role.rpartition(".")[2]
+                by_name.setdefault((child in middle, role), []).append((name, parent._modules, child))
+                if _has_weight(child):
+                    weighted.setdefault((child in middle, role), []).append(child)
             if "merged_adapters" in parent.__dict__:
                 adapted.append(parent.__dict__)
-        links = [(children, name, child) for name, group in by_name.items() for children, child in _spread(group)]
-        self._parents = [children for children, _, _ in links]
-        self._names = [name for _, name, _ in links]
+        links = [link for group in by_name.values() for link in _spread(group)]
+        self._parents = [children for _, children, _ in links]
+        self._names = [name for name, _, _ in links]
         self._children = [child for _, _, child in links]
         layers = [layer for group in weighted.values() for layer in _spread(group)]
+        layers = list(dict.fromkeys([*layers, *_one_of_each_block(self._unet)]))
         self._owners = [layer._parameters for layer in layers]
         self._weights = [owner["weight"] for owner in self._owners]
         self._online = Online(layers)
-        self._uncounted = [weight for weight in self._weights if weight.is_inference() and not weight.is_meta]
+        self.values = Values(self._weights)
         self._adapted = adapted[:: max(1, len(adapted) // 64)]
         self._inside: Inside | None = None
-        self._read = b""
 
-    def version(self, values: bool = True) -> tuple[int, int, Hashable, bytes]:
+    def version(self, look: bool = True) -> tuple[int, int, Hashable]:
         """Another one when a sampled weight was written to, when a sampled module or weight is another object, and when
-        an adapter acts in another way. `values`: read those of weights without a counter anew, and look for LoRAs that
-        are added on the fly.
+        an adapter acts in another way. `look`: for LoRAs that are added on the fly.
         """
         if not self._is_same():
             self._take_sample()
             self._renewals += 1
-        if values:
-            self._read = self._values()
+        if look:
             self._online.look()
         acting = tuple(map(_adapters, self._adapted)), self._online.strengths()
-        return self._count(), self._renewals, acting, self._read
+        return self._count(), self._renewals, acting
 
     def forwards(self, inside: Container[int]) -> Hashable:
-        """What runs in those of the sampled modules whose ids are `inside`: their classes, and the code of their own
-        forwards, processors and hooks.
+        """What runs in those of the sampled modules, and of the blocks and their layers, whose ids are `inside`: their
+        classes and these' forwards, the code of their own forwards, processors and hooks, and numbers that they go by.
         """
         if self._inside is None:
-            self._inside = Inside([child for child in self._children if id(child) in inside])
+            some = dict.fromkeys([*parts(self._unet), *self._children])
+            self._inside = Inside([module for module in some if module is not None and id(module) in inside])
         return self._inside.forwards()
-
-    def _values(self) -> bytes:
-        some = self._uncounted[:: -(-len(self._uncounted) // VALUES) or 1]
-        # Views of single elements: flattening would copy a weight whose memory is in another order.
-        places = [(weight, tuple((size - 1) // part for size in weight.shape)) for weight in some for part in (2, 3)]
-        read = [weight[place].float() for weight, place in places if weight.numel()]
-        return torch.stack(read).cpu().numpy().tobytes() if read else b""
 
     def _is_same(self) -> bool:
         if not all(map(is_, map(dict.get, self._parents, self._names), self._children)):
@@ -146,30 +138,54 @@ class WeightsWatch:
 
 
 class Inside:
-    """A sample of modules, and what was put on them. Asked at each call: where all is as it was, it looks no further
-    than at which objects are there, in 10 to 20 microseconds.
+    """Some modules, and what was put on them. Asked at each call: where all is as it was, it looks no further than at
+    which objects are there, in 10 to 20 microseconds.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._modules = modules
         self._own = [module.__dict__ for module in modules]
         self._hooks = [module.__dict__.get(name, {}) for module in modules for name in HOOKS]
+        self._put_on: list[tuple[dict[str, Any], str]] = []
+        self._methods: list[tuple[Mapping[str, Any], str]] = []
+        self._size = -1
         self._seen: list[Any] = []
         self._known: Hashable = None
 
     def forwards(self) -> Hashable:
         """See `WeightsWatch.forwards`."""
+        size = sum(map(len, self._own))  # it grows with whatever is put on a module that had none
+        if size != self._size:
+            self._put_on = [(own, name) for own in self._own for name in OWN if name in own]
+            self._methods = self._methods_now()
         seen: list[Any] = list(map(type, self._modules))
-        for name in ("forward", "_forward", "processor"):
-            seen += map(dict.get, self._own, repeat(name))
+        seen += [own.get(name) for own, name in self._put_on]
         for hooks in filter(None, self._hooks):
             seen += hooks.values()
-        if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
+        seen += [methods.get(name) for methods, name in self._methods]
+        seen.append(nn.functional.scaled_dot_product_attention)
+        if size != self._size or len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
             found = [(place, _own_code(module)) for place, module in enumerate(self._modules)]
-            self._known = tuple(map(type, self._modules)), tuple(one for one in found if one[1])
-            self._seen = seen
+            methods = tuple(_code(methods.get(name)) for methods, name in self._methods)
+            numbers = tuple(str(own.get(name)) for own, name in self._put_on if name in NUMBERS)
+            kinds, torchs = tuple(map(type, self._modules)), nn.functional.scaled_dot_product_attention
+            self._known = kinds, tuple(one for one in found if one[1]), methods, numbers, torchs
+            self._seen, self._size = seen, size
         return self._known
 
+    def _methods_now(self) -> list[tuple[Mapping[str, Any], str]]:
+        """Where the classes of modules and of their processors have what runs in a call."""
+        kinds = dict.fromkeys([*map(type, self._modules), *(type(own.get("processor")) for own in self._own)])
+        found = {(base, name): None for kind in kinds for name, base, _ in methods_of(kind) if name in ASKING}
+        return [(vars(base), name) for base, name in found]
+
+
+NUMBERS = ("scale", "padding_mode", "s1", "s2", "b1", "b2", "output_scale_factor", "rescale_output_factor")
+"""What libraries' forwards read on their modules, and others turn in mid-run: attention's scale, the padding of
+pictures without seams, diffusers' FreeU (`enable_freeu`), the weight of a residual.
+"""
+
+OWN = (*FORWARDS, "processor", *NUMBERS)
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -190,6 +206,26 @@ def _code(function: Any) -> Any:
         function = function.func
     function = getattr(function, "__func__", function)
     return getattr(function, "__code__", type(function))
+
+
+def _middle(unet: nn.Module) -> list[nn.Module]:
+    """All modules of the middle block, whatever its name."""
+    blocks = (unet._modules.get("middle_block"), unet._modules.get("mid_block"))
+    return [module for block in blocks if block is not None for module in block.modules()]
+
+
+def _one_of_each_block(unet: nn.Module) -> Iterator[nn.Module]:
+    """The layer that has a weight in the middle of each block: what is done to one block alone (a LoRA whose strengths
+    go by blocks) shows there.
+    """
+    for child in unet._modules.values():
+        for block in () if child is None else child._modules.values():
+            weighted = [] if block is None else [one for one in block.modules() if _has_weight(one)]
+            yield from weighted[len(weighted) // 2 :][:1]
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return isinstance(module._parameters.get("weight"), torch.Tensor)
 
 
 def _spread(group: list[Any]) -> list[Any]:

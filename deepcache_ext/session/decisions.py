@@ -12,7 +12,8 @@ from ..plan.estimators import Estimator
 from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
-from ..unet.calls import WHOLE, Call
+from ..unet.calls import WHOLE, Call, tensors_in
+from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, is_traced, own_forward
@@ -79,10 +80,12 @@ class Decisions:
         if is_traced():
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
-        call = at.ladder.call(args, kwargs)
+        if not comes_last(at.unet):
+            return self._unseen(now)
+        call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
         if torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain((call.x, *call.conditioning), at.unet.parameters())
+            t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters())
         ):
             return self._plain(now, Reason.GRADIENT)
         patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)
@@ -112,14 +115,16 @@ class Decisions:
             latent = now.latent()
             self._slots.start_evaluation(latent)
             matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
-            if latent is not None and not self._motion.follows(latent, now.moment, matters):
+            if matters:
+                at.values.ask()
+            if latent is not None and not self._motion.follows(latent, now.moment, matters, at.values.read):
                 self.drop(Reason.MOVED)
                 self._moves += 1
             if self._moves >= MOVES:
                 now.together = now.together or Reason.MOVED
         if at.blocks_changed():
             self.drop(Reason.BLOCKS)
-        elif at.weights_changed(values=is_first):
+        elif at.weights_changed(is_first):
             self.drop(Reason.WEIGHTS)
         forwards = at.forwards()
         if at.foreign().counting and now.calls > now.ran[Kind.FULL]:
@@ -138,6 +143,13 @@ class Decisions:
         if self._plan.branch_at(now.moment.index) is not None:
             self._miss(reason)
         now.is_stubborn, now.together = True, now.together or Reason.TOGETHER
+        return PlainCall()
+
+    def _unseen(self, now: Evaluation) -> PlainCall:
+        """A call whose arguments another extension's new hook may change behind ours."""
+        if self._plan.branch_at(now.moment.index) is not None:
+            self._miss(Reason.FORWARD)
+        now.together = now.together or Reason.TOGETHER
         return PlainCall()
 
     def _cached(

@@ -12,6 +12,7 @@ latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +57,15 @@ class Motion:
         self._fresh, self._all_fresh = fresh_noise, all_fresh
         self._seen: dict[torch.Size, _Seen] = {}
 
-    def follows(self, latent: torch.Tensor, moment: Moment, matters: bool = True) -> bool:
+    def follows(
+        self,
+        latent: torch.Tensor,
+        moment: Moment,
+        matters: bool = True,
+        read: Callable[[torch.Tensor], list[float]] = torch.Tensor.tolist,
+    ) -> bool:
         """Whether this latent, (rows, ...), may be what the last one of its shape became. Waits for the device once,
-        but for the first latent of its shape, or where the answer does not matter and is true.
+        to `read` a vector, but for the first latent of its shape, or where the answer does not matter and is true.
         """
         # In float32: a half-precision sum of squares has no room. A copy, since the sampler writes on.
         rows = latent.detach().flatten(1).float()
@@ -72,7 +79,7 @@ class Motion:
             return True
         if last.rows.device != rows.device:
             return False
-        apart = max(torch.linalg.vector_norm(rows - last.rows, dim=1).tolist()) / 2
+        apart = max(read(torch.linalg.vector_norm(rows - last.rows, dim=1))) / 2
         return self._is_within(2 * math.asin(min(apart, 1.0)), allowed + ROUNDING)
 
     def _is_within(self, turned: float, allowed: float) -> bool:

@@ -169,7 +169,7 @@ class Session:
     def pause(self) -> None:
         """The evaluation is over: until the next tick, calls pass through untouched."""
         if self._at is not None:
-            self._at.ladder.take_down()
+            self._at.between_calls()
         self._open.clear()
         over, self._evaluation = self._evaluation, None
         if over is not None:

@@ -86,6 +86,15 @@ class Slots:
         self._by_place[kind, region] += 1
         return kind, region, before, others
 
+    def with_further_channels(self, call: Call) -> Call:
+        """What x holds besides the sampler's latent (an inpainting model's mask and picture, InstructPix2Pix's picture)
+        counts as conditioning: it stays as it is from evaluation to evaluation, and tells calls apart.
+        """
+        channels = None if self._latent is None else self._latent.shape[1]
+        if channels is None or call.x.dim() != 4 or call.x.shape[1] <= channels:
+            return call
+        return replace(call, conditioning=(*call.conditioning, call.x[:, channels:]))
+
     def _region(self, call: Call, kind: int, nth: int) -> Region | None:
         latent = self._latent
         if latent is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -103,6 +103,15 @@ def _kind(value: Any, tensors: list[torch.Tensor]) -> Hashable:
         return tuple(_kind(item, tensors) for item in value)
     # Nothing is known of how such an object acts on the UNet: only the very same one is the same.
     return Same(value)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
 
 
 def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:

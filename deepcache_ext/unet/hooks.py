@@ -60,6 +60,19 @@ def is_hooked(unet: nn.Module) -> bool:
     return any(isinstance(hook, OwnHook) for hook in unet._forward_pre_hooks.values())
 
 
+def comes_last(unet: nn.Module) -> bool:
+    """Whether our hook before the forward sees what the forward is given: one behind it may still change that. From the
+    next call on it does.
+    """
+    hooks: Any = unet._forward_pre_hooks  # an OrderedDict
+    if not hooks or isinstance(hooks[next(reversed(hooks))], OwnHook):
+        return True
+    own = [key for key, hook in hooks.items() if isinstance(hook, OwnHook)]
+    for key in own:
+        hooks.move_to_end(key)
+    return not own
+
+
 def remove_inert(unet: nn.Module) -> None:
     """Take off what a copy of a hooked UNet has brought along."""
     for hooks, marks in (

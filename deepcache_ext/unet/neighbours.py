@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import nn, overrides
 from torch.nn.modules import module as torch_module
+from torch.utils import _python_dispatch as dispatch
 
 from .known import Answer, known
 from .support import CACHES, WEIGHT_MOVERS
@@ -31,6 +35,12 @@ them, since their processors and hooks store attention (SAG, LEDITS++, Attend-an
 
 FORWARDS = ("forward", "_forward")
 """Names of methods that extensions put on single modules; ldm's transformers have both."""
+
+RUNS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
+"""Of the methods that every module has, those that run in a call."""
+
+ASKING = frozenset({*FORWARDS, "__call__"})
+"""Methods that are asked which functions they go by."""
 
 CASTING = frozenset(
     {
@@ -58,19 +68,19 @@ def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collectio
     """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls
     harmless.
     """
-    classes: dict[type, tuple[str, ...]] = {}
-    found: dict[str, None] = dict.fromkeys(map(origin, _global_hooks()))
+    methods: dict[type, frozenset[str]] = {}
+    found: dict[str, None] = dict.fromkeys(map(origin, _everywhere()))
     stack = list(skipped)
     while stack:
         one = stack.pop()
         stack.extend(child for child in one._modules.values() if child is not None)
         kind = type(one)
-        if kind not in classes:
-            classes[kind] = tuple(_of_class(kind, home))
-            found.update(dict.fromkeys(classes[kind]))
+        if kind not in methods:
+            methods[kind] = WATCHED.union(name for name, _, _ in methods_of(kind))
+            found.update(dict.fromkeys(_of_class(kind, home)))
         own = one.__dict__
-        if own.get("_forward_hooks") or own.get("_forward_pre_hooks") or not own.keys().isdisjoint(WATCHED):
-            found.update(dict.fromkeys(_of_instance(one)))
+        if own.get("_forward_hooks") or own.get("_forward_pre_hooks") or not own.keys().isdisjoint(methods[kind]):
+            found.update(dict.fromkeys(_of_instance(one, methods[kind], home)))
     names = [name for name in found if not LIBRARIES.match(name)]
     answers = {name: known(name) for name in names if _shown(name) not in trusted}
     return Foreign(
@@ -81,7 +91,10 @@ def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collectio
 
 REFUSED = (None, Answer.NEEDS_ALL)
 
-WATCHED = frozenset({*FORWARDS, "processor", "_diffusers_hook", "_hf_hook"})
+ATTACHED = frozenset({"processor", "_diffusers_hook", "_hf_hook"})
+"""What libraries hang on a module, and ask."""
+
+WATCHED = ATTACHED.union(FORWARDS)
 
 
 def origin(function: Any) -> str:
@@ -112,14 +125,43 @@ def home_of(unet: nn.Module) -> frozenset[str]:
 
 def class_forward(kind: type, home: Collection[str]) -> str | None:
     """Whose code runs as this class's forward, where that is not the code of the library that the class belongs to."""
+    forwards = [(base, value) for name, base, value in methods_of(kind) if name == "forward"]
+    return _elsewhere(*forwards[0], home) if forwards else None
+
+
+def methods_of(kind: type) -> Iterator[tuple[str, type, Any]]:
+    """The methods of a class that run in a call: name, the class that has it, and what stands there, each class before
+    its bases. Of those that every module has, only a few do; torch's own are looked at once, by `_everywhere`.
+    """
     for base in kind.__mro__:
-        forward = base.__dict__.get("forward")
-        if forward is None:
-            continue
-        name, package = origin(forward), base.__module__.partition(".")[0]
-        same = name.partition(":")[0].partition(".")[0] == package
-        return None if same or LIBRARIES.match(name) or _is_home(name, home) else name
-    return None
+        for name, value in () if base in (nn.Module, object) else vars(base).items():
+            plain = isinstance(value, FunctionType) or (name in FORWARDS and callable(value))
+            if plain and (name in RUNS or name not in vars(nn.Module)):
+                yield name, base, value
+
+
+def _elsewhere(base: type, method: Any, home: Collection[str]) -> str | None:
+    """Where a method's code stands, where that is not in the library of its class."""
+    name, package = origin(method), base.__module__.partition(".")[0]
+    same = name.partition(":")[0].partition(".")[0] == package
+    return None if same or LIBRARIES.match(name) or _is_home(name, home) else name
+
+
+def _asked_for(method: Any) -> Iterator[str]:
+    """The functions of its own module that a method asks for by name: others exchange them there. What the library
+    itself brought there from elsewhere in Python is no neighbour.
+    """
+    names, own = getattr(getattr(method, "__code__", None), "co_names", ()), getattr(method, "__globals__", {})
+    found = (origin(own[name]) for name in names if isinstance(own.get(name), FunctionType))
+    yield from (name for name in found if name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names)
+
+
+def modes() -> list[Any]:
+    """Torch's modes that are on: each is given every function that is called, a few of torch's own ("default device")
+    too. 0.2 microseconds where there are none.
+    """
+    on: list[Any] = overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
+    return on + (dispatch._get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else [])
 
 
 def cache_above(wrapper: Any) -> str | None:
@@ -157,30 +199,32 @@ def unknown_names(names: Iterable[str], trusted: Collection[str] = ()) -> list[s
 
 
 def _of_class(kind: type, home: Collection[str]) -> Iterator[str]:
-    name = f"{kind.__module__}:{kind.__qualname__}"
-    if not LIBRARIES.match(name) and not _is_home(name, home):
-        yield name
-    forward = class_forward(kind, home)
-    if forward is not None:
-        yield forward
+    whole = f"{kind.__module__}:{kind.__qualname__}"
+    if not LIBRARIES.match(whole) and not _is_home(whole, home):
+        yield whole
+    for name, base, method in methods_of(kind):
+        own = _elsewhere(base, method, home)
+        if own is not None:
+            yield own
+        elif name in ASKING:
+            yield from (asked for asked in _asked_for(method) if not _is_home(asked, home))
 
 
-def _of_instance(one: nn.Module) -> Iterator[str]:
+def _of_instance(one: nn.Module, methods: frozenset[str], home: Collection[str]) -> Iterator[str]:
     own = one.__dict__
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         yield from map(origin, own.get(hooks, {}).values())
-    for name in FORWARDS:
-        forward = _inside(own.get(name))
+    for name in own.keys() & methods - ATTACHED:
+        forward = _inside(own[name])
         plain = getattr(forward, "__self__", None) is one and getattr(forward, "__func__", None) is getattr(
             type(one), name, None
         )
-        if forward is not None and not plain:
+        if callable(forward) and not plain:
             regions = getattr(_closed_over(forward), "enable_rp_latent", False)
             yield origin(forward) + (" with regions" if regions else "")
     processor = own.get("processor")
     if processor is not None:
-        yield origin(type(processor))
-        yield from map(origin, filter(None, [type(processor).__dict__.get("__call__")]))
+        yield from _of_class(type(processor), home)
     if "_hf_hook" in own:
         chained = getattr(own["_hf_hook"], "hooks", None)  # accelerate's SequentialHook
         yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [own["_hf_hook"]]))
@@ -206,10 +250,17 @@ def _inside(forward: Any) -> Any:
     return forward
 
 
-def _global_hooks() -> list[Callable[..., Any]]:
-    """Hooks on all modules of this Python."""
+def _everywhere() -> list[Callable[..., Any]]:
+    """What runs in the calls of all modules of this Python: hooks, torch's own methods, and its attention, which others
+    exchange for faster ones, and some to look at it.
+    """
     hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-    return [hook for those in hooks for hook in those.values()]
+    torchs = [vars(nn.Module)[name] for name in RUNS]
+    return [
+        *(hook for those in hooks for hook in those.values()),
+        *torchs,
+        nn.functional.scaled_dot_product_attention,
+    ]
 
 
 def _is_home(name: str, home: Collection[str]) -> bool:

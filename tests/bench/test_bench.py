@@ -108,7 +108,7 @@ def test_a_call_that_was_not_cached_is_confessed() -> None:
         given["context"].add_(1)
         one.evaluate()
     calls._check_counts(one.session, 0, result)
-    assert "the prompt changed in mid-run" in result.doubts[0]
+    assert "the prompt, or a mask or picture given with it, changed in mid-run" in result.doubts[0]
     calls._check_equal(torch.ones(2), torch.zeros(2) + 2, "it", result)
     assert "it differs" in result.doubts[1]
 

@@ -93,7 +93,7 @@ def test_the_table_adds_batches_and_gives_reasons_in_words():
         assert f"<td>{name}</td><td>{first}</td><td>{hires}</td>" in html
     assert f"reached</td><td>{10 * 0.4 / (3 * 0.4 + 7 * 0.1):.2f}x</td><td>not measured</td>" in html
     assert (
-        "2 calls of the UNet in full: the prompt changed in mid-run" in html
+        "2 calls of the UNet in full: the prompt, or a mask or picture given with it, changed in mid-run" in html
         and "hires pass: off: the UNet has no such" in html
     )
     json.dumps(run.as_json())
@@ -118,7 +118,7 @@ TIMED = {"full_calls": 5, "cached_calls": 15, "full_seconds": [0.4] * 5, "cached
         (ran(with_full(5, full_calls=5, cached_calls=15)), "5 of 20 full; how long it took was not measured."),
         (
             ran(with_full(12, **TIMED, misses=Counter({Reason.CONDITIONING: 7}))),
-            "12 of 20 full; less than planned: the prompt changed in mid-run.",
+            "12 of 20 full; less than planned: the prompt, or a mask or picture given with it, changed in mid-run.",
         ),
         (
             ran(with_full(5, **{**TIMED, "cached_seconds": [0.5] * 15})),

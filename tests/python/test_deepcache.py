@@ -373,6 +373,24 @@ def test_gradients_are_asked_for(pipe):
     assert cache.report().passes[0].cached_calls == 0 and cache.report().passes[0].misses[Reason.GRADIENT]
 
 
+def test_gradients_are_asked_for_by_a_control_network(pipe):
+    """Its residuals are no part of what calls are compared by."""
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 16)
+    with torch.no_grad():
+        middle = [torch.zeros_like(pipe.unet.mid_block(torch.zeros(1, 16, 2, 2), torch.zeros(1, 32)))]
+    down = [torch.zeros(1, 8, 8, 8)] * 3 + [torch.zeros(1, 8, 4, 4)] + [torch.zeros(1, 16, 4, 4)] * 2
+    down += [torch.zeros(1, 16, 2, 2)] * 3
+    pipe.unet.requires_grad_(False)
+    with torch.enable_grad(), DeepCache(pipe, cache_interval=2) as cache:
+        for t in torch.arange(5).flip(0):
+            residual = middle[0].clone().requires_grad_()
+            given = {"down_block_additional_residuals": down, "mid_block_additional_residual": residual}
+            pipe.unet(x, t, context, **given).sample.sum().backward()
+            assert residual.grad is not None and residual.grad.any()
+    pipe.unet.requires_grad_(True)
+    assert cache.report().passes[0].cached_calls == 0 and cache.report().passes[0].misses[Reason.GRADIENT]
+
+
 def test_a_replaced_forward_is_left_alone(pipe):
     plain = run(pipe, SD)
     own = pipe.unet.forward

@@ -1,5 +1,7 @@
 """Noticing that weights were written to."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,37 @@ class Wrapped(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base_layer = base
+
+
+@pytest.mark.parametrize("aim", ["attn2.to_k", "attn1.to_k", "emb_layers.1", "in_layers.0", "net.2", "proj_out"])
+def test_writes_to_one_role_alone(aim):
+    unet = unets.make("sd1")
+    watch = WeightsWatch(unet)
+    before = watch.version()
+    for name, module in unet.named_modules():
+        if name.endswith(aim):
+            module.weight.add_(0.1)
+    assert watch.version() != before
+
+
+def test_writes_to_one_block_alone():
+    unet = unets.make("sd1")
+    watch = WeightsWatch(unet)
+    versions = [watch.version()]
+    for block in [*unet.input_blocks, *unet.middle_block, *unet.output_blocks]:
+        for parameter in block.parameters():
+            parameter.add_(0.1)
+        versions.append(watch.version())
+    assert len(set(versions)) == len(versions)
+
+
+def test_a_module_of_the_middle_block_that_is_exchanged():
+    unet = unets.make("sd1")
+    watch = WeightsWatch(unet)
+    before = watch.version()
+    block = unet.middle_block[1].transformer_blocks[0]
+    block.attn2 = copy.deepcopy(block.attn2)
+    assert watch.version() != before
 
 
 def linears(unet):
@@ -184,10 +217,10 @@ def test_loras_that_are_added_on_the_fly(add):
     for layer in layers:
         add(layer, 0.8)
     versions.append(watch.version())
-    assert watch.version() == watch.version(values=False) == versions[-1]
+    assert watch.version() == watch.version(look=False) == versions[-1]
     for layer in layers:
         halve(layer)
-    versions.append(watch.version(values=False))  # between two calls of one evaluation
+    versions.append(watch.version(look=False))  # between two calls of one evaluation
     for layer in layers:
         for name in ("forge_online_loras", "weight_function"):
             layer.__dict__.pop(name, None)

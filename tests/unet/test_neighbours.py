@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models import attention_processor
+from ldm.modules import attention
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcache_ext.unet import known, neighbours
 from deepcache_ext.unet.diffusers import DiffusersLadder
@@ -99,6 +102,66 @@ def test_a_forward_put_on_the_class(unet, monkeypatch):
     assert looked(unet, Ladder(unet)).unknown == (HERE,)
 
 
+@pytest.mark.parametrize("name", ["_forward", "__call__"])
+def test_another_method_put_on_a_class(unet, monkeypatch, name):
+    kind = type(unet.middle_block[0])
+    own = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda self, *args: own(self, *args))
+    assert looked(unet, Ladder(unet)).unknown == (HERE,)
+
+
+def test_a_call_put_on_all_modules(unet, monkeypatch):
+    own = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *args: own(self, *args))
+    assert looked(unet, Ladder(unet)).unknown == (HERE,)
+
+
+def test_another_method_put_on_an_instance(unet):
+    """As asymmetric tiling does it."""
+    layer = unet.middle_block[0].in_layers[2]
+    own = layer._conv_forward
+    layer._conv_forward = lambda *args: own(*args)
+    assert looked(unet, Ladder(unet)).unknown == (HERE,)
+
+
+def test_functions_that_forwards_ask_for(unet, monkeypatch):
+    """Recorders of attention maps stand in place of the module's own functions, or of torch's."""
+    own = attention.einsum
+    monkeypatch.setattr(attention, "einsum", lambda *args: own(*args))
+    assert looked(unet, Ladder(unet)).unknown == (HERE,)
+    monkeypatch.undo()
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *args: None)
+    assert looked(unet, Ladder(unet)).unknown == (HERE,)
+    monkeypatch.undo()
+    assert looked(unet, Ladder(unet)) == neighbours.Foreign()
+
+
+def test_a_processors_class_that_was_patched(monkeypatch):
+    unet = diffusers_unets.make("sd1")
+    kind = type(unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor)
+    own = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda *args, **kwargs: own(*args, **kwargs))
+    assert looked(unet, DiffusersLadder(unet)).unknown == (HERE,)
+
+
+class Watching(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Counting(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Watching, Counting])
+def test_modes_of_torch(mode):
+    assert neighbours.modes() == []
+    with mode(), torch.device("cpu"):
+        names = [origin(type(one)) for one in neighbours.modes()]
+        assert unknown_names(names) == [HERE]
+
+
 def test_a_hook_on_all_modules(unet):
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert looked(unet, Ladder(unet)).unknown == (HERE,)
@@ -187,6 +250,8 @@ EXAMPLES = {
     "LoRA of A1111 and Forge: loaded networks are watched": "networks:network_Linear_forward",
     "A1111's HyperTile": "hypertile:self_attn_forward.<locals>.wrapper",
     "ToMe": "tomesd.patch:make_tome_block.<locals>.ToMeBlock",
+    "kernels put in place of torch's attention": "sageattention.core:sageattn",
+    "other devices": "modules.attention:set_sage_attention.<locals>.sdpa_sage_atten",
     "ControlNet's forward of the UNet; not its reference units": "scripts.hook:UnetHook.hook.<locals>.forward_webui",
     "ControlNet's IP-Adapter": "scripts.ipadapter.plugable_ipadapter:attn_forward_hacked",
     "ControlNet's LLLite": "scripts.controlnet_lllite:forward",

@@ -1,0 +1,88 @@
+"""Noticing what leaves no trace on a weight: writes through `.data`, another tensor put there, inference tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+VALUES = 48
+"""Of how many weights a single value is read. A LoRA and its like change all values of a weight."""
+
+
+class Values:
+    """Single values of some weights, as they were at the last full call and as they are now. They are compared where
+    the weights are, and the answer comes along with another one (`read`), so that a device is not waited for once more.
+
+    Moving a weight between devices changes no value. Weights that a library packs, or keeps elsewhere, are left out.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor | None]) -> None:
+        dense = [weight for weight in weights if weight is not None and type(weight) in PLAIN and weight.numel()]
+        self._weights = dense[:: -(-len(dense) // VALUES) or 1]
+        self._places: list[int] = []
+        self._views: list[list[torch.Tensor]] = []
+        self._kept: list[torch.Tensor] | None = None
+        self._answer: torch.Tensor | None = None
+        self._told: bool | None = None
+
+    def remember(self) -> None:
+        """From now on these are the values. Never waits for the device."""
+        self._kept = self._now()
+
+    def ask(self) -> None:
+        """Begin to find out whether they are others than remembered. Waits for a device only after a move."""
+        self._told, self._answer = None, None
+        now = self._now() if self._kept is not None else None
+        if now is None or self._kept is None:
+            self._told = False
+        elif [one.device for one in now] != [one.device for one in self._kept]:
+            self._told = not torch.equal(
+                *(torch.cat([one.double().cpu() for one in those]) for those in (now, self._kept))
+            )
+        else:
+            differ = [(one != other).any() for one, other in zip(now, self._kept, strict=True)]
+            self._answer = torch.stack([one.to(differ[0].device) for one in differ]).any()
+
+    def read(self, vector: torch.Tensor) -> list[float]:
+        """The numbers of a float vector, and with them, from the same device, the answer."""
+        if self._answer is None or self._answer.device != vector.device:
+            found: list[float] = vector.tolist()
+            return found
+        *found, differs = torch.cat([vector, self._answer.to(vector.dtype)[None]]).tolist()
+        self._told = bool(differs)
+        return found
+
+    def changed(self) -> bool:
+        """Whether they are others, by when it was last asked."""
+        if self._told is None:
+            self._told = self._answer is not None and bool(self._answer)
+        return self._told
+
+    def _now(self) -> list[torch.Tensor] | None:
+        """By device and type, the values; None where there are none to be read."""
+        try:
+            places = [weight.data_ptr() for weight in self._weights]
+            if places != self._places or not self._views:
+                self._places, self._views = places, self._seen()
+            with torch.no_grad():
+                return [torch.stack(views) for views in self._views] or None
+        except (RuntimeError, NotImplementedError):  # no memory of its own: offloaded, or a library's
+            self._places, self._views = [], []
+            return None
+
+    def _seen(self) -> list[list[torch.Tensor]]:
+        """Views of single elements: flattening would copy a weight whose memory is in another order."""
+        found: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        for weight in [weight for weight in self._weights if not weight.is_meta]:
+            one = weight.detach()[tuple((size - 1) // 2 for size in weight.shape)]
+            one = one.view(torch.uint8) if one.element_size() == 1 else one  # 8-bit floats cannot be stacked everywhere
+            found.setdefault((one.device, one.dtype), []).append(one)
+        return list(found.values())
+
+
+def _on_cpu(values: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([one.double().cpu() for one in values])
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
