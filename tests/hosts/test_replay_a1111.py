@@ -18,6 +18,7 @@ from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.session import attachment, decisions, session, slots
 from deepcache_ext.session.changes import WeightsWatch
+from deepcache_ext.session.values import Values
 from tests.replay import fakehost, placement, reference
 from tests.replay.__main__ import main
 from tests.replay.recording import Generation, load
@@ -163,7 +164,8 @@ def test_notices_another_prompts_feature(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WeightsWatch, "version", lambda self, values=True: 0)
+    monkeypatch.setattr(WeightsWatch, "version", lambda self, look=True: 0)
+    monkeypatch.setattr(Values, "changed", lambda self: False)
     monkeypatch.setattr(session.Session, "drop", lambda self, reason: None)
     assert f"must be full: {reference.WEIGHTS}" in failures("refiner_inplace")
 

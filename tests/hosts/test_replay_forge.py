@@ -13,6 +13,7 @@ import torch
 
 from deepcache_ext.session import session, slots
 from deepcache_ext.session.changes import WeightsWatch
+from deepcache_ext.session.values import Values
 from deepcache_ext.unet.forge import ForgeLadder
 from tests.replay import fakehost, forge_player
 from tests.replay.forge_player import ForgeHost
@@ -82,7 +83,8 @@ def test_notices_the_slot_of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WeightsWatch, "version", lambda self, values=True: 0)
+    monkeypatch.setattr(WeightsWatch, "version", lambda self, look=True: 0)
+    monkeypatch.setattr(Values, "changed", lambda self: False)
     monkeypatch.setattr(session.Session, "drop", lambda self, reason: None)
     assert f"must be full: {WEIGHTS}" in failures("forge-2025-06/refiner")
 
