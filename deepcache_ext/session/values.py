@@ -9,6 +9,9 @@ import torch
 VALUES = 48
 """Of how many weights a single value is read. A LoRA and its like change all values of a weight."""
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Kinds of tensors that keep their values themselves."""
+
 
 class Values:
     """Single values of some weights, as they were at the last full call and as they are now. They are compared where
@@ -37,9 +40,7 @@ class Values:
         if now is None or self._kept is None:
             self._told = False
         elif [one.device for one in now] != [one.device for one in self._kept]:
-            self._told = not torch.equal(
-                *(torch.cat([one.double().cpu() for one in those]) for those in (now, self._kept))
-            )
+            self._told = not torch.equal(_on_cpu(now), _on_cpu(self._kept))
         else:
             differ = [(one != other).any() for one, other in zip(now, self._kept, strict=True)]
             self._answer = torch.stack([one.to(differ[0].device) for one in differ]).any()
@@ -83,6 +84,3 @@ class Values:
 
 def _on_cpu(values: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([one.double().cpu() for one in values])
-
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
