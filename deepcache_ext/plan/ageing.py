@@ -26,8 +26,8 @@ UNMEASURED: dict[tuple[int, bool], Ageing] = {
     (9, True): {0: 1.0, 1: 0.62, 2: 0.53, 3: 0.45, 4: 0.30, 5: 0.16},
 }
 """By the number of output blocks (SD1.x and SD2.x have 12, SDXL 9) and whether the sampler adds fresh noise: of each
-branch the worst of the laboratory's choosing half, Euler and Euler a, 20 steps, guidance 7; with 12 blocks and fresh
-noise half-way to the mean, since branch 0 is no safe choice there (research/laboratory.md).
+branch the worst of the laboratory's choosing half, forecasts with Euler and copies with Euler a, 20 steps, guidance 7;
+with 12 blocks and fresh noise half-way to the mean, since branch 0 is no safe choice there (research/laboratory.md).
 """
 
 SOUNDED: dict[int, tuple[int, ...]] = {12: (0, 2, 5), 9: (0, 3, 5)}

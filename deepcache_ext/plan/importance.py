@@ -23,8 +23,8 @@ USUAL = Nature()
 
 
 ORDER, ORDER_FRESH = 1.5, 1.0
-"""An error of the kept feature grows with this power of its age in log sigma: of a forecast, and of a copy where fresh
-noise moves the latent about. Fitted on three networks of the laboratory's choosing half, as which pictures come nearest
+"""An error of the kept feature grows with this power of its age in log sigma: without fresh noise, and where some moves
+the latent about. Fitted on three networks of the laboratory's choosing half, as which pictures come nearest
 (research/laboratory.md).
 """
 

@@ -45,9 +45,7 @@ TABLE = (
     Known(r"tomesd\.patch", "ToMe", "run: A1111, SD.Next"),
     # Other attention for all of torch
     Known(r"(sageattention|flash_attn|spas_sage_attn)(\..*)?", "kernels put in place of torch's attention", "read"),
-    Known(
-        r"modules\.(attention|intel(\..*)?|zluda(_.*)?|dml(\..*)?|xpu_specific|mac_specific)", "hosts' devices", "read"
-    ),
+    Known(r"modules\.(attention|intel\.ipex\.attention)", "SD.Next's attention for all of torch", "read"),
     # A1111's extensions
     Known(r"scripts\.hook:(?!.*hacked_).*", "ControlNet's forward of the UNet; not its reference units", "run"),
     Known(r"scripts\.ipadapter\.plugable_ipadapter", "ControlNet's IP-Adapter", "read"),

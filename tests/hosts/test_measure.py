@@ -150,6 +150,8 @@ def test_it_holds_for_other_speeds_and_steps_and_not_for_samplers_that_add_noise
     assert sorted(one.made_for.fresh_noise for one in ours.host.profiles.known()) == [False, True]
     (one,) = ours.host.last_run.passes
     assert one.planned.hint.startswith("as measured")
+    deepest = max(branch or 0 for branch in one.planned.branches)
+    assert one.planned.estimator.name == ("forecast" if deepest else "copy")
 
 
 def test_all_pictures_of_batches_follow_it(host: Host) -> None:

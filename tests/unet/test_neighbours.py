@@ -251,7 +251,7 @@ EXAMPLES = {
     "A1111's HyperTile": "hypertile:self_attn_forward.<locals>.wrapper",
     "ToMe": "tomesd.patch:make_tome_block.<locals>.ToMeBlock",
     "kernels put in place of torch's attention": "sageattention.core:sageattn",
-    "hosts' devices": "modules.attention:set_sage_attention.<locals>.sdpa_sage_atten",
+    "SD.Next's attention for all of torch": "modules.attention:set_sage_attention.<locals>.sdpa_sage_atten",
     "ControlNet's forward of the UNet; not its reference units": "scripts.hook:UnetHook.hook.<locals>.forward_webui",
     "ControlNet's IP-Adapter": "scripts.ipadapter.plugable_ipadapter:attn_forward_hacked",
     "ControlNet's LLLite": "scripts.controlnet_lllite:forward",

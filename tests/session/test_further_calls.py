@@ -1,0 +1,129 @@
+"""A session beside others: calls that come beside the sampler's own or stay away, and what is told of them."""
+
+import pytest
+import torch
+
+from deepcache_ext.report.pass_report import Reason
+from tests import unets
+from tests.driver import LAYOUT, call, drifting, evaluate, run, scaled, session, sigma
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+def test_an_evaluation_without_a_call_ends_the_caching(unet):
+    """Spectrum forecasts the UNet's output at some evaluations: its skipped ones are not ours, and both would act."""
+    cache, latent = session(3, total=12), drifting(2)
+    cache.attach(unet)
+    for k in range(12):
+        evaluate(cache, unet, k, latent(k), *([call(x=latent(k))] if k < 4 or k % 2 == 0 else []))
+    report = cache.close()
+    assert report.off == Reason.NO_CALL.value and report.is_blind
+    assert report.fraction == "2 of 5 full" and (report.full_calls, report.cached_calls) == (2, 3)
+
+
+def test_an_evaluation_that_was_broken_off_is_none(unet):
+    """An interrupt comes before the UNet's call."""
+    cache = session(3)
+    cache.attach(unet)
+    run(cache, unet, 4)
+    cache.tick(lambda: drifting(2)(4), sigma(4))
+    report = cache.close()
+    assert (report.off, report.fraction) == ("", "2 of 4 full")
+
+
+@pytest.mark.parametrize("rows_of_the_further_call", [1, 2])
+def test_a_further_call_never_gets_the_own_calls_feature(unet, rows_of_the_further_call):
+    """PAG asks once more, of the prompt's rows or of all; NGMS leaves rows out of the own call at every other time."""
+    cache, latent, arguments = session(2, total=6), drifting(2), call()
+    context = arguments["context"][:1].repeat(2, 1, 1)
+    cache.attach(unet)
+    for k in range(6):
+        own = slice(0, 1 if k % 2 else 2)
+        further = slice(0, rows_of_the_further_call)
+        calls = [
+            {**call(rows=2), "x": latent(k)[rows], "context": context[rows], "timesteps": arguments["timesteps"][rows]}
+            for rows in (own, further)
+        ]
+        for output, now in zip(evaluate(cache, unet, k, latent(k), *calls), calls, strict=True):
+            if k % 2:  # no evaluation before had this call at this place since the last full one
+                assert torch.equal(output, unets.by_hand(unet, 0, **{**now, "x": scaled(now["x"], k)})[0])
+    cache.close()
+
+
+def test_a_surprise_makes_the_next_evaluation_full(unet):
+    """The second of two calls changes its prompt after the first one was cached: that evaluation is mixed."""
+    cache, latent = session(6), drifting(2)
+    first, second = call(rows=1), call(rows=1, seed=1)
+    cache.attach(unet)
+    for k in range(6):
+        if k == 2:
+            second["context"] = second["context"] + 1
+        evaluate(cache, unet, k, latent(k)[:1], {**first, "x": latent(k)[:1]}, {**second, "x": latent(k)[:1]})
+    report = cache.close()
+    assert report.fraction == "2 of 6 full + 1 mixed"
+    assert report.misses == {Reason.CONDITIONING: 1, Reason.TOGETHER: 2}
+
+
+def test_prompt_and_negative_prompt_apart_beside_one_who_counts_layers(unet, monkeypatch):
+    """NegPiP takes the negative call for the positive one where layers are left out."""
+    layer = unet.middle_block[0].in_layers[2]
+    space = {"__name__": "negpip.py", "own": layer.forward}
+    exec("def forward(*args): return own(*args)", space)
+    layer.forward = space["forward"]
+    try:
+        for apart in (True, False):
+            cache, latent = session(3, total=6), drifting(1)
+            cache.attach(unet)
+            for k in range(6):
+                x = latent(k).repeat(2, 1, 1, 1)
+                calls = [call(rows=1, x=x[:1]), call(rows=1, seed=1, x=x[1:])] if apart else [call(x=x)]
+                evaluate(cache, unet, k, x, *calls)
+            report = cache.close()
+            assert report.misses.get(Reason.LAYERS, 0) == (8 if apart else 0)
+            assert report.fraction == ("6 of 6 full" if apart else "2 of 6 full")
+    finally:
+        del layer.forward
+
+
+def test_some_evaluations_with_the_prompt_alone_beside_one_who_counts_layers(unet):
+    """NGMS, and two calls where that pauses, prompts being of unequal length: the first of the two looks like the only
+    one of the evaluation before."""
+    seen = []
+
+    def count(own):
+        space = {"__name__": "negpip.py", "own": own, "seen": seen}
+        exec("def forward(*args, **more):\n    seen.append(1)\n    return own(*args, **more)", space)
+        return space["forward"]
+
+    layers = [layer for layer in unet.modules() if type(layer).__name__ == "CrossAttention"]
+    for layer in layers:
+        layer.forward = count(layer.forward)
+    try:
+        cache, latent = session(6, total=6), drifting(1)
+        cache.attach(unet)
+        for k in range(6):
+            seen.clear()
+            x = latent(k).repeat(2, 1, 1, 1)
+            calls = [call(rows=1, x=x[:1]), call(rows=1, seed=1, x=x[1:])][: 1 + (k == 3)]
+            evaluate(cache, unet, k, x, *calls)
+            assert len(seen) == len(layers) * len(calls)
+        report = cache.close()
+    finally:
+        for layer in layers:
+            del layer.forward
+    assert report.fraction == "6 of 6 full" and report.misses == {Reason.LAYERS: 6}
+
+
+def test_weights_without_a_counter(unet):
+    """Forge loads under inference_mode: a refiner's weights come in place, and nothing counts."""
+    with torch.inference_mode():
+        frozen = unets.make(LAYOUT)
+        other = {name: value.clone() for name, value in unets.make(LAYOUT, seed=5).state_dict().items()}
+        cache = session(3)
+        cache.attach(frozen)
+        for k in range(9):
+            if k == 4:
+                frozen.load_state_dict(other)
+            evaluate(cache, frozen, k, drifting(2)(k), call(x=drifting(2)(k)))
+        report = cache.close()
+    assert report.misses == {Reason.WEIGHTS: 1} and report.fraction == "4 of 9 full"
