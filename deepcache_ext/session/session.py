@@ -15,6 +15,7 @@ from ..plan.estimators import Estimator, Moment
 from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
+from ..unet.hooks import through_earlier
 from ..unet.ladder import AnyLadder, Arguments
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout
@@ -270,7 +271,7 @@ class Session:
             self._raised(done)
             raise
         self._watch.stop(Kind.FULL)
-        return output
+        return through_earlier(unet, args, kwargs, output)
 
     def _break(self) -> None:
         """An error of our own: say so once, and let the host go on without us."""

@@ -73,6 +73,17 @@ def comes_last(unet: nn.Module) -> bool:
     return not own
 
 
+def through_earlier(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """What others' hooks that torch asks before ours make of an `output` that they have not seen."""
+    for key, hook in list(unet._forward_hooks.items()):
+        if isinstance(hook, OwnHook):
+            break
+        given = (args, kwargs) if key in unet._forward_hooks_with_kwargs else (args,)
+        told: Any = hook(unet, *given, output)
+        output = output if told is None else told
+    return output
+
+
 def remove_inert(unet: nn.Module) -> None:
     """Take off what a copy of a hooked UNet has brought along."""
     for hooks, marks in (

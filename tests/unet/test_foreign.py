@@ -120,6 +120,25 @@ def test_another_number_of_walks_is_run_again_in_full(unet):
     assert (len(report.full_seconds), len(report.cached_seconds)) == (2, 1)  # the other walk is in neither
 
 
+@pytest.mark.parametrize("with_kwargs", [False, True])
+def test_what_is_run_again_goes_through_the_hooks_before_ours_and_after(unet, with_kwargs):
+    latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(4)
+    double = twice(unet, other)
+    active = True
+    unet.forward = lambda **kw: double(**kw) if active else type(unet).forward(unet, **kw)
+    handles = [unet.register_forward_hook(lambda *given: given[-1] + 1, with_kwargs=with_kwargs)]
+    cache.attach(unet)
+    handles.append(unet.register_forward_hook(lambda *given: given[-1] * 2, with_kwargs=with_kwargs))
+    run(cache, unet, 2)
+    active = False
+    (output,) = evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    del unet.forward
+    for handle in handles:
+        handle.remove()
+    assert cache.close().misses == {Reason.WALKS: 1}
+    assert torch.equal(output, (unets.by_hand(unet, 0, **call(x=scaled(latent(2), 2)))[0] + 1) * 2)
+
+
 def test_an_error_when_it_is_run_again(unet):
     """It is the host's own, and the UNet is clean as after any other."""
     latent, other, cache, before = drifting(2), torch.randn(2, 4, 8, 8), session(4), len(unet._forward_hooks)
