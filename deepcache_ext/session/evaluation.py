@@ -49,10 +49,10 @@ class Evaluation:
         return 0 < self.ran[Kind.FULL] < self.calls
 
     def count(self, report: PassReport, was_watched: bool) -> None:
-        """It is over: book it. One without a call is none, where we were looking: it was broken off before its call, or
+        """It is over: book it. One without a call that ended is none, where we were looking: it was broken off, or
         another cache skipped it. Where another one is known to, nothing is told of what nobody saw.
         """
-        if not self.calls and not self.is_begun and (was_watched or report.is_blind):
+        if not self.calls and (self.is_begun or was_watched or report.is_blind):
             return
         report.evaluations += 1
         report.full_evaluations += self.ran[Kind.FULL] == self.calls

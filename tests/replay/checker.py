@@ -177,8 +177,9 @@ class Checker:
         return NO_GAIN in line and not self.has_gained
 
     def raised(self) -> None:
-        """Its evaluation counts as a full one."""
-        self.passes[-1][1][-1] = [FULL]
+        """Its evaluation is none, unless other calls of it ended. At interval 1 nobody looks at calls."""
+        if self.rule and self.rule.interval == 1:
+            self.passes[-1][1][-1] = [FULL]
         if self.rule:
             self.rule.drop()
 
@@ -263,7 +264,7 @@ def summary(passes: list[tuple[bool, list[list[int]]]]) -> str:
     """As in the infotext: `3 of 8 full, hires 3 of 8 full + 1 medium + 1 mixed`."""
     parts = []
     for hires, prefix in ((False, ""), (True, "hires ")):
-        ran = [set(one) for is_hires, those in passes if is_hires is hires for one in those]
+        ran = [set(one) for is_hires, those in passes if is_hires is hires for one in those if one]
         if ran:
             more = {
                 "medium": sum(DEEPER in one and FULL not in one for one in ran),

@@ -170,3 +170,25 @@ def test_calls_that_differ_in_their_further_channels_alone():
         if k == 4:
             assert torch.equal(outputs[0], unets.by_hand(unet, 0, **calls[1])[0])
     assert cache.close().misses[Reason.CONDITIONING]
+
+
+@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_step_that_was_broken_off_is_not_called_full(unet, at, error):
+    """Neither a cached one, in whose live part it happens."""
+    cache, latent = session(3), drifting(2)
+
+    def break_off(*_):
+        raise error
+
+    for k in range(6):
+        cache.attach(unet)
+        handle = unet.out.register_forward_pre_hook(break_off) if k == at else None
+        if handle is None:
+            evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+        else:
+            with pytest.raises(error):
+                evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            handle.remove()
+    report = cache.close()
+    assert report.evaluations == 5 and report.full_evaluations == report.full_calls
