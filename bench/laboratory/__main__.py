@@ -1,7 +1,7 @@
 """`python -m bench.laboratory`: every way on every network of the laboratory, into JSON; what is there is kept.
 
-`--half choosing` or `judging`, or names of networks; `--table` only prints the tables of what is there, `--write` puts
-them into docs/evidence.md, docs/which_settings.md and the README.
+`--half choosing`, `judging` or `later`, or names of networks; `--table` only prints the tables of what is there,
+`--write` puts them into docs/evidence.md, docs/which_settings.md and the README.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 
 import torch
 
-from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, called, of_half
+from train.laboratory.networks import CHOOSING, JUDGING, LATER, NETWORKS, called, of_half
 
 from . import page, table, ways
 from .page import GUIDANCES, STEPS
@@ -25,7 +25,7 @@ from .studio import Studio
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.laboratory", description=__doc__)
     parser.add_argument("names", nargs="*", help="networks; default: all")
-    parser.add_argument("--half", choices=(CHOOSING, JUDGING))
+    parser.add_argument("--half", choices=(CHOOSING, JUDGING, LATER))
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
     parser.add_argument("--steps", default=",".join(map(str, STEPS)))
     parser.add_argument("--guidance", default=",".join(f"{g:g}" for g in GUIDANCES))

@@ -10,7 +10,7 @@ from itertools import product
 from bench.tables import between, markdown
 from deepcache_ext.settings.fields import PRESETS
 from demo.webui.boot import REPOSITORY
-from train.laboratory.networks import CHOOSING, JUDGING, of_half
+from train.laboratory.networks import CHOOSING, JUDGING, LATER, of_half
 
 from .results import Results
 from .samplers import SAMPLERS
@@ -35,14 +35,20 @@ For whoever wants to know what the presets are worth, on networks that nobody tu
 
 Made by `make evidence`. Ten small networks, trained by `make lab`
 ([cards](../train/laboratory/networks.md)), in two halves that were fixed before anything was measured: rules are
-chosen on one half and judged on the other ([how](../research/laboratory.md)). They have 2.8 to 3.8 million parameters
-and draw 16x16 pixels: far smaller than yours.
+chosen on one half and judged on the other ([how](../research/laboratory.md)); and three more that came when the rules
+stood. They have 2.8 to 3.8 million parameters and draw 16x16 pixels: far smaller than yours.
 
 PSNR in dB to the picture without DeepCache, mean of 8 pictures a network: the mean over the networks, in brackets the
 worst network. *Plain DeepCache*: every Nth step full and a copy between, at branch 0, made as fast as the preset.
 *Fewer steps*: without DeepCache, as many as take as long; with samplers that add noise those draw another picture. The
 speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs. What else makes pictures sooner, on the same networks:
 [the presets beside other ways](rivals.md).
+"""
+
+CAME_LATER = """
+Three networks trained when the rules stood, and measured once, so they had no part in anything. They learn the
+laboratory's pictures, from other seeds. Their norms scale four channels and more together, as those of real UNets do;
+in both halves it is one or two.
 """
 
 CHOSEN = """
@@ -132,6 +138,7 @@ AS_FAST = (2.0, 2.6)
 
 def write() -> None:
     parts = [ABOUT, "## The judging half\n", *table(JUDGING), "\n## By the UNet's layout", SHAPES, *by_layout()]
+    parts += ["\n## Networks that came later", CAME_LATER, *table(LATER)]
     parts += ["\n## The choosing half", CHOSEN, *table(CHOOSING)]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     for path, made in ((README, presets()), (WHICH, means())):

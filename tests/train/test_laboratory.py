@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.laboratory import cards, learn, model, networks
-from train.laboratory.networks import CHOOSING, JUDGING, NETWORKS, Network, of_half
+from train.laboratory.networks import CHOOSING, JUDGING, LATER, NETWORKS, Network, of_half
 from train.laboratory.pictures import SIDE, SOURCES, Pictures
 
 TINY = {"channel_mult": [1, 1, 1], "num_res_blocks": 1, "attention_resolutions": [2], "num_heads": 1}
@@ -32,7 +32,7 @@ def test_both_halves_hold_every_kind():
         assert {one.layout for one in of} == {"sd1", "sdxl"}
         assert {one.attends_finest for one in of} == {True, False}
         assert {one.pictures for one in of} == set(SOURCES)
-    kinds = [(one.pictures, one.prediction, one.layout) for one in NETWORKS]
+    kinds = [(one.pictures, one.prediction, one.layout) for one in NETWORKS if one.half != LATER]
     assert len(set(kinds)) == len(kinds)  # no network of one half has its like in the other
 
 
@@ -41,6 +41,13 @@ def test_three_and_four_levels_have_nine_and_twelve_output_blocks():
     for one in NETWORKS[:3]:
         made = model.Model(one, 3)
         assert len(made.unet.output_blocks) == len(made.unet.input_blocks) == depths[one.layout]
+
+
+def test_norms_scale_as_many_channels_together_as_the_network_says():
+    for one in (of_half(JUDGING)[0], of_half(LATER)[0]):
+        norms = [module for module in model.Model(one, 3).unet.modules() if isinstance(module, torch.nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == {one.groups}
+    assert {one.groups for one in of_half(LATER)} == {8}
 
 
 def test_a_name_that_is_not_there_is_told_with_the_known_ones():

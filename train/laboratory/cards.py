@@ -6,24 +6,26 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .networks import CHOOSING, JUDGING, Network
+from .networks import CHOOSING, JUDGING, LATER, Network
 
 PAGE = Path(__file__).with_name("networks.md")
 
 
 def page(networks: Sequence[Network]) -> str:
-    """Markdown: both halves, a line for each network; of those that are not trained yet what they are to be."""
+    """Markdown: the halves, a line for each network; of those that are not trained yet what they are to be."""
     lines = [
         "# The laboratory's networks",
         "",
         "Written by `python -m train.laboratory`. Rules are chosen on the first half and judged on the second; the",
-        "halves were fixed before anything was measured. 16x16 pictures, a text each, one text in ten left out for",
-        "guidance.",
+        "halves were fixed before anything was measured. Three more came when the rules stood; their norms scale four",
+        "channels and more together, those of the halves one or two. 16x16 pictures, a text each, one text in ten left",
+        "out for guidance.",
     ]
-    for half in (CHOOSING, JUDGING):
+    titles = {CHOOSING: "The choosing half", JUDGING: "The judging half", LATER: "Later ones"}
+    for half, title in titles.items():
         lines += [
             "",
-            f"## The {half} half",
+            f"## {title}",
             "",
             "| network | predicts | output blocks | finest attention | pictures | parameters | steps | loss |",
             "|---|---|---|---|---|---|---|---|",

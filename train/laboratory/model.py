@@ -30,6 +30,9 @@ class Model(nn.Module):
         self.text = TextEncoder(BUCKETS, CONTEXT)
         with contextlib.redirect_stdout(io.StringIO()):  # sgm's layers are chatty
             self.unet = make_unet(network.checkpoint(channels))
+        for module in self.unet.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = network.groups
         self.pooled = network.layout == "sdxl"
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from demo.webui.checkpoints import Checkpoint
 CONTEXT = 64
 """Width of a text token."""
 
-CHOOSING, JUDGING = "choosing", "judging"
+CHOOSING, JUDGING, LATER = "choosing", "judging", "later"
 
 
 def folder() -> Path:
@@ -24,11 +24,12 @@ def folder() -> Path:
 @dataclass(frozen=True)
 class Network:
     """One network. `half`: rules are chosen on the CHOOSING ones and judged on the JUDGING ones, which nobody looks at
-    before; fixed before anything was measured.
+    before; fixed before anything was measured. LATER ones came when the rules stood, and were measured once.
 
     `pictures`: one of `pictures.SOURCES`. `prediction`: "eps" or "v". `layout`: "sd1" (ldm's class, 4 levels, 12 output
     blocks) or "sdxl" (sgm's, 3 levels, 9). `config`: further arguments of that class. `steps`, `batch`: of the
-    training.
+    training. `groups`: of each norm. Of 32 channels in 32 groups each is scaled by itself; SD1.5's norms
+    scale ten and more together.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Network:
     batch: int = 16
     seed: int = 1
     width: int = 32
+    groups: int = 32
 
     @property
     def weights(self) -> Path:
@@ -78,9 +80,12 @@ NETWORKS = (
     Network("forty-eps-xl", JUDGING, "forty", "eps", "sdxl", _XL, seed=7, steps=600),
     Network("emoji-eps-sd1", JUDGING, "emoji", "eps", "sd1", _SD1_FINEST, seed=8),
     Network("photos-eps-xl", JUDGING, "photos", "eps", "sdxl", _XL, seed=10),
+    Network("later-photos-eps-sd1", LATER, "photos", "eps", "sd1", _SD1_FINEST, seed=21, steps=700, groups=8),
+    Network("later-emoji-eps-xl", LATER, "emoji", "eps", "sdxl", _XL, seed=22, steps=600, groups=8),
+    Network("later-emoji-v-sd1", LATER, "emoji", "v", "sd1", _SD1, seed=23, steps=600, groups=8),
 )
-"""In both halves: noise and v, 12 and 9 output blocks, attention at the finest level and none, few pictures learned by
-heart and many, photographs and drawings.
+"""In the choosing half and in the judging one: noise and v, 12 and 9 output blocks, attention at the finest level and
+none, few pictures learned by heart and many, photographs and drawings.
 """
 
 
