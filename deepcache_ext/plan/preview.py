@@ -151,10 +151,10 @@ def _hint(one: PlannedPass) -> str:
     return f"{fewer} without DeepCache take as long and may come as close"
 
 
-WIDE = 1.1
+WIDE = 1.0
 """In log sigma, on average: where full evaluations of a plan of branch 0 that is as fast lie further apart, the worst
-network of the laboratory's choosing half is behind fewer uncached steps or level with them (-2.6 to +0.5 dB), at
-guidance 7 and 12 to 15 steps (research/laboratory.md).
+network of the laboratory's choosing half can be behind fewer uncached steps (up to 2.6 dB), at guidance 7 and 12 to 20
+steps (research/laboratory.md).
 """
 
 

@@ -272,9 +272,10 @@ FEWER = "without DeepCache take as long and may come as close"
     ("steps", "speed_up", "sampler", "fresh_noise", "said"),
     [
         (30, 2.6, "Euler", False, ""),
-        (30, 3.8, "Euler", False, ""),
+        (30, 3.2, "Euler", False, ""),
         (30, 5, "Euler", False, f"6 steps {FEWER}"),
         (20, 3, "Euler", False, f"6 steps {FEWER}"),
+        (20, 2.6, "Euler", False, f"7 steps {FEWER}"),
         (20, 3, "Euler a", True, "fast for so few steps: the picture changes visibly"),
         (20, 2, "Euler", False, ""),
         (20, 2, "UniPC", False, f"10 steps {FEWER}"),
