@@ -48,19 +48,19 @@ For whoever wants to know what else makes pictures sooner, and which of it is ne
 
 Written by `python -m bench.rivals --write`, from what `python -m bench.rivals` measured on {networks} networks of the
 laboratory's judging half ([what they are](evidence.md)): guidance 7, 8 pictures a network, the same texts and seeds
-for all. Nearness is PSNR in dB to the uncached picture of the same sampler and steps: the mean over the networks, in
-brackets the worst network. A few small networks that draw 16x16 pixels: a direction, and less than 1 dB is no
-difference.
+for all. The figures are PSNR in dB to the uncached picture of the same sampler and steps, higher is nearer: the mean
+over the networks, in brackets the worst network. These are a few small networks that draw 16x16 pixels: take the
+figures for a direction, and less than 1 dB for no difference.
 
 - Each rival is written small from its paper, in `bench/rivals/`; what was left out stands there. None is its authors'
   own code.
 - The speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs, for all in the same way. A skipped evaluation
-  costs nothing; where blocks run to decide, they are counted.
-- Each rival is made as fast as the preset is in the same cell: thresholds are looked for by the speed-up alone, and
-  each picture of a batch decides for itself. What has no run within 2% of that speed-up is read off on the line between
-  two runs around it. What does not come within {far:.0%} of it on every network has its own beside the figure, and
-  where it is slower it is compared with nothing. The presets' plans changed after the rivals were measured (branches by
-  ageing), and their speed-ups with them, by up to 5%.
+  (a call of the UNet that the sampler asks for) costs nothing; where blocks run to decide, they are counted.
+- Each rival is made as fast as the preset of the same cell: its threshold is chosen by the speed-up alone, and each
+  picture of a batch decides for itself. Where no run comes within 2% of that speed-up, the figure lies on the line
+  between the two runs around it. Where a rival does not come within {far:.0%} on every network, its own speed-up stands
+  beside the figure, and if it is slower, it is not compared. The presets' plans changed after the rivals were
+  measured, and their speed-ups with them, by up to 5%.
 - The presets were chosen on the other half of the networks. There it was also seen that forecasts do better when they
   begin with a tenth of the run in full, as they do here.
 

@@ -58,7 +58,8 @@ class SDNext(Adapter):
     def refused(self) -> str:
         # To ask for the model would load it.
         unet = getattr(shared.sd_model, "unet", None) if getattr(shared, "sd_loaded", False) else None
-        return "" if unet is None else why_not(unet)
+        # The page may ask in mid-run, and would take our own shadows for another extension's.
+        return "" if unet is None or id(unet) in self._drivers else why_not(unet)
 
     # Script hooks -------------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ def _advanced(draw: _Drawing) -> None:
         draw.slider("power", step=0.05)
     draw.text("full_evaluations", "empty: only the first step")
     draw.slider("cache_branch_id", SHOWN_BRANCHES)
-    draw.or_none("deeper_branch_id", "No medium branch of my own", SHOWN_BRANCHES)
+    draw.or_none("deeper_branch_id", "Medium branch: none of my own", SHOWN_BRANCHES)
     draw.radio("estimator")
     with gr.Row():
         draw.slider("start", step=0.01)

@@ -21,8 +21,8 @@ NAME = "measure"
 BUTTON = "Measure this model"
 
 NOTE = (
-    "Measure this model makes pictures with this page's prompt and settings, which takes about as long as {cost:.0f} "
-    "uncached pictures, and from then on the presets choose their plans by how well this model bears caching."
+    "Measure this model finds out how well this model bears caching. It makes pictures with this page's prompt and "
+    "settings, in the time of about {cost:.0f} uncached ones. From then on the presets go by it."
 )
 MOST = 100
 """So many presses without a generation are remembered. Chosen by hand."""

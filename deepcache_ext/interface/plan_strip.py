@@ -11,7 +11,7 @@ from typing import Any
 
 from ..plan.preview import PlannedPass, fraction, speed_up_of
 
-UNKNOWN = "The plan is made when the run begins: until then this WebUI does not tell enough about it."
+UNKNOWN = "The plan is made when the run begins. Last run says afterwards what came of it."
 NOTHING = "No speed-up"
 
 

@@ -154,8 +154,8 @@ FIELDS: tuple[Field, ...] = (
         "cache_branch_id",
         "Branch",
         0,
-        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and nearer. While it is "
-        "0, weighted plans choose it themselves.",
+        "How much of the UNet a cached step runs: 0 is the least and fastest, higher is slower and closer "
+        "to the uncached picture. While it is 0, weighted plans choose it themselves.",
         minimum=0,
         maximum=MAX_BRANCH,
     ),
@@ -198,7 +198,7 @@ FIELDS: tuple[Field, ...] = (
         "Strategy",
         "weighted",
         "Which steps run the full UNet. Weighted: those where an error would hurt the picture most; uniform: every "
-        "Nth; non-uniform: the paper's, denser around a centre; custom: as typed.",
+        "Nth; non-uniform: the paper's, densest around Center; custom: as typed.",
         choices=STRATEGIES,
     ),
     Field(

@@ -114,6 +114,14 @@ def test_a_call_inside_a_call_changes_nothing(host, at):
     assert told(host, done) == "3 of 9 full"
 
 
+def test_a_page_that_asks_in_mid_run_is_not_told_of_our_own_shadows(host, monkeypatch):
+    monkeypatch.setattr(host.module("shared"), "sd_loaded", True, raising=False)
+    answers = []
+    with hooked(host, lambda _: answers.append(adapter(host).refused())):
+        make(host, THIRD)
+    assert answers == [""] * 9
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_after_a_call_that_was_broken_off(host, error, at):
