@@ -41,6 +41,7 @@ TABLE = (
     Known(r"modules\.hypernetworks\.hypernetwork", "A1111's cross-attention", "run"),
     Known(r"modules\.(sd_unet|devices|lowvram)", "A1111's forward switch, manual cast, low VRAM", "run"),
     Known(r"networks", "LoRA of A1111 and Forge: loaded networks are watched", "run"),
+    Known(r"l_networks", "LoRA of the LyCORIS extension: loaded networks are watched", "run"),
     Known(r"hypertile", "A1111's HyperTile", "run"),
     Known(r"tomesd\.patch", "ToMe", "run: A1111, SD.Next"),
     # Other attention for all of torch

@@ -248,6 +248,7 @@ EXAMPLES = {
     "A1111's cross-attention": "modules.hypernetworks.hypernetwork:attention_CrossAttention_forward",
     "A1111's forward switch, manual cast, low VRAM": "modules.sd_unet:create_unet_forward.<locals>.UNetModel_forward",
     "LoRA of A1111 and Forge: loaded networks are watched": "networks:network_Linear_forward",
+    "LoRA of the LyCORIS extension: loaded networks are watched": "l_networks:network_Linear_forward",
     "A1111's HyperTile": "hypertile:self_attn_forward.<locals>.wrapper",
     "ToMe": "tomesd.patch:make_tome_block.<locals>.ToMeBlock",
     "kernels put in place of torch's attention": "sageattention.core:sageattn",
