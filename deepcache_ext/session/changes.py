@@ -180,9 +180,16 @@ class Inside:
         return [(vars(base), name) for base, name in found]
 
 
-NUMBERS = ("scale", "padding_mode", "s1", "s2", "b1", "b2", "output_scale_factor", "rescale_output_factor")
-"""What libraries' forwards read on their modules, and others turn in mid-run: attention's scale, the padding of
-pictures without seams, diffusers' FreeU (`enable_freeu`), the weight of a residual.
+NUMBERS = (
+    "scale",
+    "padding_mode",
+    *("s1", "s2", "b1", "b2"),
+    "output_scale_factor",
+    "rescale_output_factor",
+    "seg_enable",
+)
+"""What forwards and hooks read on their modules, and others turn in mid-run: attention's scale, the padding of
+pictures without seams, diffusers' FreeU (`enable_freeu`), the weight of a residual, Incantations' SEG.
 """
 
 OWN = (*FORWARDS, "processor", *NUMBERS)

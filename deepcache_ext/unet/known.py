@@ -41,6 +41,7 @@ TABLE = (
     Known(r"modules\.hypernetworks\.hypernetwork", "A1111's cross-attention", "run"),
     Known(r"modules\.(sd_unet|devices|lowvram)", "A1111's forward switch, manual cast, low VRAM", "run"),
     Known(r"networks", "LoRA of A1111 and Forge: loaded networks are watched", "run"),
+    Known(r"l_networks", "LoRA of the LyCORIS extension: loaded networks are watched", "run"),
     Known(r"hypertile", "A1111's HyperTile", "run"),
     Known(r"tomesd\.patch", "ToMe", "run: A1111, SD.Next"),
     # Other attention for all of torch
@@ -54,6 +55,9 @@ TABLE = (
     Known(r"khrfix\.py", "Kohya HRFix", "run"),
     Known(r"scripts\.(llul_hooker|sdhook)", "LLuL", "run"),
     Known(r"scripts\.pag", "Incantations' PAG: its state lives within one call", "run"),
+    # A flag on the middle block's layers says whether it acts: flags are watched.
+    Known(r"scripts\.smoothed_energy_guidance", "Incantations' SEG", "run"),
+    Known(r"agentsd\.patch", "Agent Attention: as ToMe; its second pass is other classes", "run"),
     Known(r"scripts\.patching", "FABRIC: two walks in one call, whose rows are watched", "run"),
     Known(r"scripts\.lora_compvis|lora_compvis", "additional-networks", "read"),
     Known(r"scripts\.latent", "Regional Prompter with LoRA, latent mode", "run"),
@@ -74,6 +78,7 @@ TABLE = (
     Known(r"preprocessor_tile\.py", "tile preprocessor: acts on the first and the last block", "run"),
     Known(r"forge_stylealign\.py", "StyleAlign: shares among the rows of a call", "read"),
     Known(r"forge_perturbed_attention\.py|pag_neo\.py|pag_nodes", "PAG: a further call of another role", "run"),
+    Known(r"nag\.py:create_nag_attention_processor\..*", "NAG as sd-forge-nag has it: as PAG", "run"),
     # Its smoothed energy guidance beside it makes its attention anew at each call, so no call is like another.
     Known(r"guidance_utils:perturbed_attention", "PAG as sd-perturbed-attention has it", "run"),
     Known(r"lib_multidiffusion\.tiled_diffusion", "MultiDiffusion, Mixture of Diffusers", "run"),

@@ -50,12 +50,13 @@ class Moving(Network):
         pass
 
 
-@pytest.fixture(params=["merged", "functional"])
+@pytest.fixture(params=["networks merged", "networks functional", "l_networks merged"])
 def extension(request, monkeypatch):
-    """The counterpart of the host's Lora extension: its module, and the linear layers' forward."""
-    networks = ModuleType("networks")
+    """The counterpart of the host's Lora extension, or of LyCORIS's: its module, and the linear layers' forward."""
+    name, way = request.param.split()
+    networks = ModuleType(name)
     networks.loaded_networks = []
-    monkeypatch.setitem(sys.modules, "networks", networks)
+    monkeypatch.setitem(sys.modules, name, networks)
     plain = nn.Linear.forward
 
     def functional(self, h):
@@ -70,7 +71,7 @@ def extension(request, monkeypatch):
             self.network_current_names = wanted
         return plain(self, h)
 
-    monkeypatch.setattr(nn.Linear, "forward", functional if request.param == "functional" else merged)
+    monkeypatch.setattr(nn.Linear, "forward", functional if way == "functional" else merged)
     return networks
 
 

@@ -82,9 +82,19 @@ def test_who_comes_in_mid_run_sees_every_layer(unet, way):
     assert "tests.session.test_mid_run" in report.off
 
 
-@pytest.mark.parametrize("name", ["scale", "padding_mode"])
+def blurring(module, _, output):
+    """As Incantations' SEG, which sits on the middle block's queries."""
+    return output.mean(1, keepdim=True).expand_as(output) if module.seg_enable else None
+
+
+@pytest.mark.parametrize("name", ["scale", "padding_mode", "seg_enable"])
 def test_numbers_that_are_turned_in_mid_run(unet, name):
     cache, latent = session(3), drifting(2)
+    queries = [module.to_q for module in unet.middle_block.modules() if hasattr(module, "to_q")]
+    if name == "seg_enable":
+        for query in queries:
+            query.seg_enable = False
+            query.register_forward_hook(blurring)
     cache.attach(unet)
     for k in range(6):
         if k == 4:
@@ -93,6 +103,8 @@ def test_numbers_that_are_turned_in_mid_run(unet, name):
                     module.scale *= 2
                 elif name == "padding_mode" and isinstance(module, nn.Conv2d):
                     module.padding_mode = "circular"
+                elif name == "seg_enable" and module in queries:
+                    module.seg_enable = True
         (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
         if k == 4:
             assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])

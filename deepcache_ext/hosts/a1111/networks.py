@@ -1,6 +1,7 @@
 """LoRA and hypernetworks on A1111: what is loaded acts inside the layers, with no trace in the UNet's arguments.
 
-Facts of the host: its Lora extension keeps the list `loaded_networks` in a top-level module `networks`; the layers
+Facts of the host: its Lora extension keeps the list `loaded_networks` in a top-level module `networks`, and the LyCORIS
+extension of before, a copy of it that many still have installed, in `l_networks`; the layers
 merge what is on it lazily, in their own forwards, or with `opts.lora_functional` add it there and change no weight at
 all. A layer takes its merged weights for good as long as the same four values describe each network. Extensions that
 move a multiplier from step to step make it a property, so it is read again at every call.
@@ -12,14 +13,16 @@ import sys
 from collections.abc import Hashable
 from typing import Any
 
+MODULES = ("networks", "l_networks")
+
 
 def loaded_networks(shared: Any) -> Hashable:
     """What is loaded now, and how strong; equal as long as nothing changes. `shared`: the host's module of that name,
     which lists the hypernetworks. Empty where nothing is known of any.
     """
-    loras = getattr(sys.modules.get("networks"), "loaded_networks", None)
+    loras = (lora for name in MODULES for lora in _those(getattr(sys.modules.get(name), "loaded_networks", None)))
     hypernetworks = getattr(shared, "loaded_hypernetworks", None)
-    return tuple(map(_lora, _those(loras))), tuple(map(_hypernetwork, _those(hypernetworks)))
+    return tuple(map(_lora, loras)), tuple(map(_hypernetwork, _those(hypernetworks)))
 
 
 def _those(networks: Any) -> Any:
