@@ -44,13 +44,8 @@ class Span:
     above: int
 
 
-GATED = "GatedSelfAttentionDense"
-"""GLIGEN's layers, which its pipelines switch off in mid-run (`enable_fuser`)."""
-
-
 class Processors:
-    """The attention processors of a UNet, their scales and GLIGEN's switches, which a pipeline or a callback may change
-    in mid-run.
+    """The attention processors of a UNet and their scales, which a pipeline or a callback may change in mid-run.
 
     Which attentions there are is looked up once; an attention that is exchanged counts as changed weights.
     """
@@ -62,7 +57,6 @@ class Processors:
             for module in unet.modules()
             if "processor" in module.__dict__ or "processor" in module._modules
         ]
-        self._switches = [vars(module) for module in unet.modules() if type(module).__name__ == GATED]
         self._now: tuple[Any, ...] = ()
         self._scaled: list[dict[str, Any]] = []
 
@@ -72,8 +66,7 @@ class Processors:
         if now != self._now:
             self._now = now
             self._scaled = [vars(processor) for processor in now if "scale" in getattr(processor, "__dict__", ())]
-        switched = tuple([held.get("enabled") for held in self._switches])
-        return (now, switched, tuple([_scale(held.get("scale")) for held in self._scaled]))
+        return (now, tuple([_scale(held.get("scale")) for held in self._scaled]))
 
 
 def _scale(value: Any) -> Hashable:
