@@ -81,6 +81,7 @@ class Session:
         if self._at is not None and unet is not self.unet:
             self.detach()
             self.drop(Reason.WEIGHTS)
+            self._last = None  # a step without a call may have called this one: no sign of another cache
         if self._at is None:
             try:
                 self._at = Attachment(unet, self._ladder_of, self.plan.branches, self._trusted)

@@ -7,9 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
-from deepcache_ext.hosts.a1111.networks import loaded_networks
+from deepcache_ext.hosts.a1111.networks import free_u_acts, loaded_networks
 from deepcache_ext.plan.estimators import Copy, Forecast
 from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.report.pass_report import Reason
@@ -83,7 +84,9 @@ def run(change, interval, shared=NO_HYPERNETWORKS, watch=True, estimator=None):
     unet = unets.make(LAYOUT)
 
     def ladder(unet):
-        return ControlledLadder(unet, lambda _: [], (lambda: loaded_networks(shared)) if watch else tuple)
+        return ControlledLadder(
+            unet, lambda _: [], (lambda: (loaded_networks(shared), free_u_acts())) if watch else tuple
+        )
 
     session, latent, outputs = (
         Session(UniformPlan(interval, 0, 8), estimator or Copy(), ladder=ladder, trusted=TRUSTED),
@@ -189,3 +192,34 @@ def test_hosts_without_them(monkeypatch, networks):
 
 def test_the_plain_ladder_has_no_state():
     assert Ladder(unets.make(LAYOUT)).call((), call()).state is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_free_u_that_stops_in_mid_run(monkeypatch, enabled):
+    """The extension exchanges the function that the UNet's forward joins features with, and goes by its own clock."""
+    state, code, step = ModuleType("lib_free_u.global_state"), ModuleType("lib_free_u.unet"), [0]
+    state.instance = SimpleNamespace(enable=enabled)
+    code.get_schedule_ratio = lambda: 1.0 if step[0] < 4 else 0.0
+    monkeypatch.setitem(sys.modules, state.__name__, state)
+    monkeypatch.setitem(sys.modules, code.__name__, code)
+
+    class Joining:
+        def cat(self, tensors, dim):
+            h, skip = tensors
+            return torch.cat([h * (1 + 0.5 * code.get_schedule_ratio() * enabled), skip], dim)
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    monkeypatch.setattr(openaimodel, "th", Joining())
+    outputs, report = run(lambda k: step.__setitem__(0, k), 8)
+    full, _ = run(lambda k: step.__setitem__(0, k), 1)
+    changes = (0, 4) if enabled else (0,)
+    assert [torch.equal(a, b) for a, b in zip(outputs, full, strict=True)] == [k in changes for k in range(8)]
+    assert report.misses == ({Reason.STATE: 1} if enabled else {})
+
+
+def test_another_free_u_is_not_asked(monkeypatch):
+    assert free_u_acts() is None
+    monkeypatch.setitem(sys.modules, "lib_free_u.global_state", ModuleType("lib_free_u.global_state"))
+    assert free_u_acts() is None

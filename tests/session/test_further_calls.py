@@ -21,6 +21,23 @@ def test_an_evaluation_without_a_call_ends_the_caching(unet):
     assert report.fraction == "2 of 5 full" and (report.full_calls, report.cached_calls) == (2, 3)
 
 
+def test_a_model_exchanged_behind_our_back_is_no_other_cache(unet):
+    """A refiner puts another model in place after we were told of the evaluation, which then calls that one: it is not
+    counted, since nobody saw it.
+    """
+    cache, latent, refiner = session(3), drifting(2), unets.make(LAYOUT, seed=1)
+    for k in range(9):
+        cache.attach(unet if k < 5 else refiner)
+        if k == 4:
+            cache.tick(lambda: latent(4), sigma(4))
+            refiner(**call(x=scaled(latent(4), 4)))
+        else:
+            evaluate(cache, unet if k < 5 else refiner, k, latent(k), call(x=latent(k)))
+    report = cache.close()
+    assert (report.off, report.is_blind, report.fraction) == ("", False, "4 of 8 full")
+    assert report.misses == {Reason.WEIGHTS: 1} and (report.full_calls, report.cached_calls) == (4, 4)
+
+
 def test_an_evaluation_that_was_broken_off_is_none(unet):
     """An interrupt comes before the UNet's call."""
     cache = session(3)

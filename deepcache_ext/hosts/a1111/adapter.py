@@ -24,7 +24,7 @@ from ..checkpoint import checkpoint_of
 from ..generations import Generation
 from . import preview
 from .controlnet import control_units
-from .networks import loaded_networks
+from .networks import free_u_acts, loaded_networks
 from .schedule import adds_noise, noise_level, noise_levels, replaces_noise
 
 
@@ -109,7 +109,7 @@ class A1111(Adapter):
 
     def ladder_of(self, unet: Any) -> AnyLadder:
         """The ladder of one of this host's UNets. Raises `UnknownLayout`."""
-        return ControlledLadder(unet, control_units, lambda: loaded_networks(shared))
+        return ControlledLadder(unet, control_units, lambda: (loaded_networks(shared), free_u_acts()))
 
     # Passes and evaluations ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""LoRA and hypernetworks on A1111: what is loaded acts inside the layers, with no trace in the UNet's arguments.
+"""LoRA, hypernetworks and FreeU on A1111: they act inside the UNet, with no trace in its arguments.
 
 Facts of the host: its Lora extension keeps the list `loaded_networks` in a top-level module `networks`, and the LyCORIS
 extension of before, a copy of it that many still have installed, in `l_networks`; the layers
@@ -23,6 +23,17 @@ def loaded_networks(shared: Any) -> Hashable:
     loras = (lora for name in MODULES for lora in _those(getattr(sys.modules.get(name), "loaded_networks", None)))
     hypernetworks = getattr(shared, "loaded_hypernetworks", None)
     return tuple(map(_lora, loras)), tuple(map(_hypernetwork, _those(hypernetworks)))
+
+
+def free_u_acts() -> bool | None:
+    """Whether the FreeU extension acts at this step. It works between the blocks, from its start to its stop, with no
+    trace on the UNet. None where it is not installed, or is not the one that is known.
+    """
+    try:
+        enabled = sys.modules["lib_free_u.global_state"].instance.enable
+        return bool(enabled and sys.modules["lib_free_u.unet"].get_schedule_ratio())
+    except (KeyError, AttributeError, TypeError):
+        return None
 
 
 def _those(networks: Any) -> Any:
