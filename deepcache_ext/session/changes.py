@@ -110,7 +110,7 @@ class WeightsWatch:
 
     def forwards(self, inside: Container[int]) -> Hashable:
         """What runs in those of the sampled modules, and of the blocks and their layers, whose ids are `inside`: their
-        classes and these' forwards, the code of their own forwards, processors and hooks, and their settings.
+        classes and these' forwards, the code of their own forwards, processors and hooks, and their switches.
         """
         if self._inside is None:
             some = dict.fromkeys([*parts(self._unet), *self._children])
@@ -147,7 +147,7 @@ class Inside:
         self._own = [module.__dict__ for module in modules]
         self._hooks = [module.__dict__.get(name, {}) for module in modules for name in HOOKS]
         self._put_on: list[tuple[dict[str, Any], str]] = []
-        self._settings: list[tuple[dict[str, Any], str]] = []
+        self._switches: list[tuple[dict[str, Any], str]] = []
         self._methods: list[tuple[Mapping[str, Any], str]] = []
         self._size = -1
         self._seen: list[Any] = []
@@ -158,11 +158,11 @@ class Inside:
         size = sum(map(len, self._own))  # it grows with whatever is put on a module that had none
         if size != self._size:
             self._put_on = [(own, name) for own in self._own for name in OWN if name in own]
-            self._settings = [(own, name) for own in self._own for name, one in own.items() if _is_setting(name, one)]
+            self._switches = [(own, name) for own in self._own for name, one in own.items() if _is_switch(name, one)]
             self._methods = self._methods_now()
         seen: list[Any] = list(map(type, self._modules))
         seen += [own.get(name) for own, name in self._put_on]
-        seen += [own.get(name) for own, name in self._settings]
+        seen += [own.get(name) for own, name in self._switches]
         for hooks in filter(None, self._hooks):
             seen += hooks.values()
         seen += [methods.get(name) for methods, name in self._methods]
@@ -170,9 +170,9 @@ class Inside:
         if size != self._size or len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
             found = [(place, _own_code(module)) for place, module in enumerate(self._modules)]
             methods = tuple(_code(methods.get(name)) for methods, name in self._methods)
-            settings = tuple(str(own.get(name)) for own, name in self._settings)
+            switches = tuple(str(own.get(name)) for own, name in self._switches)
             kinds, torchs = tuple(map(type, self._modules)), nn.functional.scaled_dot_product_attention
-            self._known = kinds, tuple(one for one in found if one[1]), methods, settings, torchs
+            self._known = kinds, tuple(one for one in found if one[1]), methods, switches, torchs
             self._seen, self._size = seen, size
         return self._known
 
@@ -183,12 +183,15 @@ class Inside:
         return [(vars(base), name) for base, name in found]
 
 
-def _is_setting(name: str, value: Any) -> bool:
+def _is_switch(name: str, value: Any) -> bool:
     """Whether it is a flag or a number on a module, which forwards and hooks read and others turn in mid-run:
-    attention's scale, FreeU's factors, diffusers' GLIGEN, Incantations' SEG; the padding of pictures without seams.
+    attention's scale, the weight of a residual, diffusers' GLIGEN, Incantations' SEG.
     """
-    return name == "padding_mode" or (isinstance(value, (bool, float)) and name not in TORCHS)
+    return name in NO_NUMBERS or (isinstance(value, (bool, float)) and name not in TORCHS)
 
+
+NO_NUMBERS = frozenset(("padding_mode", "s1", "s2", "b1", "b2"))
+"""Others that are turned: the padding of pictures without seams is a word, diffusers' FreeU is None while it is off."""
 
 TORCHS = frozenset(("training", "affine", "elementwise_affine", "eps", "inplace", "p", "transposed"))
 """Of torch's own layers, which nobody turns: they would be most of what is looked at."""

@@ -588,3 +588,25 @@ def test_gligens_boxes_that_end_in_mid_run():
         cached = outputs()
     assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
     assert cache.report().passes[0].misses
+
+
+@pytest.mark.parametrize("was_on", [False, True])
+def test_freeu_that_begins_in_mid_run(was_on):
+    unet, free = unets.make("sd1"), {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
+    if was_on:  # its numbers are None from then on
+        unet.enable_freeu(**free)
+        unet.disable_freeu()
+
+    def outputs():
+        unet.disable_freeu()
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            if k == 4:
+                unet.enable_freeu(**free)
+            found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD):
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
