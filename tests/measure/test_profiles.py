@@ -354,11 +354,11 @@ def test_before_a_host_has_loaded_its_model_the_page_knows_it_by_its_name():
 
 
 def test_the_page_says_what_it_costs_and_what_cannot_be_measured():
-    assert "about as long as 6 uncached pictures" in measure.status([], Profiles())
-    assert "about as long as 5 uncached pictures" in status(dataclasses.replace(AHEAD, depth=9))
+    assert "in the time of about 6 uncached ones" in measure.status([], Profiles())
+    assert "in the time of about 5 uncached ones" in status(dataclasses.replace(AHEAD, depth=9))
     assert Wish(4).cost() == pytest.approx(2 * Wish(2).cost()) and 6 <= Wish(2).cost() <= 6.3
     other = status(dataclasses.replace(AHEAD, depth=8))
-    assert "cannot be measured" in other and "as long as" not in other
+    assert "cannot be measured" in other and "in the time of" not in other
     assert "&lt;b&gt;" in status(dataclasses.replace(AHEAD, checkpoint="<b>"))
 
 
