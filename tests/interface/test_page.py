@@ -377,7 +377,7 @@ def test_measure_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
     open_inner(opened, "txt2img")
     status = shown(opened, "txt2img", "measured")
     expect(status).to_contain_text("tinyA: not measured yet.")
-    expect(status).to_contain_text("takes about as long as 6 uncached pictures,")
+    expect(status).to_contain_text("in the time of about 6 uncached ones")
     button = ours(opened, "txt2img", "measure_button")
     expect(button).to_have_text("Measure this model")
     button.click()
