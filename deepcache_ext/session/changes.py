@@ -187,11 +187,11 @@ def _is_switch(name: str, value: Any) -> bool:
     """Whether it is a flag or a number on a module, which forwards and hooks read and others turn in mid-run:
     attention's scale, the weight of a residual, diffusers' GLIGEN, Incantations' SEG.
     """
-    return name in NO_NUMBERS or (isinstance(value, (bool, float)) and name not in TORCHS)
+    return name in TURNED or (isinstance(value, (bool, float)) and name not in TORCHS)
 
 
-NO_NUMBERS = frozenset(("padding_mode", "s1", "s2", "b1", "b2"))
-"""Others that are turned: the padding of pictures without seams is a word, diffusers' FreeU is None while it is off."""
+TURNED = frozenset(("padding_mode", "s1", "s2", "b1", "b2"))
+"""Turned too: the padding of pictures without seams is a word, diffusers' FreeU is None while it is off."""
 
 TORCHS = frozenset(("training", "affine", "elementwise_affine", "eps", "inplace", "p", "transposed"))
 """Of torch's own layers, which nobody turns: they would be most of what is looked at."""

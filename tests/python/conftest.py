@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from tests import diffusers_pipelines, diffusers_unets
 
@@ -18,3 +20,24 @@ def pipe() -> Iterator[Any]:
     yield pipe
     pipe.scheduler = scheduler
     assert diffusers_unets.traces(pipe.unet) == before
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Without gradients and without warnings."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
+def made() -> Any:
+    return diffusers_unets.make("sd1")
+
+
+@pytest.fixture
+def unet(made: Any) -> Iterator[Any]:
+    """A UNet that must look untouched when the test is over."""
+    before = diffusers_unets.traces(made)
+    yield made
+    assert diffusers_unets.traces(made) == before

@@ -1,14 +1,12 @@
-"""The driver of UNets whose host announces nothing: nested and broken calls, threads, loops that end early, copies.
+"""The driver of UNets whose host announces nothing: nested and broken calls, loops that end early, copies.
 
 The same of SD.Next's adapter is in tests/hosts/test_sdnext.py.
 """
 
 import contextlib
 import copy
-import gc
 import logging
 import threading
-import warnings
 
 import pytest
 import torch
@@ -18,76 +16,13 @@ from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.python import driver as driver_module
 from deepcache_ext.python.driver import Driver, Here
-from deepcache_ext.python.turn import Turn
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from tests import diffusers_unets as unets
-from tests.diffusers_pipelines import build, run, shared
+from tests.diffusers_pipelines import run, shared
+from tests.python.loops import THIRD, XL, alive, call, picture, same
 
-SD, XL = "StableDiffusion", "StableDiffusionXL"
-THIRD = {"cache_interval": 3, "cache_branch_id": 1, "estimator": "copy"}
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.fixture(scope="module")
-def made():
-    return unets.make("sd1")
-
-
-@pytest.fixture
-def unet(made):
-    """A UNet that must look untouched when the test is over."""
-    before = unets.traces(made)
-    yield made
-    assert unets.traces(made) == before
-
-
-def latent(k, seed=0):
-    """x of a picture's evaluation k: it drifts."""
-    base, drift = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return base * 0.97**k + 0.05 * k * drift
-
-
-CONTEXT = unets.inputs("sd1")["encoder_hidden_states"]
-
-
-def call(unet, k, timestep, seed=0, text=0):
-    return unet(latent(k, seed), timestep, encoder_hidden_states=CONTEXT[text : text + 1]).sample
-
-
-def picture(unet, seed=0, calls=1, start=0, held=None):
-    """All outputs of a loop over a tensor of timesteps; its elements are put into the list `held`."""
-    timesteps = torch.arange(900, 200, -100)[start:]
-    if held is not None:
-        held[:] = timesteps = list(timesteps)
-    return [call(unet, k, t, seed, text) for k, t in enumerate(timesteps) for text in range(calls)]
-
-
-def same(one, other):
-    return len(one) == len(other) and all(map(torch.equal, one, other))
-
-
-def alive(*names):
-    """Of our classes: torch's compiler has a Slot, too."""
-    gc.collect()
-    kinds = (type(one) for one in gc.get_objects())
-    return [k.__name__ for k in kinds if k.__name__ in names and str(k.__module__).startswith("deepcache_ext.")]
-
-
-def in_thread(task):
-    """What `task()` gave in a thread of its own."""
-    got = []
-    thread = threading.Thread(target=lambda: got.append(torch.no_grad()(task)()))
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive(), "it hangs"
-    return got[0]
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class CtrlC(BaseException):
@@ -215,112 +150,6 @@ def test_a_pass_that_caches_nothing_has_no_misses(unet):
     assert (report.full_calls, report.evaluations, dict(report.misses)) == (7, 0, {})
 
 
-# Threads ----------------------------------------------------------------------------------------------------
-
-
-def test_threads_have_passes_of_their_own(unet):
-    """Two pictures at a time, evaluation by evaluation in turns."""
-    with DeepCache(unet, **THIRD):
-        expected = [picture(unet, seed=seed) for seed in (0, 1)]
-    turns, got = [threading.Semaphore(1), threading.Semaphore(0)], {0: [], 1: []}
-
-    @torch.no_grad()
-    def work(seed):
-        timesteps = torch.arange(900, 200, -100)
-        for k, t in enumerate(timesteps):
-            turns[seed].acquire(timeout=60)
-            got[seed].append(call(unet, k, t, seed))
-            turns[1 - seed].release()
-
-    with DeepCache(unet, **THIRD) as cache:
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert [(p.evaluations, p.cached_calls) for p in cache.report().passes] == [(7, 4), (7, 4)]
-    assert same(got[0], expected[0]) and same(got[1], expected[1])
-
-
-@pytest.mark.parametrize("then", ["call", "disable"])
-def test_nobody_meets_another_threads_shadows(unet, then):
-    """A call, and who takes DeepCache off, wait for the call that is under way."""
-    plain = call(unet, 0, 500.0, seed=7)
-    with DeepCache(unet, **THIRD):
-        expected = picture(unet)
-    inside, go_on, seen, order = threading.Event(), threading.Event(), [], []
-
-    def hold(*_):
-        seen.append(1)
-        if len(seen) == 2:  # the first cached call
-            inside.set()
-            go_on.wait(60)
-
-    handle = unet.conv_out.register_forward_pre_hook(hold)
-    cache, got = DeepCache(unet, **THIRD).enable(), []
-    first = threading.Thread(target=lambda: got.append(torch.no_grad()(picture)(unet)))
-
-    @torch.no_grad()
-    def come_second():
-        order.append("comes")
-        if then == "call":
-            got.append(call(unet, 0, 500.0, seed=7))
-        else:
-            cache.disable()
-        order.append("done")
-
-    second = threading.Thread(target=come_second)
-    first.start()
-    assert inside.wait(60)
-    second.start()
-    while not order:
-        pass
-    second.join(0.5)
-    assert order == ["comes"] and second.is_alive()
-    go_on.set()
-    for thread in (first, second):
-        thread.join(60)
-        assert not thread.is_alive()
-    handle.remove()
-    cache.disable()
-    if then == "call":
-        assert torch.equal(got[0] if torch.is_tensor(got[0]) else got[1], plain)
-        assert same(next(one for one in got if not torch.is_tensor(one)), expected)
-    else:
-        assert same(got[0][:2], expected[:2])
-
-
-def test_a_thread_that_is_gone_leaves_nothing(unet):
-    with DeepCache(unet, **THIRD) as cache:
-
-        def half():
-            t = torch.arange(900, 0, -100)
-            for k in range(4):  # elements that are made when their turn comes: the loop's end does not show
-                call(unet, k, t[k])
-
-        in_thread(half)
-        assert alive("Slot")
-        call(unet, 0, torch.arange(900, 0, -100)[0])
-        assert [(p.evaluations, p.full_calls) for p in cache.report().passes] == [(4, 2), (0, 1)]  # not over yet
-        assert len(alive("Slot")) == 1
-
-
-def test_a_turn_is_taken_and_given(unet):
-    turn = Turn(unet)
-    turn.take(by_call=False)
-    assert turn.take_if_free() is None
-    turn.give()
-    assert turn.owner is None and turn.take_if_free() is not None
-    waited = []
-    other = threading.Thread(target=lambda: (turn.take(by_call=False), waited.append(1), turn.give()))
-    other.start()
-    other.join(0.3)
-    assert not waited  # who wants no call to be under way is not run over, though no call of its own is seen
-    turn.give()
-    other.join(60)
-    assert waited and turn.owner is None
-
-
 # Loops that end before their list ------------------------------------------------------------------------------
 
 
@@ -395,31 +224,6 @@ def test_elements_that_somebody_holds_for_a_while(unet):
                 del t
             last.clear()
         assert [p.evaluations for p in cache.report().passes] == [3, 7, 10]
-
-
-def test_the_end_of_a_loop_while_another_thread_calls(unet):
-    """What it kept goes when that call is over."""
-    with DeepCache(unet, **THIRD) as cache:
-        timesteps = list(torch.arange(900, 200, -100))
-        for k in range(3):
-            call(unet, k, timesteps[k])
-        inside, go_on = threading.Event(), threading.Event()
-
-        def hold(*_):
-            inside.set()
-            go_on.wait(60)
-
-        handle = unet.conv_out.register_forward_pre_hook(hold)
-        other = threading.Thread(target=lambda: torch.no_grad()(call)(unet, 0, torch.arange(900, 200, -100)[0]))
-        other.start()
-        assert inside.wait(60)
-        timesteps.clear()
-        assert len(alive("Slot")) == 1  # not waited for
-        go_on.set()
-        other.join(60)
-        handle.remove()
-        assert [p.evaluations for p in cache.report().passes] == [3, 0]  # the other one is under way
-        assert len(cache._driver.sessions) == 1
 
 
 # Copies -----------------------------------------------------------------------------------------------------
@@ -532,81 +336,3 @@ def test_taking_it_off_in_mid_call(unet):
     with cache:  # and on again
         picture(unet)
     assert same(picture(unet), plain)
-
-
-def test_a_run_of_a_pipeline_in_each_of_two_threads():
-    """Pipelines that share a UNet; DeepCache knows one of them."""
-    pipe = build(SD)
-    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
-    other = type(pipe)(**{**parts, "scheduler": copy.deepcopy(pipe.scheduler)}, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    pipes, got = (pipe, other), {}
-    with DeepCache(pipe, **THIRD):
-        expected = [run(one, SD, seed=seed) for seed, one in enumerate(pipes)]
-    gate = threading.Barrier(2)
-    prompts = dict(
-        zip(("prompt_embeds", "negative_prompt_embeds"), pipe.encode_prompt("lower", "cpu", 1, True), strict=True)
-    )
-    with DeepCache(pipe, **THIRD):
-        expected = [run(one, SD, seed=seed, prompt=None, **prompts) for seed, one in enumerate(pipes)]
-
-    @torch.no_grad()
-    def work(seed):
-        gate.wait(60)
-        got[seed] = run(pipes[seed], SD, seed=seed, prompt=None, **prompts)
-
-    with DeepCache(pipe, **THIRD):
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-    assert all(torch.equal(got[seed], expected[seed]) for seed in (0, 1))
-
-
-def test_gligens_boxes_that_end_in_mid_run():
-    """Its pipeline switches the layers that see them off after the first steps."""
-    unet, text = unets.make("sd1", attention_type="gated"), CONTEXT.shape[2]
-    gligen = {
-        "boxes": torch.tensor([[[0.1, 0.1, 0.6, 0.6]]]),
-        "masks": torch.ones(1, 1),
-        "positive_embeddings": torch.randn(1, 1, text, generator=torch.Generator().manual_seed(0)),
-    }
-
-    def outputs():
-        found = []
-        for k, t in enumerate(torch.arange(900, 200, -100)):
-            for module in unet.modules():
-                if type(module).__name__ == "GatedSelfAttentionDense":
-                    module.enabled = k < 4
-            kwargs = {"cross_attention_kwargs": {"gligen": dict(gligen)}}
-            found.append(unet(latent(k), t, encoder_hidden_states=CONTEXT[:1], **kwargs).sample)
-        return found
-
-    plain = outputs()
-    with DeepCache(unet, **THIRD) as cache:
-        cached = outputs()
-    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
-    assert cache.report().passes[0].misses
-
-
-@pytest.mark.parametrize("was_on", [False, True])
-def test_freeu_that_begins_in_mid_run(was_on):
-    unet, free = unets.make("sd1"), {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
-    if was_on:  # its numbers are None from then on
-        unet.enable_freeu(**free)
-        unet.disable_freeu()
-
-    def outputs():
-        unet.disable_freeu()
-        found = []
-        for k, t in enumerate(torch.arange(900, 200, -100)):
-            if k == 4:
-                unet.enable_freeu(**free)
-            found.append(call(unet, k, t))
-        return found
-
-    plain = outputs()
-    with DeepCache(unet, **THIRD):
-        cached = outputs()
-    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]

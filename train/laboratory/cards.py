@@ -17,9 +17,9 @@ def page(networks: Sequence[Network]) -> str:
         "# The laboratory's networks",
         "",
         "Written by `python -m train.laboratory`. Rules are chosen on the first half and judged on the second; the",
-        "halves were fixed before anything was measured. Three more came when the rules stood; their norms scale four",
-        "channels and more together, those of the halves one or two. 16x16 pictures, a text each, one text in ten left",
-        "out for guidance.",
+        "halves were fixed before anything was measured. Three more came when the rules stood; their norms scale 4",
+        "to 16 channels together, those of the halves 1 to 4. 16x16 pictures, a text each, one text in ten left out",
+        "for guidance.",
     ]
     titles = {CHOOSING: "The choosing half", JUDGING: "The judging half", LATER: "Later ones"}
     for half, title in titles.items():

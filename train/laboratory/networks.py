@@ -28,8 +28,8 @@ class Network:
 
     `pictures`: one of `pictures.SOURCES`. `prediction`: "eps" or "v". `layout`: "sd1" (ldm's class, 4 levels, 12 output
     blocks) or "sdxl" (sgm's, 3 levels, 9). `config`: further arguments of that class. `steps`, `batch`: of the
-    training. `groups`: of each norm. Of 32 channels in 32 groups each is scaled by itself; SD1.5's norms
-    scale ten and more together.
+    training. `groups`: of each norm. With 32 of them 1 to 4 channels are scaled together, with 8 of them 4 to 16; in
+    SD1.5 it is 10 and more.
     """
 
     name: str

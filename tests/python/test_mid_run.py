@@ -1,0 +1,59 @@
+"""What others turn in mid-run on the modules of a diffusers UNet: one full step, and then on as planned."""
+
+import pytest
+import torch
+
+from deepcache_ext import DeepCache
+from deepcache_ext.report.pass_report import Reason
+from tests import diffusers_unets as unets
+from tests.python.loops import CONTEXT, THIRD, call, latent
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def test_gligens_boxes_that_end_in_mid_run():
+    """Its pipeline switches the layers that see them off after the first steps."""
+    unet, text = unets.make("sd1", attention_type="gated"), CONTEXT.shape[2]
+    gligen = {
+        "boxes": torch.tensor([[[0.1, 0.1, 0.6, 0.6]]]),
+        "masks": torch.ones(1, 1),
+        "positive_embeddings": torch.randn(1, 1, text, generator=torch.Generator().manual_seed(0)),
+    }
+
+    def outputs():
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            for module in unet.modules():
+                if type(module).__name__ == "GatedSelfAttentionDense":
+                    module.enabled = k < 4
+            kwargs = {"cross_attention_kwargs": {"gligen": dict(gligen)}}
+            found.append(unet(latent(k), t, encoder_hidden_states=CONTEXT[:1], **kwargs).sample)
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
+    assert cache.report().passes[0].misses == {Reason.FIRST_SEEN: 1}
+
+
+@pytest.mark.parametrize("was_on", [False, True])
+def test_freeu_that_begins_in_mid_run(was_on):
+    unet, free = unets.make("sd1"), {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
+    if was_on:  # its numbers are None from then on
+        unet.enable_freeu(**free)
+        unet.disable_freeu()
+
+    def outputs():
+        unet.disable_freeu()
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            if k == 4:
+                unet.enable_freeu(**free)
+            found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD):
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
