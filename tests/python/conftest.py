@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from tests import diffusers_pipelines, diffusers_unets
 
@@ -20,14 +18,6 @@ def pipe() -> Iterator[Any]:
     yield pipe
     pipe.scheduler = scheduler
     assert diffusers_unets.traces(pipe.unet) == before
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Without gradients and without warnings."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture(scope="module")
