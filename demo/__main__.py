@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 # Before torch is imported: threads that spin while they wait slow each other down on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from demo.comparison import NotActive, compare, side_by_side
+from demo.comparison import SHEET, NotActive, compare, side_by_side
 from demo.libraries import begin_again_with_those_of
 from demo.webui.boot import MODELS, REPOSITORY, boot
 from demo.webui.checkpoints import available
@@ -36,6 +37,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--preset", default="Balanced", help="DeepCache's preset")
     parser.add_argument("--interval", type=int, help="instead of a preset: DeepCache's cache_interval")
     parser.add_argument("--branch", type=int, default=0, help="... and its cache_branch_id")
+    parser.add_argument("--out", type=Path, default=SHEET, help="where both pictures go; default: %(default)s")
     parser.add_argument("--no-comparison", action="store_true", help="serve at once")
     return parser.parse_known_args()
 
@@ -66,7 +68,7 @@ def main() -> int:
             except NotActive as error:
                 print(f"DeepCache did not run: {error}", file=sys.stderr)
                 return 1
-            picture = side_by_side(outcome)
+            picture = side_by_side(outcome, options.out)
             print(f"saved {os.path.relpath(picture)}")
             print(outcome.table(), flush=True)
         if options.once:

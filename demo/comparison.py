@@ -20,7 +20,7 @@ from deepcache_ext.report.psnr import psnr
 
 # No proxy: the server is this process.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-OUT = Path(__file__).resolve().parent / "out"
+SHEET = Path(__file__).resolve().parent / "out" / "side_by_side.png"
 
 
 class NotActive(RuntimeError):
@@ -150,7 +150,7 @@ def compare(url: str, request: dict[str, Any], deepcache: dict[str, Any], repeat
     )
 
 
-def side_by_side(outcome: Outcome, path: Path = OUT / "side_by_side.png") -> Path:
+def side_by_side(outcome: Outcome, path: Path = SHEET) -> Path:
     """Both pictures with a line of text above each."""
     left, right = outcome.pictures
     head, gap = 24, 8

@@ -167,10 +167,11 @@ def test_after_a_crash_and_an_interrupt(host: Host, plain: Any) -> None:
 
 @pytest.mark.sample("forge")
 @pytest.mark.parametrize("name", sorted(set(HOSTS) - {"a1111"}))
-def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
+def test_the_demo_once_with_the_hosts_own_gradio(name: str, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "DEEPCACHE_DEMO"))}
     ran = subprocess.run(
-        [sys.executable, "-m", "demo", "--host", name, "--once", "--steps", "6", "--interval", "2"],
+        [sys.executable, "-m", "demo", "--host", name, "--once", "--steps", "6", "--interval", "2", "--out", sheet],
         cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
@@ -180,6 +181,7 @@ def test_the_demo_once_with_the_hosts_own_gradio(name: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"{name} {HOSTS[name].version}, Gradio {HOSTS[name].pins['gradio']}" in ran.stdout
     assert "speed-up:" in ran.stdout and "full: 3/6" in ran.stdout
+    assert sheet.exists()
 
 
 def test_a_missing_gradio_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
