@@ -42,6 +42,7 @@ SCALE, FRAMES = 4, 4
 """The tests' pictures have latents of 8 x 8."""
 PLAIN, CACHED = "plain", "cached"
 INTERVAL = {"cache_interval": 3, "cache_branch_id": 0, "estimator": "copy"}
+BALANCED = {"preset": "Balanced"}
 PUBLISHED = {
     name: twins.NETS[net].options
     for name, net in {
@@ -65,13 +66,16 @@ OURS = ("in_channels", "cross_attention_dim", "addition_time_embed_dim", "projec
 
 @dataclass(frozen=True)
 class Case:
-    """A pipeline of `tests.diffusers_pipelines` and how it is cached. `control`: its control network counts too."""
+    """A pipeline of `tests.diffusers_pipelines` and how it is cached. `control`: its control network counts too.
+    `compiled`: its UNet runs compiled, cached or not.
+    """
 
     pipeline: str
     remark: str = ""
     settings: dict[str, Any] = field(default_factory=lambda: INTERVAL)
     steps: int = 6
     control: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
@@ -83,7 +87,9 @@ CASES = {
     for case in [
         *map(Case, pipelines.BUILD),
         Case("StableDiffusionControlNet", "control network counted", control=True),
-        *(Case(f"StableDiffusion{xl}", "Balanced, 30 evaluations", {"preset": "Balanced"}, 30) for xl in ("", "XL")),
+        *(Case(f"StableDiffusion{xl}", "Balanced, 30 evaluations", BALANCED, 30) for xl in ("", "XL")),
+        *(Case(f"StableDiffusion{xl}", "compiled", compiled=True) for xl in ("", "XL")),
+        Case("StableDiffusion", "compiled, Balanced, 30 evaluations", BALANCED, 30, compiled=True),
     ]
 }
 
@@ -163,6 +169,8 @@ def doubts_of(report: Report, interval: int | None) -> list[str]:
 def measure(case: Case, width: int, pairs: int, budget: float) -> dict[str, Any]:
     """The figures of one case, as JSON. After `budget` seconds no further pair begins, once there are two."""
     pipe = pipelines.build(case.pipeline, unet_maker(width))
+    if case.compiled:
+        pipe.unet = torch.compile(pipe.unet)
     given = pipelines.enlarged(case.pipeline, SCALE, FRAMES)
     if "strength" in given:
         given["strength"] = 1.0  # so many evaluations as steps

@@ -26,6 +26,7 @@ from ..report.run_report import PassOutcome
 from ..session.session import Session
 from ..settings.fields import FIELD, SettingsError
 from ..settings.settings import Settings, parse
+from ..unet.compiled import inner
 from ..unet.diffusers import DiffusersLadder
 from ..unet.hooks import is_hooked, remove_inert
 from ..unet.support import UnknownLayout
@@ -36,6 +37,8 @@ from .unet_clock import Clock, nature_of
 log = logging.getLogger("deepcache")
 
 PASSES_REPORTED = 100
+
+COMPILED_LATE = "the UNet was compiled while DeepCache was enabled; enable it anew"
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,9 @@ class DeepCache:
 
             cache = DeepCache(pipe, cache_interval=3).enable()
         """
-        remove_inert(self._unet)
-        if is_hooked(self._unet):
+        self._unet = self._as_it_is_now()
+        remove_inert(inner(self._unet))
+        if is_hooked(inner(self._unet)):
             raise ValueError("a DeepCache is enabled on this UNet already; disable it first")
         if self._inactive:
             log.warning("not active: %s", self._inactive)
@@ -191,7 +195,9 @@ class DeepCache:
         print(cache.report().passes[-1].cached_calls)
         """
         under_way = [session.report for session in self._driver.sessions] if self._driver is not None else []
-        return Report((*(one.report for one in self._outcomes), *under_way), self._inactive)
+        is_late = self._driver is not None and self._driver.is_left_out(self._as_it_is_now())
+        passes = (*(one.report for one in self._outcomes), *under_way)
+        return Report(passes, self._inactive or (COMPILED_LATE if is_late else ""))
 
     def measure(self, make: Callable[[int], Any], *, pictures: int = PICTURES.default, seed: int = 0) -> Ageing:
         """Measure how fast this model's features age, in the time of about 6 uncached pictures. From now on weighted
@@ -235,6 +241,11 @@ class DeepCache:
         finally:
             self.new_run()
             self._outcomes = told
+
+    def _as_it_is_now(self) -> nn.Module:
+        """The UNet that this was made for; the pipeline's own where that is the same, compiled meanwhile."""
+        now = unet_of(self._target)
+        return now if inner(now) is inner(self._unet) else self._unet
 
     # What the driver asks -----------------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from ..report.pass_report import Reason
 from ..session.session import Session
+from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, is_compiling
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
-from ..unet.support import is_compiling
 from .turn import Entry, Turn
 from .unet_clock import Beat, Clock
 
@@ -93,14 +93,19 @@ class Driver:
         say: Callable[[str], object],
         failed: Callable[[], object],
     ) -> None:
-        self.unet = unet
+        """`unet`: may be compiled, in any of torch's ways."""
+        compiled, self.unet = is_compiled(unet), inner(unet)
+        self._graphs = Graphs(self.unet) if compiled else None
         self._here, self._begin, self._end, self._say, self._failed = here, begin, end, say, failed
-        self._turn = Turn(unet)
+        self._turn = Turn(self.unet)
         self._runs: dict[int, Run] = {}
         self._called: Session | None = None
         """The session of the call under way, if it is of a pass; whose call that is, the turn says."""
         self._trusts_loops = True
-        self._handles = [register_before(unet, self._before), register_after(unet, self._after)]
+        self._handles = [
+            register_before(self.unet, self._before, compiled),
+            register_after(self.unet, self._after, compiled),
+        ]
 
     def release(self) -> None:
         """End what is under way, and leave the UNet as it was. Waits for other threads' calls. May be called twice."""
@@ -132,6 +137,12 @@ class Driver:
         """Of the passes under way."""
         return [run.session for run in list(self._runs.values()) if run.session is not None]
 
+    def is_left_out(self, unet: nn.Module) -> bool:
+        """Whether the UNet, as it is called now, was compiled when we had hooked it: the compiler then made nothing of
+        our hooks.
+        """
+        return self._graphs is None and is_compiled_as_a_whole(unet)
+
     # The hooks ----------------------------------------------------------------------------------------------
 
     def _before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
@@ -150,7 +161,14 @@ class Driver:
         except Exception:
             self._give_up()
         session = self._called
-        return session.before(unet, args, kwargs) if session is not None and session.unet is unet else None
+        if session is None or session.unet is not unet:
+            return None
+        if self._graphs is None and is_compiled(unet):
+            self._graphs = Graphs(unet)
+        instead = session.before(unet, args, kwargs)
+        if self._graphs is not None and session.walks is not None:
+            return self._graphs.told_apart(session.walks, *(instead or (args, kwargs)))
+        return instead
 
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if unet is not self.unet or is_compiling() or self._turn.owner != threading.get_ident():
@@ -158,6 +176,8 @@ class Driver:
         session = self._called
         try:
             if session is not None and session.is_in_call:
+                if self._graphs is not None and session.walks is not None:
+                    self._graphs.leave(session.walks)
                 return session.after(unet, args, kwargs, output)
             if session is not None and self._turn.depth == 1 and output is not None:
                 session.report.full_calls += 1  # its plan caches nothing, or it is off

@@ -13,10 +13,11 @@ from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
 from ..unet.calls import WHOLE, Call, tensors_in
+from ..unet.compiled import is_traced
 from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
-from ..unet.support import UnknownLayout, is_traced, own_forward
+from ..unet.support import UnknownLayout, own_forward
 from .attachment import Attachment
 from .evaluation import Evaluation, Kind
 from .motion import Motion

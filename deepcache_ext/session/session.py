@@ -16,7 +16,7 @@ from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
 from ..unet.hooks import through_earlier
-from ..unet.ladder import AnyLadder, Arguments
+from ..unet.ladder import AnyLadder, Arguments, Walks
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout
 from .attachment import Attachment
@@ -203,6 +203,11 @@ class Session:
     def is_in_call(self) -> bool:
         """Whether a call of the UNet has begun and not ended."""
         return bool(self._open)
+
+    @property
+    def walks(self) -> Walks | None:
+        """Of the call under way, where shadows are up."""
+        return getattr(self._open[-1], "walks", None) if self._open else None
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .calls import Call, Same
+from .compiled import inner
 from .ladder import Arguments, CachedWalks, Walks
 from .shadows import Blocks, Noted, Observed, Supplied
 from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
@@ -86,7 +87,7 @@ class DiffusersLadder:
 
     def __init__(self, unet: nn.Module) -> None:
         check_diffusers(unet)
-        self._unet = unet
+        self._unet = unet = inner(unet)
         self._processors = Processors(unet)
         self._parameters = tuple(inspect.signature(type(unet).forward).parameters)[1:]
         self._shadows: list[tuple[nn.Module, str, Any]] = []
@@ -168,7 +169,7 @@ class DiffusersLadder:
         the middle's residual and before anything (FreeU) writes into it.
         """
         self._check_forwards(branches)
-        walks, blocks = Walks(), self._blocks("up_blocks")
+        walks, blocks = Walks(f"full, keeping {[*branches]}"), self._blocks("up_blocks")
         for place, block in enumerate(blocks):
             for name, entries in self._keeping(branches, walks, place).items():
                 self._put(block, name, Blocks(entries, block._modules[name]))
@@ -230,7 +231,8 @@ class DiffusersLadder:
         features of the `renewed` branches.
         """
         self._check_forwards((branch, *renewed))
-        walks, span = CachedWalks(branch=branch, given=features, full=full), self._spans[branch]
+        rung, span = f"cached at {branch}, renewing {[*renewed]}", self._spans[branch]
+        walks = CachedWalks(rung, branch=branch, given=features, full=full)
         below, above = self._blocks("down_blocks"), self._blocks("up_blocks")
         entered = self._entered(renewed, walks)
         if span.below:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .support import is_compiling
+from .compiled import is_compiling
 
 
 class OwnHook:
@@ -31,6 +33,16 @@ class OwnHook:
         return InertHook, ()
 
 
+@functools.cache
+def _unseen() -> type[OwnHook]:
+    """Hooks into which torch's compiler does not look. Made where they are needed, since it takes seconds to load."""
+
+    class Unseen(OwnHook):
+        __call__ = torch.compiler.disable(OwnHook.__call__)
+
+    return Unseen
+
+
 class InertHook:
     """What a copy of a hook of ours is: it does nothing, and goes away with its like when the copy is first called."""
 
@@ -42,17 +54,19 @@ class InertHook:
             remove_inert(module)
 
 
-def register_before(unet: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
-    """Call `hook(unet, args, kwargs)` before each forward."""
-    return unet.register_forward_pre_hook(OwnHook(hook), with_kwargs=True)
+def register_before(unet: nn.Module, hook: Callable[..., Any], compiled: bool = False) -> RemovableHandle:
+    """Call `hook(unet, args, kwargs)` before each forward. `compiled`: of a UNet whose forward torch compiles."""
+    own = _unseen()(hook) if compiled else OwnHook(hook)
+    return unet.register_forward_pre_hook(own, with_kwargs=True)
 
 
-def register_after(unet: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+def register_after(unet: nn.Module, hook: Callable[..., Any], compiled: bool = False) -> RemovableHandle:
     """Call `hook(unet, args, kwargs, output)` after each forward, and with None for the output when it raised."""
+    own = _unseen()(hook) if compiled else OwnHook(hook)
     try:
-        return unet.register_forward_hook(OwnHook(hook), with_kwargs=True, always_call=True)
+        return unet.register_forward_hook(own, with_kwargs=True, always_call=True)
     except TypeError:  # torch 2.0 knows no always_call: the next call or tick clears up after an exception
-        return unet.register_forward_hook(OwnHook(hook), with_kwargs=True)
+        return unet.register_forward_hook(own, with_kwargs=True)
 
 
 def is_hooked(unet: nn.Module) -> bool:

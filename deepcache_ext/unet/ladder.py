@@ -35,13 +35,15 @@ Met = torch.Size
 class Walks:
     """What one call did on the ladder. A forward usually walks it once; ControlNet's reference_only twice.
 
-    `features`: by branch, clones of the boundary's output, one for each walk, as far as the call ran it. `count`: how
-    many walks it kept something of. `shapes`: for each skipped position, the output shapes in order of the walks (full
-    calls under a forward that is not the class's own). `sizes`: by branch, what came out of its live input blocks, one
-    for each walk, None where that was no tensor. `ran`: which other networks ran in the call, in order; `controls`:
-    notes of what they did (see `controlnet`). `failed`: why a feature could not be kept.
+    `rung`: which shadows are up, in words: the same words for the same ones (diffusers). `features`: by branch, clones
+    of the boundary's output, one for each walk, as far as the call ran it. `count`: how many walks it kept something
+    of. `shapes`: for each skipped position, the output shapes in order of the walks (full calls under a forward that is
+    not the class's own). `sizes`: by branch, what came out of its live input blocks, one for each walk, None where that
+    was no tensor. `ran`: which other networks ran in the call, in order; `controls`: notes of what they did (see
+    `controlnet`). `failed`: why a feature could not be kept.
     """
 
+    rung: str = ""
     features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     count: int = 0
     shapes: dict[str, list[Shape]] = field(default_factory=dict)

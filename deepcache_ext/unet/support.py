@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .compiled import can_be_cached, inner, is_compiled, uncompiled
 from .shadows import Shadow
 
 
@@ -60,7 +61,7 @@ def own_forward(unet: nn.Module) -> Callable[..., Any] | None:
     accelerate and diffusers that move weights wrap whatever is there and call it with all its arguments: what counts
     is the forward inside, which stays the same when a host puts such hooks up anew.
     """
-    forward: Any = unet.__dict__.get("forward")
+    forward: Any = uncompiled(unet.__dict__.get("forward"))
     while _defined_in(forward) in WEIGHT_MOVERS:
         forward = getattr(forward, "__wrapped__", None)
     if getattr(forward, "__self__", None) is unet and getattr(forward, "__func__", None) is type(unet).forward:
@@ -73,26 +74,7 @@ def _defined_in(function: Any) -> str:
     return getattr(getattr(function, "func", function), "__globals__", {}).get("__name__", "")
 
 
-# Compiled and recorded ----------------------------------------------------------------------------------------
-
-
 COMPILED = "the UNet is compiled"
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` made this module's calls its own."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def is_compiling() -> bool:
-    """Whether a forward that runs now is being compiled rather than run."""
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())
-
-
-def is_traced() -> bool:
-    """Whether a forward that runs now is being recorded or compiled rather than run."""
-    return bool(torch.jit.is_tracing()) or is_compiling()  # type: ignore[attr-defined]
 
 
 def _check_module(unet: Any) -> None:
@@ -100,8 +82,6 @@ def _check_module(unet: Any) -> None:
         raise UnknownLayout("the UNet is a TorchScript module")
     if not isinstance(unet, nn.Module):
         raise UnknownLayout("the model has no UNet module")
-    if is_compiled(unet):
-        raise UnknownLayout(COMPILED)
 
 
 # ldm's and sgm's layout ---------------------------------------------------------------------------------------
@@ -112,6 +92,8 @@ NAMES = ("input_blocks", "middle_block", "output_blocks")
 def check_ldm(unet: Any) -> None:
     """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
     _check_module(unet)
+    if is_compiled(unet):
+        raise UnknownLayout(COMPILED)
     other = other_cache(unet)
     if other is not None:
         raise twice(other)
@@ -144,6 +126,9 @@ def layer_lists(block: Any) -> list[tuple[str, nn.ModuleList]]:
 def check_diffusers(unet: Any) -> None:
     """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
     _check_module(unet)
+    if is_compiled(unet) and not can_be_cached():
+        raise UnknownLayout(f"{COMPILED}, and this torch is too old for that")
+    unet = inner(unet)
     children = unet._modules
     below, above = children.get("down_blocks"), children.get("up_blocks")
     if not isinstance(below, nn.ModuleList) or not isinstance(above, nn.ModuleList) or "conv_in" not in children:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from deepcache_ext.unet import compiled
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.ladder import Walks
 from deepcache_ext.unet.support import UnknownLayout
@@ -63,8 +64,6 @@ def one_skip_for_all():
         (lambda: None, "no UNet"),
         (lambda: nn.Linear(2, 2), "not a UNet"),
         (lambda: torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
-        (lambda: torch.compile(unets.make("sd1"), backend="eager"), "compiled"),
-        (compiled_in_place, "the UNet is compiled"),
         (compiled_block, "blocks are compiled"),
         (offloaded_in_groups, "group offloading"),
         (latent_upscaler, "KDownsample2D are unknown"),
@@ -85,8 +84,6 @@ def one_skip_for_all():
         "none",
         "no-unet",
         "script",
-        "compiled",
-        "compiled-in-place",
         "compiled-block",
         "groups",
         "k",
@@ -98,6 +95,13 @@ def one_skip_for_all():
 def test_unknown_layouts_are_refused(broken, words):
     with pytest.raises(UnknownLayout, match=words):
         DiffusersLadder(broken())
+
+
+@pytest.mark.parametrize("made", [lambda: torch.compile(unets.make("sd1"), backend="eager"), compiled_in_place])
+def test_compiled_unets_need_a_newer_torch(made, monkeypatch):
+    monkeypatch.setattr(compiled, "OLDEST", (99, 0))
+    with pytest.raises(UnknownLayout, match="the UNet is compiled, and this torch is too old for that"):
+        DiffusersLadder(made())
 
 
 @pytest.mark.parametrize("where", ["", "up_blocks.2", "down_blocks.0"])
