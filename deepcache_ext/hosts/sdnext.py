@@ -25,12 +25,16 @@ from ..plan.preview import PassAhead, planned
 from ..python.driver import Driver, Here
 from ..python.unet_clock import Clock, nature_of
 from ..session.session import Session
+from ..unet.compiled import is_compiled
 from ..unet.diffusers import DiffusersLadder
-from ..unet.support import UnknownLayout
+from ..unet.support import COMPILED, UnknownLayout
 from .adapter import Adapter, guarded, is_hires, sampler_of
 from .checkpoint import checkpoint_of
 
 OWN_CACHE = "SD.Next's own DeepCache is active (model compile backend deep-cache); both at once would cache twice"
+
+TORCHS_COMPILERS = ("", "inductor", "cudagraphs")
+"""Backends of the host's *Model Compile* that are torch's own; "" for none."""
 
 NO_LIST = "the number of steps is not known before the run: every Nth one is full"
 
@@ -203,7 +207,8 @@ def why_not(unet: Any) -> str:
         DiffusersLadder(unet)
     except UnknownLayout as reason:
         return str(reason)
-    return ""
+    backend = shared.opts.cuda_compile_backend if is_compiled(unet) else ""
+    return "" if backend in TORCHS_COMPILERS else f"{COMPILED} by {backend}, which was not tried"
 
 
 def is_refiner(p: Any) -> bool:

@@ -166,13 +166,21 @@ def test_it_steps_aside_for_the_hosts_own_cache() -> None:
     assert full_calls(looked("txt2img")) == 3
 
 
-def test_a_compiled_unet_is_left_alone() -> None:
-    def prepare(_host: Any, models: Any) -> None:
+@pytest.mark.parametrize(
+    ("backend", "full", "told"),
+    [
+        ("inductor", 3, "3 of 8 full"),
+        ("openvino_fx", 8, "not active: the UNet is compiled by openvino_fx, which was not tried"),
+    ],
+)
+def test_a_compiled_unet(backend: str, full: int, told: str) -> None:
+    def prepare(host: Any, models: Any) -> None:
+        host.shared.opts.cuda_compile_backend = backend
         models.unet._compiled_call_impl = models.unet._call_impl
 
     looker = looked("txt2img", prepare)
-    assert full_calls(looker) == 8
-    assert looker.told[0]["DeepCache"] == "not active: the UNet is compiled"
+    assert full_calls(looker) == full
+    assert looker.told[0]["DeepCache"] == told
 
 
 @pytest.mark.parametrize(("passes", "full"), [("first only", 3 + 8), ("hires only", 8 + 3), ("both", 3 + 3)])
