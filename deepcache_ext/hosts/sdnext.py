@@ -14,7 +14,6 @@ import functools
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from modules import sd_models_compile, shared
@@ -35,8 +34,6 @@ OWN_CACHE = "SD.Next's own DeepCache is active (model compile backend deep-cache
 
 TORCHS_COMPILERS = ("", "inductor", "cudagraphs")
 """Backends of the host's *Model Compile* that are torch's own; "" for none."""
-
-NO_LIST = "the number of steps is not known before the run: every Nth one is full"
 
 
 class SDNext(Adapter):
@@ -155,13 +152,9 @@ class SDNext(Adapter):
         )
         if is_refiner(now) and settings.is_of_one_pass:
             generation.plans(found := planned(settings.for_pass(hires=True), ahead))
-        elif total is None:  # no list of timesteps: only a plan that needs no end can be followed
-            generation.plans(found := planned(replace(settings, strategy="uniform"), ahead))
-            if settings.strategy != "uniform":
-                generation.notes[NO_LIST] = None
         else:
             found = self._planned(p, generation, ahead)
-        if found.remark and total is not None:
+        if found.remark:
             self._say(p, found.remark)
         session = generation.session = self._session(found, DiffusersLadder)
         if total is None and (settings.start > 0 or settings.end < 1):

@@ -20,12 +20,12 @@ from .strategies import apart, estimator_for, plan_for
 class PassAhead:
     """A pass that is to come, as its host announces it.
 
-    `total`: how many evaluations the host announces, about. `sigmas`: the noise level of each, where the host tells
-    (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the UNet has, 0 where no
-    model is loaded. `nature`: of its sampler and model. `early`: more will be known when
-    the pass begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept
-    feature takes, by branch; empty where that is not known. `checkpoint`, `checksum` and `sampler`: as the host calls
-    them, for what is measured; "" where it does not tell.
+    `total`: how many evaluations the host announces, about; 0 where nobody tells. `sigmas`: the noise level of each,
+    where the host tells (`strategies.plan_for`); their number is the better one. `depth`: how many output blocks the
+    UNet has, 0 where no model is loaded. `nature`: of its sampler and model. `early`: more will be known when the pass
+    begins, so that a plan that goes by noise levels is not to be made yet. `feature_bytes`: what one kept feature
+    takes, by branch; empty where that is not known. `checkpoint`, `checksum` and `sampler`: as the host calls them, for
+    what is measured; "" where it does not tell.
     """
 
     hires: bool
@@ -82,8 +82,8 @@ class PlannedPass:
         return fraction(self.kinds)
 
     def speed_up(self) -> float | None:
-        """Of the UNet's time, by arithmetic; None where the UNet is not known."""
-        if not self.ahead.depth:
+        """Of the UNet's time, by arithmetic; None where the UNet or the number of evaluations is not known."""
+        if not self.ahead.depth or not self.ahead.evaluations:
             return None
         return cost.speed_up(self.branches, self.ahead.depth)
 

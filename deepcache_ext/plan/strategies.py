@@ -23,6 +23,9 @@ FEW = 12
 the demo's first checkpoint at 6 to 16 steps agrees (research/plans.md).
 """
 
+ENDLESS = 1000
+"""What a plan is made for where the number of evaluations is not known: as many as a model has timesteps."""
+
 SECOND = 1
 """The branch that plans without noise levels run at least on UNets where it costs next to nothing (9 output blocks),
 and with samplers that add fresh noise: there the shallowest features age fastest (`ageing.UNMEASURED`).
@@ -40,13 +43,13 @@ def plan_for(
     """The plan of a pass of `total` evaluations on a UNet of `depth` output blocks, and a remark for the user or "".
 
     `sigmas`: the noise level of each evaluation as `Moment.sigma` counts it, or None where the host does not tell;
-    their number is the better one. `nature`: of sampler and model. `ageing`: of the model, where it was measured.
-    Raises `SettingsError` for a list of full evaluations that cannot be read.
+    their number is the better one. `total` is 0 where nobody tells it. `nature`: of sampler and model. `ageing`: of the
+    model, where it was measured. Raises `SettingsError` for a list of full evaluations that cannot be read.
     """
     branch, window = settings.cache_branch_id, (settings.start, settings.end)
     deeper = settings.deeper_branch_id
     uniform = UniformPlan(settings.cache_interval, branch, total, *window, deeper)
-    few = total < FEW
+    few, is_known, total = 0 < total < FEW, bool(total), total or ENDLESS
     if settings.strategy == "uniform":
         warned = few and uniform.caches
         return uniform, "so few steps: caching may change the picture much" if warned else ""
@@ -55,6 +58,8 @@ def plan_for(
         if "/" in settings.full_evaluations:
             return ListedPlan(full_ones, branch, total, *window, renewed, own), ""
         return _in_turns(full_ones, branch, total, window, deeper), ""
+    if settings.strategy == "non-uniform" and not is_known:
+        return uniform, UNKNOWN
     if settings.strategy == "non-uniform":
         listed = non_uniform(total, settings.cache_interval, round(settings.center * total), settings.power)
         return _in_turns(listed, branch, total, window, deeper), ""
@@ -68,7 +73,9 @@ def plan_for(
         evenly = _evenly(total, settings.speed_up, shares)
         if evenly is None:  # every second one on the deeper branch is faster than wanted already
             evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
-        return _in_turns(evenly or (), branch, total, window, deeper), EVENLY if depth else ""
+        return _in_turns(evenly or (), branch, total, window, deeper), (
+            EVENLY if is_known else UNKNOWN
+        ) if depth else ""
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     full, renewed, shallow, medium = _spread(settings, sigmas, depth, nature, outside, ageing)
     return ListedPlan(full, shallow, total, *window, renewed, medium if renewed else 0), ""
@@ -93,6 +100,7 @@ def _spread(
     return pair[0] if pair and len(pair[0][0]) + len(pair[0][1]) < len(sigmas) else single
 
 
+UNKNOWN = "the number of steps is not known before the run: its full steps lie evenly"
 EVENLY = "the sampler's noise levels are not known before the run: its full steps lie evenly"
 
 

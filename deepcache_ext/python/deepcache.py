@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -254,14 +254,12 @@ class DeepCache:
 
     def _begin_pass(self, here: Here, clock: Clock) -> Session:
         settings, total = self.settings, clock.remaining
-        if total is None:  # no list of timesteps: only a plan that needs no end can be followed
-            settings = replace(settings, strategy="uniform")
         sigmas, nature = clock.noise_levels(here.scheduler), nature_of(here.scheduler)
         levels = None if sigmas is None else tuple(sigmas)
         sampler = type(here.scheduler).__name__
         ahead = PassAhead(False, total or 0, levels, self._depth, nature, sampler=sampler)
         _, planned = self._profiles.planned(settings, ahead)
-        if planned.remark and total is not None:
+        if planned.remark:
             _warn(planned.remark)
         session = Session(planned.plan, planned.estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
         self._plans[session] = planned

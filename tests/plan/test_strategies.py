@@ -177,6 +177,28 @@ def test_plan_by_settings():
     assert late[:15] == [*range(15)] and len(late) < 30
 
 
+@pytest.mark.parametrize("speed_up", [1.3, 1.6, 2.0, 4.0])
+@pytest.mark.parametrize("depth", [9, 12])
+def test_a_run_of_unknown_length_is_no_faster_than_asked_for(speed_up, depth):
+    """However long it turns out to be, and with as few full evaluations as that allows."""
+    plan, remark = plan_for(Settings(enabled=True, speed_up=speed_up), 0, None, depth)
+    assert "number of steps is not known" in remark
+    for length in (20, 50, 200):
+        gained = cost.speed_up([plan.branch_at(k) for k in range(length)], depth)
+        assert gained <= speed_up + 1e-6 < length / (length / gained - 1)  # one full evaluation less would be too few
+
+
+def test_other_strategies_in_a_run_of_unknown_length():
+    def made(**values):
+        plan, remark = plan_for(Settings(enabled=True, **values), 0, None, 12)
+        return full(plan, 12), remark
+
+    assert made(strategy="uniform", cache_interval=4) == ([0, 4, 8], "")
+    assert made(strategy="custom", full_evaluations="0-1, 5") == ([0, 1, 5], "")
+    evenly, remark = made(strategy="non-uniform", cache_interval=3)
+    assert evenly == [0, 3, 6, 9] and "not known" in remark
+
+
 KARRAS = [(14.6 ** (1 / 7) + k / 29 * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7 for k in range(30)]
 
 

@@ -131,6 +131,17 @@ def test_numbers_that_repeat_are_not_trusted(pipe):
     assert torch.equal(guided_by_hand(pipe, as_number=True), plain)
 
 
+def test_a_preset_without_a_list_of_timesteps(unet, caplog):
+    """Plain numbers: as fast as was asked for, and a word about it."""
+    x, prompt = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
+    with DeepCache(unet, preset="Quality") as cache, torch.no_grad():
+        for k in range(20):
+            unet(x * 0.98**k, 980.0 - 49 * k, prompt)
+    (told,) = cache.report().passes
+    assert told.full_evaluations == 13 and "number of steps is not known" in caplog.text
+    assert cache._outcomes[0].planned.speed_up() is None
+
+
 @pytest.mark.parametrize("as_value", [float, lambda t: torch.full((2,), t)], ids=["numbers", "tensors"])
 def test_a_lower_value_may_be_another_pictures(pipe, as_value):
     """Without a scheduler: picture 1 is broken off, picture 2 (same prompt, other noise) begins further down."""
