@@ -17,6 +17,7 @@ class Reason(str, Enum):
     FIRST_SEEN = "the first call of its kind: nothing was kept for it yet"
     NOT_REFRESHED = "what was kept for it had become too old"
     UNPLACED = "could not match this tile to a part of the picture"
+    UNCLEAR = "two calls of the UNet at the same step could be taken for each other"
     NO_NUMBERS = "the picture was lost before: its values are no numbers (NaN)"
     MOVED = "the picture changed by more than one step can change it: it is another one, or another part of it"
     TOGETHER = "another part of the same step, or of the one before, could not be cached"

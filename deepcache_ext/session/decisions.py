@@ -93,12 +93,13 @@ class Decisions:
         if patched:
             self._report.foreign.update(patched)
             return self._plain(now, Reason.PATCHED)
-        key = self._slots.place(call, forwards)
-        if key is None:
-            return self._plain(now, Reason.UNPLACED if call.x.isfinite().all() else Reason.NO_NUMBERS)
+        branch = self._plan.branch_at(now.moment.index)
+        key = self._slots.place(call, forwards, is_full=branch is None)
+        if isinstance(key, Reason):
+            return self._plain(now, key)
         if at.foreign().counting and not self._is_alone(call, key, last):
             now.together = now.together or Reason.LAYERS
-        forward, branch = own_forward(at.unet), self._plan.branch_at(now.moment.index)
+        forward = own_forward(at.unet)
         if branch is not None and now.together is None:
             slot, reason = self._slots.find(key, call, forward, branch, self._plan.source(now.moment.index))
             if slot is not None:

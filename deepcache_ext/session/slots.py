@@ -58,22 +58,29 @@ class Slots:
         """A number for each kind of call that was seen in this pass."""
         self._by_kind: Counter[int] = Counter()
         self._by_place: Counter[tuple[int, Region]] = Counter()
+        self._alike: dict[tuple[int, Region], list[Call]] = {}
+        """This evaluation's calls so far, by kind and region."""
+        self._unclear: set[tuple[int, Region]] = set()
+        """Of calls that cannot be told apart."""
         self._latent: torch.Tensor | None = None
 
     def start_evaluation(self, latent: torch.Tensor | None) -> None:
         """`latent`: what the sampler asks about, (rows, channels, height, width), all parts of it; None if unknown."""
         self._by_kind.clear()
         self._by_place.clear()
+        self._alike.clear()
         self._latent = latent
 
     def end_evaluation(self) -> None:
         self._latent = None
+        self._alike.clear()
 
-    def place(self, call: Call, forwards: int = 0) -> Key | None:
-        """The key of a call, or None where its part of the latent cannot be proved. Ask once for each call.
+    def place(self, call: Call, forwards: int, is_full: bool) -> Key | Reason:
+        """The key of a call, or why there is none: its part of the latent cannot be proved, or it could be taken for
+        another call. Ask once for each.
 
         `forwards`: a number for what runs in it, since a guider's further call may differ in nothing but what it has
-        put on the layers.
+        put on the layers. `is_full`: by the plan.
         """
         kind = self._kinds.setdefault((call.kind, forwards), len(self._kinds))
         nth = self._by_kind[kind]
@@ -81,10 +88,16 @@ class Slots:
         self._by_kind[kind] += 1
         region = self._region(call, kind, nth)
         if region is None:
-            return None
-        before = self._by_place[kind, region]
-        self._by_place[kind, region] += 1
-        return kind, region, before, others
+            return Reason.UNPLACED if call.x.isfinite().all() else Reason.NO_NUMBERS
+        place = kind, region
+        key = (*place, self._by_place[place], others)
+        self._by_place[place] += 1
+        alike = self._alike.setdefault(place, [])
+        # What was kept for this very call was looked at when it was kept.
+        if (is_full or key not in self._slots) and any(map(call.is_taken_for, alike)):
+            self._unclear.add(place)
+        alike.append(call)
+        return Reason.UNCLEAR if place in self._unclear else key
 
     def with_further_channels(self, call: Call) -> Call:
         """What x holds besides the sampler's latent (an inpainting model's mask and picture, InstructPix2Pix's picture)

@@ -24,15 +24,17 @@ class Call:
 
     `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
     timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
-    `state`: what acts on the call besides its arguments, as far as it is known (active control units, loaded LoRAs).
-    `functions`: the origins (see `neighbours`) of other people's code that the call takes along. `whole`: why it can
-    only run in full, whatever that code is; "" where it need not. `has_both`: whether prompt and negative prompt are
-    both in it, where its arguments say so; None where they do not.
+    `passing`: arguments that are others at each evaluation (timesteps, a control network's residuals), and so no part
+    of what it is. `state`: what acts on the call besides its arguments, as far as it is known (active control units,
+    loaded LoRAs). `functions`: the origins (see `neighbours`) of other people's code that the call takes along.
+    `whole`: why it can only run in full, whatever that code is; "" where it need not. `has_both`: whether prompt and
+    negative prompt are both in it, where its arguments say so; None where they do not.
     """
 
     x: torch.Tensor
     kind: Hashable
     conditioning: tuple[torch.Tensor, ...]
+    passing: tuple[Any, ...] = ()
     state: Hashable = None
     functions: tuple[str, ...] = ()
     whole: str = ""
@@ -51,11 +53,12 @@ class Call:
             (names[place] if place < len(names) else place, value) for place, value in enumerate(args[2:])
         ]
         others += [(name, kwargs[name]) for name in sorted(kwargs) if name != "x" and name not in TIME_NAMES]
-        return cls.of_named(x, others)
+        return cls.of_named(x, others, (*args[1:2], *(kwargs[name] for name in TIME_NAMES & kwargs.keys())))
 
     @classmethod
-    def of_named(cls, x: Any, others: Iterable[tuple[Hashable, Any]]) -> Call:
-        """From x and all that distinguishes this call from another, each under its name, always in the same order.
+    def of_named(cls, x: Any, others: Iterable[tuple[Hashable, Any]], passing: tuple[Any, ...] = ()) -> Call:
+        """From x and all that distinguishes this call from another, each under its name, always in the same order, and
+        what is `passing`.
 
         Raises TypeError when x is no tensor.
         """
@@ -64,7 +67,17 @@ class Call:
         tensors: list[torch.Tensor] = []
         kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x))]
         kinds += [(name, _kind(value, tensors)) for name, value in others]
-        return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors))
+        return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors), passing)
+
+    def is_taken_for(self, other: Call) -> bool:
+        """Whether both, of one kind and part of the latent, differ in nothing by which they could be told apart at
+        another evaluation, and yet are not the same. Costs two device synchronisations at most.
+        """
+        if self.state != other.state or not same_content(self.conditioning, other.conditioning):
+            return False
+        mine: list[torch.Tensor] = []
+        others: list[torch.Tensor] = []
+        return _kind(self.passing, mine) != _kind(other.passing, others) or not same_content(mine, others)
 
 
 class Same:

@@ -110,15 +110,18 @@ class DiffusersLadder:
         """
         named = self._named(args, kwargs)
         x = named.pop("sample", None)
-        named.pop("timestep", None)
+        timestep = named.pop("timestep", None)
         residuals = {name: named.pop(name, None) for name in (MIDDLE, CONTROL, ADAPTER)}
+        # Not the very element of a list: how long that lives tells where a loop ends (`driver.Loop`).
+        timestep = timestep.detach() if isinstance(timestep, torch.Tensor) else timestep
+        passing = (timestep, *residuals.values())
         for name, given in residuals.items():
             first = given[0] if isinstance(given, (list, tuple)) and given else given
             if name == CONTROL and residuals[MIDDLE] is not None:
                 first = given is not None or None
             # A tensor without dimensions: compared with the conditioning, so that a GPU is not waited for here.
             named[name] = (first != 0).any() if isinstance(first, torch.Tensor) else None if first is None else True
-        call = Call.of_named(x, sorted(named.items()))
+        call = Call.of_named(x, sorted(named.items()), passing)
         return replace(call, state=self._processors.state())
 
     def arguments(self, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

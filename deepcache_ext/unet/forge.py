@@ -59,18 +59,18 @@ class ForgeLadder(Ladder):
         """What the call's arguments say, residuals by their shapes alone: a control network renews them."""
         named = {**dict(zip(PARAMETERS, args, strict=False)), **kwargs}
         control, options = named.pop("control", None), named.pop("transformer_options", None)
-        x = named.pop("x", None)
-        named.pop("timesteps", None)
+        x, passing = named.pop("x", None), (named.pop("timesteps", None), control)
         others: list[tuple[str, Any]] = [(name, named[name]) for name in sorted(named)]
         others.append(("control", _shapes(control)))
         if not isinstance(options, dict):
-            return replace(Call.of_named(x, others), whole="a call without transformer_options")
+            return replace(Call.of_named(x, others, passing), whole="a call without transformer_options")
         kept = sorted(str(name) for name in options if name not in RENEWED)
         others += [(f"option {name}", options[name]) for name in kept if name in options]
         functions = tuple(names_of_functions([options[name] for name in kept if name in options]))
         marks = options.get("cond_or_uncond")
         both = {0, 1} <= set(marks) if isinstance(marks, (list, tuple)) else None
-        return replace(Call.of_named(x, others), functions=functions, whole=self._whole(options), has_both=both)
+        call = Call.of_named(x, others, passing)
+        return replace(call, functions=functions, whole=self._whole(options), has_both=both)
 
     def _whole(self, options: Mapping[str, Any]) -> str:
         forward, inner = own_forward(self._unet), options.get("block_inner_modifiers")

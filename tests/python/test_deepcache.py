@@ -104,18 +104,33 @@ def test_gradients_are_asked_for(pipe):
     assert cache.report().passes[0].cached_calls == 0 and cache.report().passes[0].misses[Reason.GRADIENT]
 
 
+DOWN = [torch.zeros(1, 8, 8, 8)] * 3 + [torch.zeros(1, 8, 4, 4)] + [torch.zeros(1, 16, 4, 4)] * 2
+DOWN += [torch.zeros(1, 16, 2, 2)] * 3
+"""What a control network adds to the UNet on its way down."""
+
+
+def test_two_control_networks_in_turns(pipe):
+    """Two calls an evaluation, which nothing but their residuals tells apart, and those are new at each evaluation."""
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 16)
+    with DeepCache(pipe, cache_interval=2) as cache:
+        for t in torch.arange(5).flip(0):
+            for strength in (1, 2):
+                residual = torch.full((1, 16, 2, 2), float(strength * (t + 1)))
+                pipe.unet(x, t, context, down_block_additional_residuals=DOWN, mid_block_additional_residual=residual)
+    report = cache.report().passes[0]
+    assert (report.fraction, report.misses) == ("5 of 5 full", {Reason.UNCLEAR: 4})
+
+
 def test_gradients_are_asked_for_by_a_control_network(pipe):
     """Its residuals are no part of what calls are compared by."""
     x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 16)
     with torch.no_grad():
         middle = [torch.zeros_like(pipe.unet.mid_block(torch.zeros(1, 16, 2, 2), torch.zeros(1, 32)))]
-    down = [torch.zeros(1, 8, 8, 8)] * 3 + [torch.zeros(1, 8, 4, 4)] + [torch.zeros(1, 16, 4, 4)] * 2
-    down += [torch.zeros(1, 16, 2, 2)] * 3
     pipe.unet.requires_grad_(False)
     with torch.enable_grad(), DeepCache(pipe, cache_interval=2) as cache:
         for t in torch.arange(5).flip(0):
             residual = middle[0].clone().requires_grad_()
-            given = {"down_block_additional_residuals": down, "mid_block_additional_residual": residual}
+            given = {"down_block_additional_residuals": DOWN, "mid_block_additional_residual": residual}
             pipe.unet(x, t, context, **given).sample.sum().backward()
             assert residual.grad is not None and residual.grad.any()
     pipe.unet.requires_grad_(True)

@@ -67,6 +67,34 @@ def test_a_further_call_never_gets_the_own_calls_feature(unet, rows_of_the_furth
     cache.close()
 
 
+@pytest.mark.parametrize("order", ["ab", "ba at 4", "b at 4", "ab from 3 on"])
+def test_calls_that_differ_in_nothing_but_their_timesteps(unet, order):
+    """Nothing tells which is which when they change places or one stays away."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(9):
+        a = call(x=latent(k), context=torch.ones(2, 77, 64))
+        b = {**a, "timesteps": a["timesteps"] + 100}
+        calls = {"ab": [a, b], "ba at 4": [b, a] if k == 4 else [a, b], "b at 4": [b] if k == 4 else [a, b]}.get(order)
+        calls = ([a] if k < 3 else [a, b]) if calls is None else calls
+        for output, now in zip(evaluate(cache, unet, k, latent(k), *calls), calls, strict=True):
+            if order != "ab from 3 on" or k >= 3:
+                assert torch.equal(output, unets.by_hand(unet, 0, **{**now, "x": scaled(now["x"], k)})[0])
+    assert cache.close().misses[Reason.UNCLEAR] >= 5
+
+
+def test_calls_that_are_the_same_in_everything(unet):
+    """The prompt and the negative prompt are both empty, say, and are asked about one by one."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(9):
+        now = call(x=latent(k), context=torch.ones(2, 77, 64))
+        first, second = evaluate(cache, unet, k, latent(k), now, now)
+        assert torch.equal(first, second)
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("3 of 9 full", {})
+
+
 def test_a_surprise_makes_the_next_evaluation_full(unet):
     """The second of two calls changes its prompt after the first one was cached: that evaluation is mixed."""
     cache, latent = session(6), drifting(2)
