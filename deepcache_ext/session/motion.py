@@ -35,6 +35,13 @@ whole step there: DPM fast, DPM adaptive. How much of the angle all samplers of 
 ROUNDING = 0.02
 """Radians that are allowed in any case: half precision, and a second-order sampler's corrections at one level."""
 
+EXCHANGED = 0.5
+"""A row that lies so many times nearer to what another one was than to what it was itself has changed places with it.
+"""
+
+ROWS = 64
+"""Of more rows than that no pairs are compared."""
+
 UNKNOWN = 1.0
 """Radians that are allowed where a noise level is not known. Two pictures' noise lies 1.57 apart."""
 
@@ -79,8 +86,16 @@ class Motion:
             return True
         if last.rows.device != rows.device:
             return False
-        apart = max(read(torch.linalg.vector_norm(rows - last.rows, dim=1))) / 2
-        return self._is_within(2 * math.asin(min(apart, 1.0)), allowed + ROUNDING)
+        apart = torch.linalg.vector_norm(rows - last.rows, dim=1)
+        if 1 < len(rows) <= ROWS:
+            # Where pictures are alike, the angle alone does not tell that a row came from another one.
+            nearest = torch.cdist(rows, last.rows, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
+            apart = torch.cat([apart, nearest])
+        told = read(apart)
+        own, nearest_of = told[: len(rows)], told[len(rows) :]
+        if any(mine > ROUNDING and one < EXCHANGED * mine for mine, one in zip(own, nearest_of, strict=False)):
+            return False
+        return self._is_within(2 * math.asin(min(max(own) / 2, 1.0)), allowed + ROUNDING)
 
     def _is_within(self, turned: float, allowed: float) -> bool:
         """Both in radians."""

@@ -120,6 +120,22 @@ def test_one_row_of_a_batch_is_enough():
     assert set(range(1, 14)) <= set(alarms(rows))
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_rows_that_change_places(fresh):
+    """Of one picture, at low noise (img2img), where the angle alone would allow it. Equal rows are no change."""
+    sigmas = KARRAS[10:18]
+
+    def latents(swapped):
+        for k, level in enumerate(sigmas):
+            rows = [
+                smooth(0) + level * (noise(row) + (0.1 * noise(9 * k + row + 50) if fresh else 0)) for row in (1, 2)
+            ]
+            yield torch.cat([*(rows[::-1] if swapped and k % 2 else rows), rows[0] if not swapped else rows[k % 2]])
+
+    assert alarms(latents(False), Motion(fresh_noise=fresh), sigmas) == []
+    assert alarms(latents(True), Motion(fresh_noise=fresh), sigmas) == [*range(1, 8)]
+
+
 def test_each_shape_is_followed_by_itself():
     """A host that leaves the negative prompt out at times gives half the rows."""
     latents = [torch.cat([x, x]) if k % 2 else x for k, x in enumerate(euler())]
