@@ -22,6 +22,7 @@ from ..session.session import Session
 from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, is_compiling
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
+from ..unet.support import UnknownLayout
 from .turn import Entry, Turn
 from .unet_clock import Beat, Clock
 
@@ -239,6 +240,8 @@ class Driver:
             session.attach(self.unet, hooked=False)
             if session.is_off:
                 self._say(f"not active: {session.report.off}")
+        if run.clock.left_out:
+            session.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         session.tick(lambda: x, run.clock.noise_level(here.scheduler))
 
     def _end_pass(self, run: Run) -> None:

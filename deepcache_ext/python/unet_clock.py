@@ -84,10 +84,13 @@ class Clock:
         self._x: torch.Tensor | None = None
         self.remaining: int | None = None
         """How many evaluations the list still holds, with the one at hand; None where there is no list."""
+        self.left_out = False
+        """Whether the scheduler stepped on, or the list went on, since the evaluation before without a call."""
+        self._stride: int | None = None
 
     def look(self, x: torch.Tensor, timestep: Any, scheduler: Any = None) -> Beat:
         """What the call with these arguments is; ask once for each. `scheduler`: the pipeline's, where known."""
-        before, self._place = self._place, Place.of(timestep)
+        self.left_out, before, self._place = False, self._place, Place.of(timestep)
         step, self._step = self._step, (getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None))
         if self._place is not None:
             self._value = self._x = None
@@ -96,8 +99,15 @@ class Clock:
             # The list may itself be the beginning of a longer one.
             self.remaining = self._place.length - self._place.index if index is None else len(listed) - index
             if before is None or not self._place.shares(before) or self._place.index < before.index:
+                self._stride = None
                 return Beat.PASS
-            return Beat.EVALUATION if self._place.index > before.index else Beat.CALL
+            on = self._place.index - before.index
+            if not on:
+                return Beat.CALL
+            # A loop over a part of a list (`timesteps[::2]`) goes on by as many each time.
+            self._stride = self._stride or on
+            self.left_out = on != self._stride or _has_stepped_twice(step, self._step)
+            return Beat.EVALUATION
         value, self._value = self._value, _value(timestep)
         last, self._x = self._x, x.detach().clone()
         self.remaining = None
@@ -135,8 +145,14 @@ class Clock:
         return [level for level in levels if level is not None] if None not in levels else None
 
     def forget(self) -> None:
-        self._place = self._value = self._x = self.remaining = None
+        self._place = self._value = self._x = self.remaining = self._stride = None
         self._step = (None, None)
+
+
+def _has_stepped_twice(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
+    """Whether a scheduler, by its list and its step, went through a whole step between the two."""
+    (one, first), (other, second) = before, now
+    return one is other and isinstance(first, int) and isinstance(second, int) and second > first + 1
 
 
 def _is_like(last: torch.Tensor | None, x: torch.Tensor) -> bool:

@@ -24,7 +24,7 @@ class Reason(str, Enum):
     LAYERS = "another extension counts the UNet's layers, which goes well only where a step is one call of the UNet"
     CONDITIONING = "the prompt, or a mask or picture given with it, changed in mid-run"
     FORWARD = "another extension began or stopped to act on the UNet"
-    STATE = "a ControlNet unit, a LoRA, a hypernetwork or FreeU changed"
+    STATE = "a ControlNet unit, a LoRA, a hypernetwork, FreeU or the attention changed"
     PATCHED = "another extension may need the part of the UNet that a cached step skips"
     WEIGHTS = "the model's weights changed"
     BLOCKS = "blocks of the UNet were exchanged"

@@ -44,6 +44,7 @@ class Attachment:
         self._last_seen: tuple[Hashable, int] = (None, 0)
         self._parts = parts(self.unet)
         self._foreign: Foreign | None = None
+        self._put_on: object = None
         self._hooks_so_far = RemovableHandle.next_id
 
     def _check(self) -> None:
@@ -56,8 +57,9 @@ class Attachment:
 
     def _check_forwards(self) -> None:
         """Whoever replaced the UNet's forward, on its class or on this instance, must be known."""
-        own = own_forward(self.unet)
+        own, call = own_forward(self.unet), type(self.unet).__call__
         names = {
+            "calls of the UNet's class": None if call is nn.Module.__call__ else origin(call),
             "forward of the UNet's class": class_forward(type(self.unet), self._home),
             "UNet's forward": None if own is None else origin(own),
         }
@@ -150,6 +152,8 @@ class Attachment:
 
     def foreign(self) -> Foreign:
         """Who lives in the blocks that cached calls skip. Raises `UnknownLayout` where that is not known."""
+        if self.ladder.put_on is not self._put_on:
+            self._foreign, self._put_on = None, self.ladder.put_on
         if self._foreign is None:
             found = look(self._skipped, self._home, self._trusted)
             if found.unknown:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Mapping
 from functools import partial
-from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
 
@@ -79,7 +78,7 @@ class WeightsWatch:
                 role = f"{roles[parent]}.{name}" if name.isdigit() or not roles[parent].isdigit() else name
                 roles[child] = name if not name.isdigit() else role.rpartition(".")[2]
                 by_name.setdefault((child in middle, role), []).append((name, parent._modules, child))
-                if _has_weight(child):
+                if _watched(child):
                     weighted.setdefault((child in middle, role), []).append(child)
             if "merged_adapters" in parent.__dict__:
                 adapted.append(parent.__dict__)
@@ -89,8 +88,9 @@ class WeightsWatch:
         self._children = [child for _, _, child in links]
         layers = [layer for group in weighted.values() for layer in _spread(group)]
         layers = list(dict.fromkeys([*layers, *_one_of_each_block(self._unet)]))
-        self._owners = [layer._parameters for layer in layers]
-        self._weights = [owner["weight"] for owner in self._owners]
+        held = [(layer._parameters, name) for layer in layers for name in _watched(layer)]
+        self._owners, self._held = [owner for owner, _ in held], [name for _, name in held]
+        self._weights = [owner[name] for owner, name in held]
         self._online = Online(layers)
         self.values = Values(self._weights)
         self._adapted = adapted[:: max(1, len(adapted) // 64)]
@@ -120,7 +120,7 @@ class WeightsWatch:
     def _is_same(self) -> bool:
         if not all(map(is_, map(dict.get, self._parents, self._names), self._children)):
             return False
-        now = list(map(dict.get, self._owners, repeat("weight")))
+        now = list(map(dict.get, self._owners, self._held))
         if all(map(is_, now, self._weights)):
             return True
         for before, weight in zip(self._weights, now, strict=True):
@@ -231,12 +231,16 @@ def _one_of_each_block(unet: nn.Module) -> Iterator[nn.Module]:
     """
     for child in unet._modules.values():
         for block in () if child is None else child._modules.values():
-            weighted = [] if block is None else [one for one in block.modules() if _has_weight(one)]
+            weighted = [] if block is None else [one for one in block.modules() if _watched(one)]
             yield from weighted[len(weighted) // 2 :][:1]
 
 
-def _has_weight(module: nn.Module) -> bool:
-    return isinstance(module._parameters.get("weight"), torch.Tensor)
+def _watched(module: nn.Module) -> list[str]:
+    """The names of a module's own parameters that are watched: its weight, or, where a library keeps that in parts
+    (`weight_norm`, torch's parametrizations), all that are there.
+    """
+    named = [name for name, one in module._parameters.items() if isinstance(one, torch.Tensor)]
+    return ["weight"] if "weight" in named else [name for name in named if name != "bias"]
 
 
 def _spread(group: list[Any]) -> list[Any]:

@@ -58,14 +58,16 @@ class Processors:
             for module in unet.modules()
             if "processor" in module.__dict__ or "processor" in module._modules
         ]
-        self._now: tuple[Any, ...] = ()
+        self.now: tuple[Any, ...] = ()
+        """Those of the last call."""
         self._scaled: list[dict[str, Any]] = []
+        self.state()
 
     def state(self) -> Hashable:
         """Equal where the same processors act with the same scales; reads no tensor."""
         now = tuple([plain.get("processor") or modules.get("processor") for plain, modules in self._owners])
-        if now != self._now:
-            self._now = now
+        if now != self.now:
+            self.now = now
             self._scaled = [vars(processor) for processor in now if "scale" in getattr(processor, "__dict__", ())]
         return (now, tuple([_scale(held.get("scale")) for held in self._scaled]))
 
@@ -98,6 +100,11 @@ class DiffusersLadder:
     def depth(self) -> int:
         """Number of layers on the way up; branches go from 0 to depth - 1."""
         return len(self._spans)
+
+    @property
+    def put_on(self) -> object:
+        """The attention processors at the last call: another object when any was exchanged."""
+        return self._processors.now
 
     # Arguments ----------------------------------------------------------------------------------------------
 

@@ -134,6 +134,10 @@ class AnyLadder(Protocol):
     def depth(self) -> int:
         """Number of branches; they go from 0 to depth - 1."""
 
+    @property
+    def put_on(self) -> object:
+        """What the last call found on all layers (diffusers' attention processors): another object when any is."""
+
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """What distinguishes the call with these arguments. Timesteps, and what skipped blocks alone would use or a
         host renews at each evaluation (a control network's residuals), are no part of it.

@@ -35,6 +35,11 @@ class Ladder:
         """Number of output blocks; branches go from 0 to depth - 1."""
         return len(self._real("output_blocks"))
 
+    @property
+    def put_on(self) -> object:
+        """Nothing that `session.changes` does not see."""
+        return None
+
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         return Call.of(args, kwargs)
 

@@ -16,6 +16,7 @@ from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.python import driver as driver_module
 from deepcache_ext.python.driver import Driver, Here
+from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from tests import diffusers_unets as unets
@@ -299,6 +300,25 @@ def test_no_call_is_a_real_one_while_it_is_compiled():
     assert torch.equal(unet(x, t), 2 * x) and told[0] == "begin"
     driver.release()
     assert not unet._forward_pre_hooks
+
+
+def test_somebody_above_who_leaves_calls_out(unet):
+    """A forecaster in the pipeline's loop: both would act at once, and what is not seen is not told as full."""
+    with DeepCache(unet, **THIRD) as cache:
+        for k, t in enumerate(torch.arange(900, 0, -100)):
+            if k < 3 or k % 2 == 0:
+                call(unet, k, t)
+    (told,) = cache.report().passes
+    assert told.off == Reason.NO_CALL.value and told.fraction == "1 of 3 full"
+
+
+def test_calls_of_the_class_that_somebody_replaced(unet, monkeypatch):
+    monkeypatch.setattr(type(unet), "__call__", lambda self, *a, **k: torch.nn.Module.__call__(self, *a, **k), False)
+    with DeepCache(unet, **THIRD) as cache:
+        outputs = picture(unet)
+    (told,) = cache.report().passes
+    assert "replaced the calls of the UNet's class" in told.off and told.cached_calls == 0
+    assert same(outputs, picture(unet))
 
 
 def test_another_key_is_another_pass(unet):

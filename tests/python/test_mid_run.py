@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from deepcache_ext import DeepCache
 from deepcache_ext.report.pass_report import Reason
@@ -57,3 +58,32 @@ def test_freeu_that_begins_in_mid_run(was_on):
     with DeepCache(unet, **THIRD):
         cached = outputs()
     assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
+
+
+class Counting(AttnProcessor2_0):
+    """Somebody else's, which is to see every call."""
+
+    seen = 0
+
+    def __call__(self, *args, **kwargs):
+        type(self).seen += 1
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_processor_that_counts_and_comes_in_mid_run():
+    """On any one of the attentions: those of the part that always runs see every call in any case."""
+    refused = []
+    for place in range(len(unets.make("sd1").attn_processors)):
+        unet = unets.make("sd1")
+        layer = [module for module in unet.modules() if type(module).__name__ == "Attention"][place]
+        Counting.seen = 0
+        with DeepCache(unet, **THIRD) as cache:
+            for k, t in enumerate(torch.arange(900, 200, -100)):
+                if k == 4:
+                    layer.set_processor(Counting())
+                call(unet, k, t)
+        assert Counting.seen == 3
+        (told,) = cache.report().passes
+        assert told.off or told.misses == {Reason.STATE: 1}
+        refused.append("test_mid_run` watches layers" in told.off)
+    assert any(refused) and not all(refused)

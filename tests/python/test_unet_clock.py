@@ -37,6 +37,29 @@ def test_elements_of_a_list():
     assert beats(rising) == [PASS, EVALUATION, EVALUATION]
 
 
+def test_an_evaluation_that_is_left_out():
+    """By who stands above the UNet's calls. A loop over a part of the list leaves none out."""
+    ts = torch.arange(20, 0, -1)
+    for indices, out in {(0, 1, 2, 4, 5): 3, (0, 1, 1, 2, 3): None, (0, 2, 4, 6): None, (0, 2, 4, 5): 3}.items():
+        clock, left_out = Clock(), []
+        for index in indices:
+            clock.look(torch.zeros(1), ts[index])
+            left_out.append(clock.left_out)
+        assert left_out == [k == out for k in range(len(indices))]
+
+
+def test_a_scheduler_that_steps_on_without_a_call():
+    scheduler, clock = pipelines.scheduler("EulerDiscreteScheduler"), Clock()
+    scheduler.set_timesteps(8)
+    x, left_out = torch.randn(1, 4, 8, 8), []
+    for k, t in enumerate(scheduler.timesteps):
+        if k % 2 == 0:  # as evenly as a loop over every second timestep
+            clock.look(x, t, scheduler)
+            left_out.append(clock.left_out)
+        x = scheduler.step(x, t, x).prev_sample
+    assert left_out == [False, False, True, True]  # at first its step is not known
+
+
 def test_a_list_that_is_written_to_is_another_one():
     ts = torch.tensor([9, 7])
     clock = Clock()

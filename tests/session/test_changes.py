@@ -38,6 +38,29 @@ def test_inference_tensors_and_missing_weights_are_left_out():
     assert watch.version() > before
 
 
+@pytest.mark.parametrize(
+    ("normed", "part"),
+    [
+        (nn.utils.weight_norm, lambda layer: layer.weight_g),
+        (nn.utils.parametrizations.weight_norm, lambda layer: layer.parametrizations.weight.original0),
+        (nn.utils.parametrizations.weight_norm, lambda layer: layer.parametrizations.weight.original1),
+    ],
+    ids=["old", "lengths", "directions"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_weights_that_a_library_keeps_in_parts(normed, part):
+    unet = unets.make("three-levels")
+    layers = [module for module in unet.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for layer in layers:
+        normed(layer)
+    watch = WeightsWatch(unet)
+    before = watch.version()
+    with torch.no_grad():
+        for layer in layers:
+            part(layer).mul_(1.3)
+    assert watch.version() != before
+
+
 def test_adapters_of_peft():
     """What peft 0.21 has on a LoRA layer; it is not among the tests' packages."""
     unet = unets.make("three-levels")
