@@ -15,6 +15,7 @@ wheels, 16 MB of them: `python -m bench.gpu --wheels` says how.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -94,6 +95,9 @@ def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]
         )
     for case in [TINY] if tiny else [*(Case(net, side, side) for net, side in nets), *ROWS]:
         found.append(Step(f"fast: {case.name}", 45, functools.partial(row, case, options, say)))
+    found.append(
+        Step(f"fast: compiled, {first} {nets[0][1]} px", 150, lambda: compiled(first, nets[0][1] // 8, half, options))
+    )
     return found
 
 
@@ -150,6 +154,34 @@ def presets(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace
         seconds = rounds(Clock(device), rivals, 1 if options.tiny else 12, least=1, budget=30)
     gains = {name: ratio(seconds, "none", name).as_json() for name in PRESETS}
     return {"gains": gains, "seconds": seconds, "reports": reports}
+
+
+def compiled(net: str, side: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
+    """Loops of 9 evaluations at interval 3, branch 0, cached and not, with a UNet that torch compiled and without."""
+    device = options.device
+    unet, given = twins.make(net, device, dtype), twins.inputs(net, 2, (side, side), device, dtype)
+    made = {"": unet, "compiled": torch.compile(unet, backend="eager" if options.tiny else "inductor")}
+    rest, last = {name: value for name, value in given.items() if name != "sample"}, {}
+
+    def loop(name: str, cached: bool) -> None:
+        x = given["sample"]
+        with DeepCache(made[name], cache_interval=3, estimator="copy") if cached else contextlib.nullcontext():
+            for timestep in torch.arange(900, 0, -100, device=device):
+                x = x - 0.05 * made[name](x, timestep, **rest, return_dict=False)[0]
+        last[name, cached] = x
+
+    rivals = [Rival(f"{name} {cached}", functools.partial(loop, name, cached)) for name in made for cached in (0, 1)]
+    began = time.monotonic()
+    with torch.no_grad():
+        for rival in rivals:
+            rival.run()
+        took = time.monotonic() - began
+        seconds = rounds(Clock(device), rivals, 1 if options.tiny else 12, least=1, budget=20)
+    gains = {name: ratio(seconds, f"{name} 0", f"{name} 1").as_json() for name in made}
+    off, on = ((last["", cached] - last["compiled", cached]).abs().max().item() for cached in (0, 1))
+    far = on > 4 * off + 1e-6
+    wrong = [f"compiled, cached pictures differ by {on:.2g}, uncached ones by {off:.2g}"] if far else []
+    return {"compiled_gains": gains, "seconds": seconds, "first_loops_seconds": took, "wrong": wrong}
 
 
 # The run ---------------------------------------------------------------------------------------------------------

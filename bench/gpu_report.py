@@ -91,6 +91,16 @@ def _fast(done: Mapping[str, Any]) -> list[str]:
             values = (f"{g['value']:.2f}x [{g['low']:.2f}, {g['high']:.2f}]" for g in figures["gains"].values())
             gains.append((name.removeprefix("fast: presets, "), *values))
             head = ("20 evaluations, Euler", *figures["gains"])
+        elif "compiled_gains" in figures:
+            values = [
+                f"{g['value']:.2f}x [{g['low']:.2f}, {g['high']:.2f}]" for g in figures["compiled_gains"].values()
+            ]
+            own = median(figures["seconds"][" 0"]) / median(figures["seconds"]["compiled 0"])
+            where, took = name.removeprefix("fast: compiled, "), figures["first_loops_seconds"]
+            parts.append(
+                f"Interval 3, branch 0, {where}: {values[0]}; {values[1]} of what is compiled, which is {own:.2f}x as "
+                f"fast uncached. The first loops took {took:.0f} s, compiling included."
+            )
         elif "foreseen" in figures:
             for branch, measured in figures["measured"].items():
                 foreseen = figures["foreseen"][branch]

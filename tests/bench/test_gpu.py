@@ -29,13 +29,14 @@ def figures(out: Path) -> dict[str, Any]:
 def test_all_of_it_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([*TINY, "--out", str(tmp_path)]) == 0
     found, text = figures(tmp_path), capsys.readouterr().out
-    assert [name.split(":")[0] for name in found] == ["right"] * 2 + ["waits"] * 2 + ["fast"] * 3
+    assert [name.split(":")[0] for name in found] == ["right"] * 2 + ["waits"] * 2 + ["fast"] * 4
     assert all("figures" in step for step in found.values()), text
     assert text.strip() == (tmp_path / "speed-gpu.md").read_text().strip()
     assert "too small" in text and "Not done" not in text
     counts = found["waits: tiny"]["figures"]["synchronisations"]
     assert all(count >= 0 for count in counts.values()) and len(counts) == 8
     assert set(found["fast: presets, tiny 64 px"]["figures"]["gains"]) == set(gpu.PRESETS)
+    assert found["fast: compiled, tiny 64 px"]["figures"]["wrong"] == [] and "of what is compiled" in text
 
 
 def steps_of(*names: str, run: Any) -> Any:
