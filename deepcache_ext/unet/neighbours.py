@@ -97,14 +97,22 @@ ATTACHED = frozenset({"processor", "_diffusers_hook", "_hf_hook"})
 WATCHED = ATTACHED.union(FORWARDS)
 
 
+WRAPPING = frozenset({"contextlib", "functools", "warnings", "typing_extensions"})
+"""Python's own modules that wrap functions in others: context managers, warnings of what is deprecated."""
+
+
 def origin(function: Any) -> str:
     """Where the code of a function, a method, a partial or a callable object stands: `module:qualified name`. The
-    module is that of the code's own globals, which `functools.wraps` and `__module__` do not disguise.
+    module is that of the code's own globals, which `functools.wraps` and `__module__` do not disguise. Of what Python's
+    own wrappers (`contextlib.contextmanager`) made of a function, it is the function's.
     """
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "__func__", function)
     globals_ = getattr(function, "__globals__", None)
+    while globals_ is not None and globals_.get("__name__") in WRAPPING and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+        globals_ = getattr(function, "__globals__", None)
     if globals_ is not None:
         return f"{globals_.get('__name__', '?')}:{getattr(function, '__qualname__', '?')}"
     kind = function if isinstance(function, type) else type(function)

@@ -303,7 +303,7 @@ def test_offloading(offload, early):
 
 
 def test_lora_layers_and_freeu():
-    """LoRA wraps linear layers; here by hand, since peft is not among the tests' packages."""
+    """Linear layers that somebody wraps in a LoRA of his own; peft's are in test_lora.py."""
     pipe = build(SD)
 
     class Low(torch.nn.Module):

@@ -62,7 +62,7 @@ def test_weights_that_a_library_keeps_in_parts(normed, part):
 
 
 def test_adapters_of_peft():
-    """What peft 0.21 has on a LoRA layer; it is not among the tests' packages."""
+    """What peft 0.21 has on a LoRA layer, each alone; peft itself is in tests/python/test_lora.py."""
     unet = unets.make("three-levels")
     layer = unet.out[2]
     layer.scaling, layer.merged_adapters = {"one": 1.0}, []

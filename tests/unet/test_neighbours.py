@@ -1,5 +1,6 @@
 """Who lives in the blocks that a cached call skips: found, named, and asked about in the table of the known."""
 
+import contextlib
 import functools
 import re
 from types import SimpleNamespace
@@ -216,6 +217,7 @@ def test_origins_are_where_the_code_stands():
     disguised.__module__ = "torch.nn"
     assert origin(disguised).startswith(f"{HERE}:")
     assert origin(functools.partial(disguised)).startswith(f"{HERE}:")
+    assert origin(contextlib.contextmanager(disguised)) == origin(disguised)  # as a method of peft's layers is
     assert origin(Storing()).startswith(HERE) and origin(Storing().__call__).startswith("diffusers.models.")
     assert from_file("negpip.py", "found = lambda: None").__globals__["__name__"] == "negpip.py"
     assert origin(from_file("negpip.py", "def found(): pass")) == "negpip.py:found"
