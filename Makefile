@@ -21,7 +21,7 @@ help:
 	@echo "make test    the tests to run before a commit: each promise on each host, a few minutes"
 	@echo "make test-all  all tests, with coverage (test-rest: what make test leaves out)"
 	@echo "make bench   the benchmarks"
-	@echo "make gpu     right, without waits and how fast on this machine's GPU, in nine minutes"
+	@echo "make gpu     right, without waits and how fast on this machine's GPU, in at most nine minutes"
 	@echo "make evidence  how near the pictures come on the laboratory's networks, into docs/ (after make lab; hours)"
 	@echo "make replay  replay recordings of real hosts (TRACES=DIR)"
 	@echo "make soak    a fault at every call of every recording, and 1000 random pictures (about an hour)"

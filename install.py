@@ -13,7 +13,7 @@ def main() -> None:
         return
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
-        print(f"DeepCache needs torch {OLDEST[0]}.{OLDEST[1]} or newer and found {version}: it will stay inactive.")
+        print(f"DeepCache needs torch {OLDEST[0]}.{OLDEST[1]} or newer and found {version}: it will not work.")
 
 
 main()

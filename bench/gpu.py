@@ -1,4 +1,4 @@
-"""`python -m bench.gpu` (`make gpu`): what one card can tell in nine minutes, the most important first.
+"""`python -m bench.gpu` (`make gpu`): what one card can tell in at most nine minutes, the most important first.
 
 Right (cached calls against the live blocks by hand and against the published helper), nothing waits (synchronisations
 and our own time a call), fast (presets, shares by branch, the rows of docs/speed.md). Every step has a budget of

@@ -87,7 +87,7 @@ def report(cases: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
     parts = [
         "# Speed on the architectures at full size",
         "For whoever wants to know what a full and a cached call take, and how near that is to what is possible."
-        + ("" if on_gpu else " **No GPU was measured yet**: `make gpu` does it in nine minutes, on one card."),
+        + ("" if on_gpu else " **No GPU was measured yet**: `make gpu` does it in at most nine minutes, on one card."),
         "Written by `python -m bench.architectures`. The published architectures with random weights: no time depends "
         "on what a UNet has learned. The loops are not run as a whole: their speed-ups are put together from the "
         "medians of full and cached calls that took turns in one process; in brackets the 95 % interval, a bootstrap "

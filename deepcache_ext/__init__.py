@@ -26,7 +26,7 @@ _HOMES = {
     "DeepCache": ".python.deepcache",
     "DeepCacheSDHelper": ".python.sdhelper",
     "NotMeasured": ".measure.trial",
-    "SettingsError": ".settings.settings",
+    "SettingsError": ".settings.fields",
 }
 
 

@@ -55,7 +55,7 @@ figures for a direction, and less than 1 dB for no difference.
 - Each rival is written small from its paper, in `bench/rivals/`; what was left out stands there. None is its authors'
   own code.
 - The speed-up is counted by what is run, in SD1.5's and SDXL's FLOPs, for all in the same way. A skipped evaluation
-  (a call of the UNet that the sampler asks for) costs nothing; where blocks run to decide, they are counted.
+  (one request of the sampler) costs nothing; where blocks run to decide, they are counted.
 - Each rival is made as fast as the preset of the same cell: its threshold is chosen by the speed-up alone, and each
   picture of a batch decides for itself. Where no run comes within 2% of that speed-up, the figure lies on the line
   between the two runs around it. Where a rival does not come within {far:.0%} on every network, its own speed-up stands

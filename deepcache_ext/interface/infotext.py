@@ -34,7 +34,7 @@ def paste_fields(components: Mapping[str, Any], notice: Any, updates: bool = Fal
     Gradio's update instead of a plain value.
 
     An infotext without DeepCache switches it off. In one with it, what is only written where it differs from its
-    default (`settings.SELDOM`) is set to that; any other absent key leaves its control as it is. The readers are
+    default (`fields.SELDOM`) is set to that; any other absent key leaves its control as it is. The readers are
     the same objects in both tabs: by them the host finds the pairs when a picture is sent from one to the other.
     """
     pairs = [*((component, reader(name)) for name, component in components.items()), (notice, shown_note)]

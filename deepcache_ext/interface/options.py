@@ -47,7 +47,9 @@ def add_options(shared: Any, changed: Callable[[], None]) -> None:
                 "Other extensions whose code in the UNet may be skipped",
                 section=SECTION,
                 onchange=changed,
-            ).info("names as DeepCache gives them where it keeps out, with commas; only where you know it is harmless"),
+            ).info(
+                "names as DeepCache gives them when it steps aside, with commas between; only code that may be skipped"
+            ),
         ),
     ):
         shared.opts.add_option(key, info)

@@ -30,7 +30,7 @@ def strip(passes: Sequence[PlannedPass], problem: str = "", asked: Mapping[str, 
 
 
 def header(passes: Sequence[PlannedPass]) -> str:
-    """For instance `2.0x, 13 of 30 full`, with a hires pass counted in; "" without a plan."""
+    """For instance `2.1x, 13 of 30 full`, with a hires pass counted in; "" without a plan."""
     if not passes:
         return ""
     gain, kinds = speed_up_of(passes), [kind for one in passes for kind in one.kinds]

@@ -87,9 +87,9 @@ class Profile:
         """What was found, and what follows from it for a run of 20 steps at 2x."""
         nature = Nature(self.made_for.fresh_noise)
         *_, deepest = least_error(USUAL_SIGMAS, 2.0, self.made_for.blocks, self.whole, nature=nature)
-        follows = "pay" if deepest else "do not pay"
-        speed = self.ageing[max(self.ageing)]
-        return f"its deep features age at {speed:.2f} of the shallow ones' speed: medium and deeper steps {follows}"
+        times = 1 / self.ageing[max(self.ageing)]
+        follows = "medium or deeper steps pay" if deepest else "the presets run as little of it as they can"
+        return f"what lies deep in its UNet keeps {times:.1f} times as long as what lies near the surface: {follows}"
 
     @property
     def file_name(self) -> str:

@@ -1,8 +1,8 @@
 """What a plan should gain, before it is run: from the cost of a cached call by branch.
 
 Shares of a full call in FLOPs, attention included, counted on the real ldm and sgm UNets at 512 and 1024 pixels
-(`python -m bench`). A GPU runs the shallow blocks at a lower rate than the deep ones and gains less; the sampler, the
-text encoders and the decoder are not made faster, so a whole picture gains less than its UNet.
+(`python -m bench`). On the authors' GPUs the gain was lower (docs/speed.md, *reported*). The sampler, the text encoders
+and the decoder are not made faster, so a whole picture gains less than its UNet.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ FORECAST_UP_TO = 1.1
 far it was better than a copy on the laboratory's choosing half, 2.6x of 20 steps (research/laboratory.md).
 """
 FORECAST_BY_DEPTH_UP_TO = 0.9
-"""The same of evaluations that renew the shallower of two features; fitted to plans by depth of the same checkpoint
-(research/plans.md)."""
+"""The same of evaluations that renew the shallower of two features; fitted to the demo's first checkpoint
+(research/estimators.md)."""
 FORECAST_UP_TO_STEPS = 3.4
-"""The same in evaluations, for where the noise levels are not known: fitted to the same checkpoint at 30 steps."""
+"""The same in evaluations, for where the noise levels are not known: fitted to that checkpoint at 30 steps."""

@@ -33,8 +33,8 @@ def replaces_noise_by_name(sampler: str) -> bool:
 
 def needs_few_steps(sampler: str) -> bool:
     """Whether a sampler of this name loses so little by fewer steps that they are a rival to caching: UniPC. On the
-    laboratory's choosing half, at 12 to 20 steps, fewer steps came up to 2.4 dB nearer than the presets on the worst
-    network, and 1.3 to 6.0 dB less near in the mean (research/laboratory.md).
+    laboratory's choosing half, at 20 steps, fewer steps came up to 2.6 dB nearer than a preset on the worst network,
+    and 2.4 to 6.8 dB less near in the mean (docs/evidence.md).
     """
     return "unipc" in sampler.lower()
 

@@ -100,8 +100,8 @@ def _spread(
     return pair[0] if pair and len(pair[0][0]) + len(pair[0][1]) < len(sigmas) else single
 
 
-UNKNOWN = "the number of steps is not known before the run: its full steps lie evenly"
-EVENLY = "the sampler's noise levels are not known before the run: its full steps lie evenly"
+UNKNOWN = "the number of steps is not known before the run, so the full steps are spaced evenly"
+EVENLY = "the sampler's noise levels are not known before the run, so the full steps are spaced evenly"
 
 
 def _evenly(total: int, speed_up: float, shares: Sequence[float]) -> tuple[int, ...] | None:

@@ -89,7 +89,8 @@ class DeepCache:
         speed_up: how many times faster the UNet's calls shall be together, 1 to 5.
         cache_interval: every Nth evaluation is full, 1 to 50; with that alone the strategy is "uniform".
         cache_branch_id: the part of the UNet that runs at the others, 0 (the least) to the number of up layers less 1.
-        deeper_branch_id: a larger part, which runs at every second evaluation that would run the whole UNet; 0: none.
+        deeper_branch_id: a larger part, which runs at every second evaluation that would run the whole UNet; 0: none of
+                your own (weighted plans choose both where cache_branch_id is 0 too).
         estimator: what stands for the skipped part, "auto", "copy" or "forecast".
         strategy: "weighted" (by noise level), "uniform", "non-uniform" (the paper's) or "custom".
         full_evaluations: with "custom", which ones are full, for instance "0-3, 6, 9, 12-29:3".

@@ -72,9 +72,9 @@ class Clock:
     A timestep whose value decides must fall from one evaluation to the next, and the scheduler must have stepped on.
     Where its step is unknown, x must be like the last one (`LIKENESS`): the call may be the first of another picture,
     whose predecessor was broken off, or of a test at random timesteps. Two pictures that begin at low noise from one
-    image are alike: there a program says where a run begins (`forget`). Where the value repeats, the same x is a
-    further call; with another x it may be a second-order sampler's, another tile's or another picture's, and only the
-    scheduler's own step tells: without one it begins a new pass, so that nothing is cached on a guess.
+    image are alike: there a program says where a run begins (`DeepCache.new_run`). Where the value repeats, the same x
+    is a further call; with another x it may be a second-order sampler's, another tile's or another picture's, and only
+    the scheduler's own step tells: without one it begins a new pass, so that nothing is cached on a guess.
     """
 
     def __init__(self) -> None:
@@ -143,10 +143,6 @@ class Clock:
             return None
         levels = [noise_level(scheduler, first + k) for k in range(self.remaining or 0)]
         return [level for level in levels if level is not None] if None not in levels else None
-
-    def forget(self) -> None:
-        self._place = self._value = self._x = self.remaining = self._stride = None
-        self._step = (None, None)
 
 
 def _has_stepped_twice(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:

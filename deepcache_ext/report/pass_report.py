@@ -32,7 +32,7 @@ class Reason(str, Enum):
     RAISED = "the UNet broke off with an error"
     WALKS = "the UNet's blocks ran more or fewer times than in the full step before"
     SIZES = "inside the UNet the picture had another size than in the full step before"
-    OUTSIDE = "it was none of this run's steps"
+    OUTSIDE = "the call belonged to no step of this run"
     TRACED = "the UNet was being compiled or traced"
     GRADIENT = "another extension asked for gradients through the UNet"
     REPLICA = "it ran on a copy of the UNet"

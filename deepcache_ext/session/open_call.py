@@ -32,7 +32,7 @@ class Books(Protocol):
 
 
 class OpenCall:
-    """A call that runs in full without us, and is not counted: another extension's hooks may see it differently."""
+    """What all kinds of calls share; each says how it ends."""
 
     instead: Arguments | None = None
     """What the UNet is to be run with, where that is not what the host gave."""
@@ -42,6 +42,11 @@ class OpenCall:
     def timed(self) -> Call | None:
         """What it is by its arguments; None where its time is not to be taken."""
         return getattr(self, "call", None)
+
+    @property
+    def shadowed(self) -> Walks | None:
+        """What its shadows see; None where none are up."""
+        return getattr(self, "walks", None)
 
     def end(self, ladder: AnyLadder, books: Books) -> None:
         """The forward returned: take the shadows down, and book the call."""

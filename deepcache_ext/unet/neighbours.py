@@ -263,7 +263,7 @@ def _everywhere() -> list[Callable[..., Any]]:
     exchange for faster ones, and some to look at it.
     """
     hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-    torchs = [vars(nn.Module)[name] for name in RUNS]
+    torchs = [vars(nn.Module)[name] for name in RUNS if name in vars(nn.Module)]  # 2.0 has not all of them
     return [
         *(hook for those in hooks for hook in those.values()),
         *torchs,

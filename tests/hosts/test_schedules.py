@@ -128,7 +128,7 @@ def test_where_levels_cannot_be_known_the_picture_says_so(host, monkeypatch, cha
     monkeypatch.setattr(samplers, "find_sampler_config", found)
     done = make(host, *PRESET, steps=STEPS, sampler_name="Euler Dy", **changes)
     for one in host_object(host).last_run.passes:
-        assert one.planned.ahead.sigmas is None and "lie evenly" in one.planned.remark
+        assert one.planned.ahead.sigmas is None and "spaced evenly" in one.planned.remark
         assert one.planned.speed_up() <= 2.0 + 1e-9
         # What comes unannounced is no faster.
         report = one.report

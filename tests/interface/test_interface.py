@@ -328,10 +328,11 @@ def test_sdnexts_model_is_not_loaded_to_be_looked_at(monkeypatch):
     with boot(model="tinyA", host="sdnext") as host:
         ours = next(data.module for data in host.module("scripts").scripts_data if data.path.endswith("deepcache.py"))
         host.unet._compiled_call_impl = lambda *_: None
+        host.module("shared").opts.cuda_compile_backend = "openvino_fx"
         monkeypatch.setattr(host.module("shared"), "sd_loaded", False, raising=False)
         assert ours.host.refused() == ""
         monkeypatch.setattr(host.module("shared"), "sd_loaded", True)
-        assert ours.host.refused() == "the UNet is compiled"
+        assert ours.host.refused() == "the UNet is compiled by openvino_fx, which was not tried"
         host.unet._compiled_call_impl = None
         assert ours.host.refused() == ""
 

@@ -381,9 +381,7 @@ def test_measure_makes_a_profile_and_goes_on_with_it(opened, monkeypatch):
     button = ours(opened, "txt2img", "measure_button")
     expect(button).to_have_text("Measure this model")
     button.click()
-    found = (
-        r"measured with Euler, 14 steps; for samplers that add noise, such as Euler a, not yet\. Its deep features age"
-    )
+    found = r"measured with Euler, 14 steps; for samplers that add noise, such as Euler a, not yet\. What lies deep"
     expect(status).to_contain_text(re.compile(found), timeout=120_000)
     info = prose(opened, "html_info_txt2img")
     expect(info).to_contain_text("DeepCache strategy: custom", timeout=60_000)

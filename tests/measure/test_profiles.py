@@ -335,14 +335,17 @@ def test_the_page_says_what_was_measured_and_what_not():
     assert "photo: not measured yet." in status(AHEAD)
     half = status(AHEAD, profile_of())
     assert "photo: measured with Euler, 20 steps; for samplers that add noise, such as Euler a, not yet." in half
-    assert "Its deep features age at 0.02 of the shallow ones&#x27; speed: medium and deeper steps pay." in half
+    assert (
+        "What lies deep in its UNet keeps 50.0 times as long as what lies near the surface: medium or deeper steps pay."
+        in half
+    )
     assert "deep features" not in status(FRESH, profile_of())
     assert "measured with Euler a, 20 steps, for samplers that add noise; for others, such as Euler, not yet." in (
         status(FRESH, fresh)
     )
     both = status(FRESH, fresh, profile_of())
     assert "measured with Euler, 20 steps, and for samplers that add noise with Euler a, 20 steps." in both
-    assert "age at 2.00 of the shallow ones&#x27; speed: medium and deeper steps do not pay." in both
+    assert "keeps 0.5 times as long as what lies near the surface: the presets run as little of it as they can." in both
     assert "not measured yet" in status(dataclasses.replace(AHEAD, checksum="9999999999"), profile_of())
 
 

@@ -168,7 +168,7 @@ def test_plan_by_settings():
     assert plan(strategy="weighted", speed_up=1.0, sigmas=karras)[0] == [*range(30)]
     # Without noise levels they lie evenly, and there are as many as keep it from being faster.
     evenly, remark = plan(strategy="weighted", speed_up=2.0)
-    assert evenly == [0, 2, 4, 6, 8, 10, 12, 15, 17, 19, 21, 23, 25, 27] and "lie evenly" in remark
+    assert evenly == [0, 2, 4, 6, 8, 10, 12, 15, 17, 19, 21, 23, 25, 27] and "spaced evenly" in remark
     short, remark = plan(strategy="weighted", total=8, sigmas=karras[:8])
     assert short == [*range(8)] and "fewer than 12 steps" in remark
     forced, remark = plan(strategy="uniform", cache_interval=2, total=8)
@@ -279,7 +279,7 @@ def test_without_noise_levels_no_plan_is_faster_than_asked(total, wanted, deeper
     plan, remark = plan_for(settings, total, None, depth=12)
     branches = [plan.branch_at(k) for k in range(total)]
     gained = cost.speed_up(branches)
-    assert gained <= wanted + 1e-9 and "lie evenly" in remark
+    assert gained <= wanted + 1e-9 and "spaced evenly" in remark
     renewals = [k for k, branch in enumerate(branches) if branch != 0]
     apart = {b - a for a, b in pairwise(renewals)}
     assert len(renewals) == 1 or max(apart) - min(apart) <= 1

@@ -23,13 +23,8 @@ except ImportError:
 
 MATCH = 2e-3
 """How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own. Chosen by
-<<<<<<< HEAD
 hand, well below how near to each other the levels of a run of 150 steps lie: 0.017 with UniPC, 0.020 with DDIM, 0.022
 with Euler, 0.028 with Karras's schedule. With eight samplers of the embedded A1111 the two were equal to 1e-15.
-=======
-hand between what rounding makes (below 1e-6 with the samplers of the embedded host) and how near to each other the
-levels of the longest run lie (0.017 with UniPC, 0.02 with DDIM and Euler, 0.028 with Karras's, at 150 steps).
->>>>>>> main
 """
 
 UNIPC_POWERS = {"time_uniform": 1, "time_quadratic": 2}
