@@ -89,8 +89,8 @@ class Motion:
         apart = torch.linalg.vector_norm(rows - last.rows, dim=1)
         if 1 < len(rows) <= ROWS:
             # Where pictures are alike, the angle alone does not tell that a row came from another one.
-            nearest = (rows @ last.rows.T).amax(dim=1).mul(-2).add(2).clamp_min(0).sqrt()  # of rows of length 1
-            apart = torch.cat([apart, nearest])
+            # Not by `@`, which autocast would round.
+            apart = torch.cat([apart, torch.cdist(rows, last.rows).amin(dim=1)])
         told = read(apart)
         own, nearest_of = told[: len(rows)], told[len(rows) :]
         if any(mine > ROUNDING and one < EXCHANGED * mine for mine, one in zip(own, nearest_of, strict=False)):

@@ -38,12 +38,16 @@ def test_inference_tensors_and_missing_weights_are_left_out():
     assert watch.version() > before
 
 
+def in_parametrizations(layer):
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
 @pytest.mark.parametrize(
     ("normed", "part"),
     [
         (nn.utils.weight_norm, lambda layer: layer.weight_g),
-        (nn.utils.parametrizations.weight_norm, lambda layer: layer.parametrizations.weight.original0),
-        (nn.utils.parametrizations.weight_norm, lambda layer: layer.parametrizations.weight.original1),
+        (in_parametrizations, lambda layer: layer.parametrizations.weight.original0),
+        (in_parametrizations, lambda layer: layer.parametrizations.weight.original1),
     ],
     ids=["old", "lengths", "directions"],
 )

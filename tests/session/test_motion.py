@@ -133,6 +133,8 @@ def test_rows_that_change_places(fresh):
             yield torch.cat([*(rows[::-1] if swapped and k % 2 else rows), rows[0] if not swapped else rows[k % 2]])
 
     assert alarms(latents(False), Motion(fresh_noise=fresh), sigmas) == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert alarms(latents(False), Motion(fresh_noise=fresh), sigmas) == []
     assert alarms(latents(True), Motion(fresh_noise=fresh), sigmas) == [*range(1, 8)]
 
 
