@@ -506,6 +506,23 @@ def test_a_copy_of_the_unet_made_in_mid_pass_is_left_alone(unet):
     assert torch.equal(twin(**now), unets.by_hand(unet, 0, **now)[0])
 
 
+@pytest.mark.parametrize("at", [0, 1], ids=["full", "cached"])
+def test_a_copy_of_the_unet_made_inside_a_call_is_a_plain_one(unet, at):
+    """By an extension in a live block. Nothing of ours is left on it, and it can be cached itself."""
+    cache, twins = session(3, 2), []
+    handle = unet.out.register_forward_pre_hook(lambda *_: twins.append(copy.deepcopy(unet)))
+    cache.attach(unet)
+    run(cache, unet, at + 1)
+    cache.close()
+    handle.remove()
+    twin = twins[at]
+    twin.out._forward_pre_hooks.clear()
+    own = session(3, 2)
+    own.attach(twin)
+    assert all(map(torch.equal, run(own, twin, 4), expected_copy(unet, 4, 3, 2)))
+    assert own.close().fraction == "2 of 4 full" and unets.traces(twin) == unets.traces(unet)
+
+
 def test_a_branch_that_the_model_has_not(unet):
     cache = session(3, 6)
     cache.attach(unet)
