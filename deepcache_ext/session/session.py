@@ -159,7 +159,7 @@ class Session:
         asked at the first call, since other extensions may still exchange it. `sigma`: see `Moment`.
         """
         self.pause()
-        if self._attached and self._last is not None and not self._last.is_begun:
+        if self._attached and self._last is not None and not self._last.was_called:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
         together = self._decisions.begin(self._index, self._last)
@@ -213,6 +213,8 @@ class Session:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
         if self._at is None:
             return None
+        if self._evaluation is not None:
+            self._evaluation.was_called = True
         if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
