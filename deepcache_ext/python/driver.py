@@ -19,9 +19,10 @@ from torch import nn
 
 from ..report.pass_report import Reason
 from ..session.session import Session
-from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, is_compiling
+from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
+from ..unet.tracing import is_compiling, is_traced
 from .turn import Entry, Turn
 from .unet_clock import Beat, Clock
 
@@ -203,8 +204,15 @@ class Driver:
     # Passes and evaluations ---------------------------------------------------------------------------------
 
     def _look(self, here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session | None:
-        """Where the call stands: in a new pass, in a new evaluation, or in the same one. The session of its pass."""
+        """Where the call stands: in a new pass, in a new evaluation, or in the same one. The session of its pass,
+        or None where it is to run untouched.
+        """
         run = self._runs.setdefault(threading.get_ident(), Run())
+        if is_traced(args, kwargs):
+            # The clock goes by numbers. If this was an evaluation, what is kept is older than the session knows.
+            if run.session is not None:
+                run.session.drop(Reason.TRACED)
+            return None
         x, timestep = args[0] if args else kwargs["sample"], args[1] if len(args) > 1 else kwargs["timestep"]
         beat = run.clock.look(x, timestep, here.scheduler)
         if beat is Beat.EVALUATION and run.is_over:  # more comes than was expected

@@ -13,11 +13,11 @@ from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
 from ..unet.calls import WHOLE, Call, tensors_in
-from ..unet.compiled import is_traced
 from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, own_forward
+from ..unet.tracing import is_traced
 from .attachment import Attachment
 from .evaluation import Evaluation, Kind
 from .motion import Motion
@@ -78,7 +78,7 @@ class Decisions:
         if inside:
             return NestedCall(at.ladder)
         at.ladder.take_down()
-        if is_traced():
+        if is_traced(args, kwargs):
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
         if not comes_last(at.unet):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .compiled import is_compiling
+from .tracing import is_compiling
 
 
 class OwnHook:

@@ -1,12 +1,16 @@
-"""What others turn in mid-run on the modules of a diffusers UNet: one full step, and then on as planned."""
+"""What others do in mid-run to a diffusers UNet and its calls: one full step, and then on as planned."""
+
+import functools
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
 from deepcache_ext import DeepCache
 from deepcache_ext.report.pass_report import Reason
 from tests import diffusers_unets as unets
 from tests.python.loops import CONTEXT, THIRD, call, latent
+from tests.tracing import TRACING
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -57,3 +61,32 @@ def test_freeu_that_begins_in_mid_run(was_on):
     with DeepCache(unet, **THIRD):
         cached = outputs()
     assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
+
+
+def sample(unet, t, x):
+    return unet(x, t, encoder_hidden_states=CONTEXT[:1]).sample
+
+
+@pytest.mark.parametrize("timestep", ["of a list", "a number"])
+@pytest.mark.parametrize("way", ["make_fx", "fake", "vmap", "functionalize"])
+def test_a_call_without_numbers(way, timestep):
+    """The clock cannot tell it: what was kept is not used behind it."""
+    unet = unets.make("sd1")
+    unet.set_attn_processor(AttnProcessor())
+
+    def outputs():
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            t = t if timestep == "of a list" else int(t)
+            if k == 4:
+                TRACING[way](functools.partial(sample, unet, t), latent(k))
+            else:
+                found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [True, False, False, True, True, False]
+    (report,) = cache.report().passes
+    assert report.misses == {Reason.TRACED: 1} and not report.off

@@ -19,6 +19,7 @@ from deepcache_ext.session.session import Session
 from deepcache_ext.unet.calls import same_content
 from tests import unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, run, scaled, session, sigma
+from tests.tracing import TRACING
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -477,6 +478,24 @@ def test_tracing_and_replicas_pass_through(unet):
     report = cache.close()
     assert report.cached_calls == 0
     assert report.misses[Reason.REPLICA] == 1 and report.misses[Reason.TRACED] == 1
+
+
+@pytest.mark.parametrize("at", [3, 4], ids=["full", "cached"])
+@pytest.mark.parametrize("way", ["make_fx", "fake", "vmap", "functionalize"])
+def test_a_call_without_numbers_in_mid_run(unet, way, at):
+    """As a sampler's call that is recorded or transformed: it is full, and nothing else is lost."""
+    cache, latent, arguments = session(3), drifting(2), call()
+    cache.attach(unet)
+    for k in range(7):
+        if k != at:
+            evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            continue
+        cache.tick(lambda: latent(at), sigma(at))
+        TRACING[way](lambda x: unet(**{**arguments, "x": x}), scaled(latent(at), at))
+        cache.pause()
+    report = cache.close()
+    assert (report.off, report.evaluations, report.cached_calls) == ("", 7, 3 if at == 3 else 2)
+    assert report.misses == ({Reason.TOGETHER: 1} if at == 3 else {Reason.TRACED: 1, Reason.TOGETHER: 1})
 
 
 def test_without_a_unet_no_call_is_missed(unet):
