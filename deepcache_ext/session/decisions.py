@@ -17,7 +17,7 @@ from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, own_forward
-from ..unet.tracing import is_traced
+from ..unet.tracing import has_tangents, is_traced
 from .attachment import Attachment
 from .evaluation import Evaluation, Kind
 from .motion import Motion
@@ -85,8 +85,9 @@ class Decisions:
             return self._unseen(now)
         call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
-        if torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters())
+        if has_tangents() or (
+            torch.is_grad_enabled()
+            and any(t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters()))
         ):
             return self._plain(now, Reason.GRADIENT)
         patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)

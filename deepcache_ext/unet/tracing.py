@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import overrides
+from torch.autograd import forward_ad
 from torch.utils import _python_dispatch as dispatch
 
 RECORDING = frozenset(
@@ -44,6 +45,11 @@ def is_traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         or (bool(transformed) and not DIFFERENTIATING.issuperset(transformed))
         or (not PLAIN.issuperset(given) and any(kind.__name__ in NO_NUMBERS for kind in given))
     )
+
+
+def has_tangents() -> bool:
+    """Whether tangents may go along with a forward that runs now: `forward_ad.dual_level`, `torch.func.jvp`."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def modes() -> list[Any]:

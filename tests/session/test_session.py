@@ -10,6 +10,7 @@ import pytest
 import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
+from torch.autograd import forward_ad
 
 from deepcache_ext.plan.estimators import Copy, Forecast, Kept, Moment
 from deepcache_ext.plan.plan import ListedPlan
@@ -462,6 +463,25 @@ def test_gradients_of_deep_parameters_are_not_lost(unet):
         assert output.requires_grad is asked
     report = cache.close()
     assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 1})
+
+
+def dual(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x))).tangent.clone()
+
+
+@pytest.mark.parametrize("way", [dual, lambda f, x: torch.func.jvp(f, (x,), (x,))[1]], ids=["dual", "jvp"])
+def test_tangents_are_not_cut_off(unet, way):
+    """Forward-mode derivatives, which no_grad leaves on."""
+    cache, latent, arguments = session(2), drifting(2), call()
+    for k in range(3):
+        cache.attach(unet)
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        tangent = way(lambda x: unet(**{**arguments, "x": x}), scaled(latent(k), k))
+        cache.unhook()
+        assert torch.equal(tangent, way(lambda x: unet(**{**arguments, "x": x}), scaled(latent(k), k)))
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("3 of 3 full", {Reason.GRADIENT: 1})
 
 
 def test_tracing_and_replicas_pass_through(unet):

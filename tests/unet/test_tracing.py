@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepcache_ext.unet import tracing
-from deepcache_ext.unet.tracing import is_traced, transforms
+from deepcache_ext.unet.tracing import has_tangents, is_traced, transforms
 from tests.tracing import TRACING
 
 
@@ -42,6 +42,11 @@ def test_what_is_no_run(way):
 @pytest.mark.parametrize("way", RUNNING)
 def test_what_is_a_run_on_numbers(way):
     assert not told(RUNNING[way], is_traced)
+
+
+def test_tangents():
+    ways = [*RUNNING, "functionalize"]
+    assert [way for way in ways if told({**RUNNING, **TRACING}[way], lambda *_: has_tangents())] == ["jvp"]
 
 
 def test_an_older_torch_tells_the_innermost_transform_alone(monkeypatch):
