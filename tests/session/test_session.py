@@ -465,6 +465,25 @@ def test_gradients_of_deep_parameters_are_not_lost(unet):
     assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 1})
 
 
+def test_gradients_of_what_a_hook_adds_are_not_lost(unet):
+    """Somebody trains what it adds to a live block; the UNet is frozen, and no argument asks for gradients."""
+    cache, latent, added = session(2), drifting(2), torch.zeros(32, 1, 1, requires_grad=True)
+    handle = unet.input_blocks[0].register_forward_hook(lambda _, args, h: h + added)
+
+    def gradient(k):
+        return torch.autograd.grad(unet(**call(x=scaled(latent(k), k))).sum(), added)[0]
+
+    with torch.enable_grad():
+        expected = [gradient(k) for k in range(4)]
+        cache.attach(unet)
+        for k in range(4):
+            cache.tick(lambda k=k: latent(k), sigma(k))
+            assert torch.equal(gradient(k), expected[k])
+    handle.remove()
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("4 of 4 full", {Reason.GRADIENT: 2})
+
+
 def dual(f, x):
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x))).tangent.clone()
