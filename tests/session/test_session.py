@@ -640,6 +640,21 @@ def test_autocast(unet):
     assert cache.close().cached_calls == 2
 
 
+@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
+@pytest.mark.parametrize("on", [lambda k: k >= 4, lambda k: k < 4], ids=["begins", "ends"])
+def test_autocast_that_begins_or_ends_in_mid_run(unet, on, estimator):
+    """What was kept in one mode is not used in the other."""
+    latent, cache = drifting(2), session(3, estimator=estimator)
+    cache.attach(unet)
+    for k in range(7):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on(k)):
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            if k == 4:
+                assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+    report = cache.close()
+    assert (report.fraction, report.misses, report.off) == ("4 of 7 full", {Reason.FIRST_SEEN: 1}, "")
+
+
 def test_moments():
     assert Moment(0, 0.0).log_sigma is None
     assert Moment(0).log_sigma is None
