@@ -213,7 +213,9 @@ class Driver:
             if run.session is not None:
                 run.session.drop(Reason.TRACED)
             return None
-        x, timestep = args[0] if args else kwargs["sample"], args[1] if len(args) > 1 else kwargs["timestep"]
+        x, timestep = args[0] if args else kwargs.get("sample"), args[1] if len(args) > 1 else kwargs.get("timestep")
+        if not isinstance(x, torch.Tensor) or timestep is None:  # its forward will say so
+            return None
         beat = run.clock.look(x, timestep, here.scheduler)
         if beat is Beat.EVALUATION and run.is_over:  # more comes than was expected
             beat, self._trusts_loops = Beat.PASS, False

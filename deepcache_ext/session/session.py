@@ -15,6 +15,7 @@ from ..plan.estimators import Estimator, Moment
 from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
+from ..unet.calls import NoLatent
 from ..unet.hooks import through_earlier
 from ..unet.ladder import AnyLadder, Arguments, Walks
 from ..unet.ldm import Ladder
@@ -226,6 +227,8 @@ class Session:
             self._open.append(opened)
             if opened.timed is not None:
                 self._watch.start(opened.timed.x)
+        except NoLatent:
+            return None
         except Exception as error:
             self._evaluation.ran[Kind.FULL] += 1
             if isinstance(error, UnknownLayout):  # not as it was when we attached

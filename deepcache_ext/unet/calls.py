@@ -18,6 +18,10 @@ empty region is the whole latent, all rows in order."""
 WHOLE: Region = ()
 
 
+class NoLatent(TypeError):
+    """A call without a tensor x, which its forward will refuse."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the UNet as its arguments show it.
@@ -42,7 +46,7 @@ class Call:
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """From the arguments of `UNet.forward(x, timesteps, context, y, ...)`, positional or named.
 
-        Raises TypeError when there is no x.
+        Raises `NoLatent`.
         """
         x = args[0] if args else kwargs.get("x")
         # Positional 2 and 3 are context and y; a caller may pass the same call either way.
@@ -57,10 +61,10 @@ class Call:
     def of_named(cls, x: Any, others: Iterable[tuple[Hashable, Any]]) -> Call:
         """From x and all that distinguishes this call from another, each under its name, always in the same order.
 
-        Raises TypeError when x is no tensor.
+        Raises `NoLatent` when x is no tensor.
         """
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"the UNet was called without a tensor x, but with {type(x).__name__}")
+            raise NoLatent(f"the UNet was called without a tensor x, but with {type(x).__name__}")
         tensors: list[torch.Tensor] = []
         kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x)), ("autocast", autocast(x.device.type))]
         kinds += [(name, _kind(value, tensors)) for name, value in others]

@@ -63,6 +63,27 @@ def test_freeu_that_begins_in_mid_run(was_on):
     assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k in (0, 3, 4, 6) for k in range(7)]
 
 
+@pytest.mark.parametrize("bad", [(), (torch.zeros(1, 4, 8, 8),), (None, 5.0)])
+def test_a_call_that_the_unet_refuses(bad):
+    """Somebody forgets an argument and catches what that raises: nothing is lost."""
+    unet = unets.make("sd1")
+
+    def outputs():
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            with pytest.raises((TypeError, AttributeError)):
+                unet(*bad)
+            found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k % 3 == 0 for k in range(7)]
+    (report,) = cache.report().passes
+    assert (report.fraction, report.misses, report.off) == ("3 of 7 full", {}, "")
+
+
 def sample(unet, t, x):
     return unet(x, t, encoder_hidden_states=CONTEXT[:1]).sample
 

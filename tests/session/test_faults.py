@@ -103,6 +103,20 @@ def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
     assert [record.exc_info[0] for record in logged] == [ZeroDivisionError]
 
 
+def test_a_call_that_the_forward_refuses_is_not_ours(unet):
+    """Somebody forgets the latent and catches what that raises."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(6):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        with pytest.raises((TypeError, AttributeError)):
+            unet(timesteps=torch.zeros(2))
+        unet(**call(x=scaled(latent(k), k)))
+        cache.pause()
+    report = cache.close()
+    assert (report.fraction, report.misses, report.off) == ("2 of 6 full", {}, "")
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
     """torch goes through the hooks themselves when a forward raises, and does not bear one that goes away."""

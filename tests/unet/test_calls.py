@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.unet.calls import WHOLE, Call, autocast, lies_at, locate, same_content
+from deepcache_ext.unet.calls import WHOLE, Call, NoLatent, autocast, lies_at, locate, same_content
 
 
 def latent(rows=3, height=12, width=10, seed=0):
@@ -89,7 +89,7 @@ def test_kind():
     assert call(x, t, options={"a": 1}).kind != call(x, t, options={"a": 2}).kind
     assert call(x, t, patch=object()).kind != call(x, t, patch=object()).kind
     assert len(call(x, t, context, control=[context, {"deep": t}]).conditioning) == 3
-    with pytest.raises(TypeError, match="without a tensor x"):
+    with pytest.raises(NoLatent, match="without a tensor x"):
         call(None)
 
 
