@@ -120,8 +120,9 @@ class Decisions:
             if matters:
                 at.values.ask()
             if latent is not None and not self._motion.follows(latent, now.moment, matters, at.values.read):
-                self.drop(Reason.MOVED)
-                self._moves += 1
+                is_lost = not latent.isfinite().all()
+                self.drop(Reason.NO_NUMBERS if is_lost else Reason.MOVED)
+                self._moves += not is_lost
             if self._moves >= MOVES:
                 now.together = now.together or Reason.MOVED
         if at.blocks_changed():

@@ -233,6 +233,19 @@ def test_a_lost_picture_is_called_that(unet):
     assert (report.cached_calls, report.misses) == (0, {Reason.NO_NUMBERS: 2})
 
 
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_picture_that_is_lost_in_mid_run(unet, lost):
+    """Here the UNet is given the very latent that the clock knows, as diffusers' are."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(9):
+        x = latent(k) * (lost if k >= 4 else 1)
+        cache.tick(lambda x=x: x, sigma(k))
+        unet(**call(x=x))
+        cache.pause()
+    assert cache.close().misses == {Reason.NO_NUMBERS: 4}
+
+
 def test_a_further_call_of_the_whole_shape_must_be_of_the_latent(unet):
     """PAG asks a second time about the same latent; who asks about another one is not known from call to call."""
     cache, latent = session(3), drifting(2)
