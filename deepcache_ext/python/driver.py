@@ -152,7 +152,7 @@ class Driver:
         found, thread = self._turn.take(by_call=True)
         if found is Entry.INSIDE:
             session = self._called
-            return session.before(unet, args, kwargs) if session is not None and session.is_in_call else None
+            return session.before(unet, args, kwargs) if session is not None and session.call is not None else None
         self._called = None
         try:
             self._clear_up_after(thread)
@@ -176,7 +176,7 @@ class Driver:
             return None
         session = self._called
         try:
-            if session is not None and session.is_in_call:
+            if session is not None and session.call is not None:
                 if self._graphs is not None and session.walks is not None:
                     self._graphs.leave(session.walks)
                 return session.after(unet, args, kwargs, output)

@@ -64,7 +64,8 @@ class Session:
         self._evaluation: Evaluation | None = None
         self._last: Evaluation | None = None
         self._open: list[OpenCall] = []
-        self._thread = 0
+        self.thread = 0
+        """The one that ticks: what others call is none of ours."""
         self._is_raising = False
         self._index = -1
 
@@ -165,8 +166,8 @@ class Session:
         self._index += 1
         together = self._decisions.begin(self._index, self._last)
         self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
+        self.thread = threading.get_ident()
         public.begins(self)
-        self._thread = threading.get_ident()
         self.report.planned_full += self.plan.is_full(self._index) and not self.report.is_blind
 
     def pause(self) -> None:
@@ -190,10 +191,6 @@ class Session:
 
     # What other extensions ask ------------------------------------------------------------------------------
 
-    @property
-    def is_in_cached_call(self) -> bool:
-        return bool(self._open) and self._open[-1].is_cached
-
     def ask_for_full(self) -> None:
         """The rest of this evaluation runs in full."""
         self.drop(Reason.ASKED)
@@ -201,14 +198,14 @@ class Session:
     # The hooks ----------------------------------------------------------------------------------------------
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call of the UNet has begun and not ended."""
-        return bool(self._open)
+    def call(self) -> OpenCall | None:
+        """The call of the UNet that has begun and not ended; of one inside another the inner."""
+        return self._open[-1] if self._open else None
 
     @property
     def walks(self) -> Walks | None:
         """Of the call under way, where shadows are up."""
-        return getattr(self._open[-1], "walks", None) if self._open else None
+        return getattr(self.call, "walks", None)
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
@@ -219,9 +216,10 @@ class Session:
         if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
-        if self._evaluation is None or threading.get_ident() != self._thread:
+        if self._evaluation is None or threading.get_ident() != self.thread:
             self.report.misses[Reason.OUTSIDE] += 1
             return None
+        public.begins(self)
         try:
             opened = self._decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
             self._open.append(opened)
@@ -244,7 +242,7 @@ class Session:
         """
         if self._at is None or unet is not self._at.unet or not self._open:
             return None
-        if self._evaluation is None or threading.get_ident() != self._thread:
+        if self._evaluation is None or threading.get_ident() != self.thread:
             return None
         done = self._open.pop()
         if output is None:  # torch calls the hook in this way when the forward raised
