@@ -258,13 +258,15 @@ class Session:
 
     def _raised(self, done: OpenCall) -> None:
         """The forward raised: out of memory, most likely, or an interrupt. Free what can be freed, and leave the UNet
-        clean. A host that goes on all the same ticks again, and its adapter attaches again.
+        clean. A host that goes on all the same ticks again, and its adapter attaches again. Where the hooks are the
+        adapter's own, the evaluation goes on: they will see the call if it is tried again.
         """
         self._is_raising = True
         try:
             if self._at is not None and done.give_up(self._at.ladder):
                 self.drop(Reason.RAISED)
-                self.unhook()
+                if self._at.is_hooked:
+                    self.unhook()
         except Exception:
             self._break()
         finally:

@@ -84,6 +84,32 @@ def test_a_call_that_the_unet_refuses(bad):
     assert (report.fraction, report.misses, report.off) == ("3 of 7 full", {}, "")
 
 
+@pytest.mark.parametrize("at", [3, 4], ids=["full", "cached"])
+def test_a_call_that_raises_and_is_tried_again(at):
+    """As where a program runs out of memory and frees some: it is a step of the run, and a full one."""
+    unet = unets.make("sd1")
+
+    def fail(*_):
+        handle.remove()
+        raise MemoryError
+
+    with DeepCache(unet, **THIRD) as cache:
+        before = unets.traces(unet)
+        for k, t in enumerate(torch.arange(900, 0, -100)):
+            if k == at:
+                handle = unet.conv_out.register_forward_pre_hook(fail)
+                with pytest.raises(MemoryError):
+                    call(unet, k, t)
+                assert unets.traces(unet) == before
+            output = call(unet, k, t)
+            if k == at:
+                again = output
+    assert torch.equal(again, call(unet, at, 900 - 100 * at))
+    (report,) = cache.report().passes
+    assert (report.evaluations, report.full_calls, report.cached_calls) == (9, 5 - (at == 3), 4 + (at == 3))
+    assert report.full_evaluations == report.full_calls and Reason.OUTSIDE not in report.misses
+
+
 def sample(unet, t, x):
     return unet(x, t, encoder_hidden_states=CONTEXT[:1]).sample
 
