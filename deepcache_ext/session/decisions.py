@@ -32,7 +32,8 @@ end there is little noise left by which it shows. Once may be chance, or somebod
 
 class Decisions:
     """Decides for the calls of one pass, and remembers what they left. Reasons are counted in the `report`; `trusted`:
-    names of other people's code that the user calls harmless (`unet.neighbours`).
+    names of other people's code that the user calls harmless (`unet.neighbours`). `estimator`: what stands for the
+    skipped part; another one that looks back no further may take its place.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Session:
         self.plan = plan
         self.report = PassReport(hires=hires)
         self._ladder_of, self._trusted = ladder, trusted
-        self._decisions = Decisions(plan, estimator, nature, trusted, self.report)
+        self.decisions = Decisions(plan, estimator, nature, trusted, self.report)
         self._watch = Stopwatch(self.report)
         self._at: Attachment | None = None
         self._left: list[Attachment] = []
@@ -65,7 +65,6 @@ class Session:
         self._last: Evaluation | None = None
         self._open: list[OpenCall] = []
         self.thread = 0
-        """The one that ticks: what others call is none of ours."""
         self._is_raising = False
         self._index = -1
 
@@ -115,7 +114,7 @@ class Session:
 
     def drop(self, reason: Reason) -> None:
         """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
-        self._decisions.drop(reason)
+        self.decisions.drop(reason)
 
     def turn_off(self, why: object) -> None:
         """Stop caching for the rest of the pass; `why`, in words or as the `UnknownLayout` that says so, goes into the
@@ -125,15 +124,6 @@ class Session:
         self.report.is_blind = self.report.is_blind or getattr(why, "others_skip", False)
         self.drop(Reason.LAYOUT)
         self.detach()
-
-    @property
-    def estimator(self) -> Estimator:
-        """What stands for the skipped part; another one that looks back no further may take its place."""
-        return self._decisions.estimator
-
-    @estimator.setter
-    def estimator(self, estimator: Estimator) -> None:
-        self._decisions.estimator = estimator
 
     @property
     def is_off(self) -> bool:
@@ -148,7 +138,7 @@ class Session:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""
         self.detach()
         self._sweep()
-        self._decisions.drop(Reason.FIRST_SEEN)
+        self.decisions.drop(Reason.FIRST_SEEN)
         self._watch.finish()
         return self.report
 
@@ -164,7 +154,7 @@ class Session:
         if self._attached and self._last is not None and not self._last.was_called:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
-        together = self._decisions.begin(self._index, self._last)
+        together = self.decisions.begin(self._index, self._last)
         self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
         self.thread = threading.get_ident()
         public.begins(self)
@@ -177,7 +167,7 @@ class Session:
         self._open.clear()
         over, self._evaluation = self._evaluation, None
         if over is not None:
-            self._decisions.end()
+            self.decisions.end()
             over.count(self.report, was_watched=self._attached)
             self._last = over
             public.ends(self)
@@ -221,7 +211,7 @@ class Session:
             return None
         public.begins(self)
         try:
-            opened = self._decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
+            opened = self.decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
             self._open.append(opened)
             if opened.timed is not None:
                 self._watch.start(opened.timed.x)
@@ -249,7 +239,7 @@ class Session:
             self._raised(done)
             return None
         try:
-            done.end(self._at.ladder, PassBooks(self._at, self._evaluation, self._decisions, self._watch, self.report))
+            done.end(self._at.ladder, PassBooks(self._at, self._evaluation, self.decisions, self._watch, self.report))
         except UnknownLayout as reason:
             self.turn_off(reason)
         except Exception:

@@ -47,7 +47,7 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     run(cache, unet, 2)
     kept = [
         weakref.ref(feature)
-        for slot in cache._decisions._slots._slots.values()
+        for slot in cache.decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -129,7 +129,7 @@ def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
     with pytest.raises(ZeroDivisionError, match="out of memory"):
         evaluate(cache, unet, at, latent(at), call(x=latent(at)))
     assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
-    assert not len(cache._decisions._slots)
+    assert not len(cache.decisions._slots)
     plain = unets.by_hand(unet, 0, **call())[0]
     assert torch.equal(unet(**call()), plain)  # ours may still be there, and do nothing
     cache.attach(unet)

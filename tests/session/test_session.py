@@ -359,7 +359,7 @@ def test_nothing_is_left_after_a_pass(unet):
     run(cache, unet, 8)
     tensors = [
         weakref.ref(feature)
-        for slot in cache._decisions._slots._slots.values()
+        for slot in cache.decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -382,7 +382,7 @@ def test_windows_that_move_do_not_pile_up(unet):
     for k in range(30):
         first = k % 7
         evaluate(cache, unet, k, latent(k), call(x=latent(k)[first : first + 2]))
-        assert len(cache._decisions._slots) <= 6
+        assert len(cache.decisions._slots) <= 6
     cache.close()
 
 
