@@ -110,7 +110,7 @@ def _webui(
     peaks: dict[str, int | None] = {}
     with calls.inference(device, dtype):
         one = calls.Pass(unet, given, case.branches[0])
-        one.session.estimator = Copy()
+        one.session.decisions.estimator = Copy()
         one.unhook()
         memory.start(device)
         began = time.perf_counter()

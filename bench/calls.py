@@ -96,7 +96,7 @@ class Pass:
 
     def estimate_by(self, name: str) -> None:
         """Both estimators use what one session keeps, a copy just the newer feature: fewer full calls."""
-        self.session.estimator = ESTIMATORS[name]()
+        self.session.decisions.estimator = ESTIMATORS[name]()
 
     def _get_latent(self) -> torch.Tensor:
         return self._latent

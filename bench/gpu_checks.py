@@ -78,7 +78,7 @@ def _webui_at(
     live = unets.live(unet, given, branch, feature)  # also takes what the device's libraries keep for themselves
     before = _allocated(device)
     one = calls.Pass(unet, given, branch)
-    one.session.estimator = Copy()
+    one.session.decisions.estimator = Copy()
     same("full", one.evaluate(), wanted)
     kept[branch] = one.session.report.kept_bytes
     if kept[branch] != feature.nbytes:

@@ -11,51 +11,62 @@ It is loaded whenever DeepCache is, under this name; nothing of it raises. docs/
 
 from __future__ import annotations
 
+import threading
 import weakref
+from functools import partial
 from typing import Protocol
 
 
+class _Call(Protocol):
+    is_cached: bool
+
+
 class _Session(Protocol):
+    thread: int
+
     @property
-    def is_in_cached_call(self) -> bool: ...
+    def call(self) -> _Call | None: ...
 
     def ask_for_full(self) -> None: ...
 
 
-_active: weakref.ref[_Session] | None = None
-"""The session whose evaluation is under way. The one thing that is global."""
+_under_way: dict[int, weakref.ref[_Session]] = {}
+"""The sessions whose evaluations are under way, by their ids; the one whose call began last is the last. The one thing
+that is global.
+"""
 
 
-def _session() -> _Session | None:
-    return _active() if _active is not None else None
+def _sessions() -> list[_Session]:
+    """Of this thread."""
+    here, found = threading.get_ident(), [session() for session in list(_under_way.values())]
+    return [session for session in found if session is not None and session.thread == here]
 
 
 def is_cached() -> bool:
     """Whether the UNet's call that is running now is a cached one: only its shallow blocks are run, the others' outputs
     are those of an earlier evaluation. False between calls, and where DeepCache is off.
     """
-    session = _session()
-    return session is not None and session.is_in_cached_call
+    calls = [session.call for session in _sessions() if session.call is not None]
+    return bool(calls) and calls[-1].is_cached
 
 
 def force_full() -> None:
     """Make the calls that follow in this evaluation full, and forget what was kept before. For what DeepCache cannot
     see from outside: a patch whose strength jumps, a mask that moves. Later evaluations are cached again, on what the
-    full ones keep. A call that has begun already is not made full. Cheap, and harmless where DeepCache is off.
+    full ones keep. A call that has begun already is not made full. Where several UNets are sampled in turns, this is
+    asked of all of them. Cheap, and harmless where DeepCache is off.
     """
-    session = _session()
-    if session is not None:
+    for session in _sessions():
         session.ask_for_full()
 
 
 def begins(session: _Session) -> None:
-    """The engine's side: an evaluation of this session begins."""
-    global _active
-    _active = weakref.ref(session)
+    """The engine's side: an evaluation of this session begins, or a call in it."""
+    key = id(session)
+    known = _under_way.pop(key, None)
+    _under_way[key] = known or weakref.ref(session, partial(_under_way.pop, key))  # one that is never ended goes too
 
 
 def ends(session: _Session) -> None:
-    """The engine's side: it is over."""
-    global _active
-    if _session() is session:
-        _active = None
+    """The engine's side: the evaluation is over."""
+    _under_way.pop(id(session), None)

@@ -1,6 +1,7 @@
 """What other extensions ask, on a real UNet."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -83,5 +84,72 @@ def test_a_parked_pass_does_not_end_the_one_above_it(unet):
     above.attach(unet)
     above.tick(lambda: None)
     below.pause()
-    assert public._session() is above
+    assert public._sessions() == [above]
     above.close()
+
+
+@torch.no_grad()
+def test_two_unets_in_turns(unet):
+    """Each with two calls an evaluation; the other one is full when it is cached."""
+    both, seen = {unet: session(interval=2), unets.make(LAYOUT, seed=1): session(interval=1)}, []
+    latent = drifting(1)
+    handles = [one.out.register_forward_hook(lambda *_: seen.append(public.is_cached())) for one in both]
+    for one, cache in both.items():
+        cache.attach(one)
+    for k in range(4):
+        for cache in both.values():
+            cache.tick(lambda k=k: latent(k), sigma(k))
+        for seed in (0, 1):
+            for one in both:
+                one(**call(rows=1, seed=seed, x=scaled(latent(k), k)))
+    for handle in handles:
+        handle.remove()
+    assert seen == ([False] * 4 + [True, False] * 2) * 2
+    assert [cache.close().cached_calls for cache in both.values()] == [4, 0]
+    assert not public._under_way
+
+
+@torch.no_grad()
+def test_all_of_several_unets_are_asked_for_full(unet):
+    """Who is meant cannot be known."""
+    both, latent = {unet: session(), unets.make(LAYOUT, seed=1): session()}, drifting(1)
+    for one, cache in both.items():
+        cache.attach(one)
+    for k in range(3):
+        for cache in both.values():
+            cache.tick(lambda k=k: latent(k), sigma(k))
+        for seed in (0, 1):
+            if (k, seed) == (1, 1):
+                public.force_full()
+            for one in both:
+                one(**call(rows=1, seed=seed, x=scaled(latent(k), k)))
+    for cache in both.values():
+        assert cache.close().misses == {Reason.ASKED: 1, Reason.TOGETHER: 2}
+
+
+@torch.no_grad()
+def test_it_speaks_of_the_inner_call_and_of_its_own_thread(unet):
+    inner, latent, seen = unets.make(LAYOUT, seed=1), drifting(1), []
+    outer_cache, inner_cache = session(interval=2), session(interval=1)
+
+    def ask(*_):
+        seen.append(public.is_cached())
+
+    def nest(*_):
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        inner(**call(rows=1, x=scaled(latent(1), 1)))
+        ask()
+
+    handles = [unet.out.register_forward_pre_hook(nest), inner.out.register_forward_pre_hook(ask)]
+    for one, cache in ((unet, outer_cache), (inner, inner_cache)):
+        cache.attach(one)
+    for k in range(2):
+        inner_cache.tick(lambda: latent(1), sigma(1))
+        evaluate(outer_cache, unet, k, latent(k), call(rows=1, x=latent(k)))
+    for handle in handles:
+        handle.remove()
+    outer_cache.close(), inner_cache.close()
+    assert seen == [False] * 4 + [True, False, False, True]

@@ -19,10 +19,11 @@ from torch import nn
 
 from ..report.pass_report import Reason
 from ..session.session import Session
-from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, is_compiling
+from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
 from ..unet.support import UnknownLayout
+from ..unet.tracing import is_compiling, is_traced
 from .turn import Entry, Turn
 from .unet_clock import Beat, Clock
 
@@ -152,7 +153,7 @@ class Driver:
         found, thread = self._turn.take(by_call=True)
         if found is Entry.INSIDE:
             session = self._called
-            return session.before(unet, args, kwargs) if session is not None and session.is_in_call else None
+            return session.before(unet, args, kwargs) if session is not None and session.call is not None else None
         self._called = None
         try:
             self._clear_up_after(thread)
@@ -167,18 +168,19 @@ class Driver:
         if self._graphs is None and is_compiled(unet):
             self._graphs = Graphs(unet)
         instead = session.before(unet, args, kwargs)
-        if self._graphs is not None and session.walks is not None:
-            return self._graphs.told_apart(session.walks, *(instead or (args, kwargs)))
-        return instead
+        walks = session.call.shadowed if self._graphs is not None and session.call is not None else None
+        if self._graphs is None or walks is None:
+            return instead
+        return self._graphs.told_apart(walks, *(instead or (args, kwargs)))
 
     def _after(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if unet is not self.unet or is_compiling() or self._turn.owner != threading.get_ident():
             return None
         session = self._called
         try:
-            if session is not None and session.is_in_call:
-                if self._graphs is not None and session.walks is not None:
-                    self._graphs.leave(session.walks)
+            if session is not None and session.call is not None:
+                if self._graphs is not None and session.call.shadowed is not None:
+                    self._graphs.leave(session.call.shadowed)
                 return session.after(unet, args, kwargs, output)
             if session is not None and self._turn.depth == 1 and output is not None:
                 session.report.full_calls += 1  # its plan caches nothing, or it is off
@@ -204,9 +206,18 @@ class Driver:
     # Passes and evaluations ---------------------------------------------------------------------------------
 
     def _look(self, here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session | None:
-        """Where the call stands: in a new pass, in a new evaluation, or in the same one. The session of its pass."""
+        """Where the call stands: in a new pass, in a new evaluation, or in the same one. The session of its pass,
+        or None where it is to run untouched.
+        """
         run = self._runs.setdefault(threading.get_ident(), Run())
-        x, timestep = args[0] if args else kwargs["sample"], args[1] if len(args) > 1 else kwargs["timestep"]
+        if is_traced(args, kwargs):
+            # The clock goes by numbers. If this was an evaluation, what is kept is older than the session knows.
+            if run.session is not None:
+                run.session.drop(Reason.TRACED)
+            return None
+        x, timestep = args[0] if args else kwargs.get("sample"), args[1] if len(args) > 1 else kwargs.get("timestep")
+        if not isinstance(x, torch.Tensor) or timestep is None:  # its forward will say so
+            return None
         beat = run.clock.look(x, timestep, here.scheduler)
         if beat is Beat.EVALUATION and run.is_over:  # more comes than was expected
             beat, self._trusts_loops = Beat.PASS, False

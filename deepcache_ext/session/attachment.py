@@ -10,8 +10,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..unet.hooks import comes_last, register_after, register_before
 from ..unet.ladder import AnyLadder
-from ..unet.neighbours import Foreign, class_forward, home_of, look, modes, origin, unknown_names
+from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
+from ..unet.tracing import modes
 from .changes import WeightsWatch, parts, same_parts
 from .values import Values
 

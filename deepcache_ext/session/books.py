@@ -34,6 +34,7 @@ class PassBooks:
         self.watch.discard()
         self.report.full_calls += 1
         reason = Reason.SIZES if call.walks.met_other_sizes else Reason.WALKS
+        reason = Reason.GRADIENT if call.walks.differentiated else reason
         self.report.misses[reason] += 1
         self.decisions.drop(reason)
         self.now.ran[Kind.FULL] += 1

@@ -13,11 +13,11 @@ from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
 from ..unet.calls import WHOLE, Call, tensors_in
-from ..unet.compiled import is_traced
 from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
 from ..unet.neighbours import unknown_names
 from ..unet.support import UnknownLayout, own_forward
+from ..unet.tracing import has_tangents, is_traced
 from .attachment import Attachment
 from .evaluation import Evaluation, Kind
 from .motion import Motion
@@ -32,7 +32,8 @@ end there is little noise left by which it shows. Once may be chance, or somebod
 
 class Decisions:
     """Decides for the calls of one pass, and remembers what they left. Reasons are counted in the `report`; `trusted`:
-    names of other people's code that the user calls harmless (`unet.neighbours`).
+    names of other people's code that the user calls harmless (`unet.neighbours`). `estimator`: what stands for the
+    skipped part; another one that looks back no further may take its place.
     """
 
     def __init__(
@@ -78,15 +79,16 @@ class Decisions:
         if inside:
             return NestedCall(at.ladder)
         at.ladder.take_down()
-        if is_traced():
+        if is_traced(args, kwargs):
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
         if not comes_last(at.unet):
             return self._unseen(now)
         call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
-        if torch.is_grad_enabled() and any(
-            t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters())
+        if has_tangents() or (
+            torch.is_grad_enabled()
+            and any(t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters()))
         ):
             return self._plain(now, Reason.GRADIENT)
         patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)
@@ -120,8 +122,9 @@ class Decisions:
             if matters:
                 at.values.ask()
             if latent is not None and not self._motion.follows(latent, now.moment, matters, at.values.read):
-                self.drop(Reason.MOVED)
-                self._moves += 1
+                is_lost = not latent.isfinite().all()
+                self.drop(Reason.NO_NUMBERS if is_lost else Reason.MOVED)
+                self._moves += not is_lost
             if self._moves >= MOVES:
                 now.together = now.together or Reason.MOVED
         if at.blocks_changed():

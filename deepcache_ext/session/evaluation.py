@@ -25,7 +25,8 @@ class Kind(Enum):
 
 @dataclass
 class Evaluation:
-    """One evaluation. `latent` gives the sampler's x, see `Session.tick`; `is_begun`: its first call has come.
+    """One evaluation. `latent` gives the sampler's x, see `Session.tick`; `was_called`: the UNet was, if only on a
+    replica, in another thread or to be traced; `is_begun`: its first call that was looked at has come.
 
     `together`: why its calls run in full though the plan would have them cached: a cached and a full call of one
     evaluation are not to be mixed, since guidance amplifies their difference. `is_stubborn`: one of its calls cannot be
@@ -36,6 +37,7 @@ class Evaluation:
     latent: Callable[[], torch.Tensor | None]
     together: Reason | None = None
     is_stubborn: bool = False
+    was_called: bool = False
     is_begun: bool = False
     ran: Counter[Kind] = field(default_factory=Counter)
 

@@ -52,7 +52,8 @@ class OpenCall:
         """The forward returned: take the shadows down, and book the call."""
 
     def give_up(self, ladder: AnyLadder) -> bool:
-        """The forward raised. Whether the session must start anew."""
+        """The forward raised: take the shadows down. Whether the session must start anew."""
+        ladder.take_down()
         return True
 
 

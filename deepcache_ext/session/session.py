@@ -15,8 +15,9 @@ from ..plan.estimators import Estimator, Moment
 from ..plan.importance import USUAL, Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
+from ..unet.calls import NoLatent
 from ..unet.hooks import through_earlier
-from ..unet.ladder import AnyLadder, Arguments, Walks
+from ..unet.ladder import AnyLadder, Arguments
 from ..unet.ldm import Ladder
 from ..unet.support import UnknownLayout
 from .attachment import Attachment
@@ -54,7 +55,7 @@ class Session:
         self.plan = plan
         self.report = PassReport(hires=hires)
         self._ladder_of, self._trusted = ladder, trusted
-        self._decisions = Decisions(plan, estimator, nature, trusted, self.report)
+        self.decisions = Decisions(plan, estimator, nature, trusted, self.report)
         self._watch = Stopwatch(self.report)
         self._at: Attachment | None = None
         self._left: list[Attachment] = []
@@ -63,7 +64,7 @@ class Session:
         self._evaluation: Evaluation | None = None
         self._last: Evaluation | None = None
         self._open: list[OpenCall] = []
-        self._thread = 0
+        self.thread = 0
         self._is_raising = False
         self._index = -1
 
@@ -113,7 +114,7 @@ class Session:
 
     def drop(self, reason: Reason) -> None:
         """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
-        self._decisions.drop(reason)
+        self.decisions.drop(reason)
 
     def turn_off(self, why: object) -> None:
         """Stop caching for the rest of the pass; `why`, in words or as the `UnknownLayout` that says so, goes into the
@@ -123,15 +124,6 @@ class Session:
         self.report.is_blind = self.report.is_blind or getattr(why, "others_skip", False)
         self.drop(Reason.LAYOUT)
         self.detach()
-
-    @property
-    def estimator(self) -> Estimator:
-        """What stands for the skipped part; another one that looks back no further may take its place."""
-        return self._decisions.estimator
-
-    @estimator.setter
-    def estimator(self, estimator: Estimator) -> None:
-        self._decisions.estimator = estimator
 
     @property
     def is_off(self) -> bool:
@@ -146,7 +138,7 @@ class Session:
         """End the pass, leave nothing behind, and say what happened. May be called twice."""
         self.detach()
         self._sweep()
-        self._decisions.drop(Reason.FIRST_SEEN)
+        self.decisions.drop(Reason.FIRST_SEEN)
         self._watch.finish()
         return self.report
 
@@ -159,13 +151,13 @@ class Session:
         asked at the first call, since other extensions may still exchange it. `sigma`: see `Moment`.
         """
         self.pause()
-        if self._attached and self._last is not None and not self._last.is_begun:
+        if self._attached and self._last is not None and not self._last.was_called:
             self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
         self._index += 1
-        together = self._decisions.begin(self._index, self._last)
+        together = self.decisions.begin(self._index, self._last)
         self._evaluation = Evaluation(Moment(self._index, sigma), latent, together)
+        self.thread = threading.get_ident()
         public.begins(self)
-        self._thread = threading.get_ident()
         self.report.planned_full += self.plan.is_full(self._index) and not self.report.is_blind
 
     def pause(self) -> None:
@@ -175,7 +167,7 @@ class Session:
         self._open.clear()
         over, self._evaluation = self._evaluation, None
         if over is not None:
-            self._decisions.end()
+            self.decisions.end()
             over.count(self.report, was_watched=self._attached)
             self._last = over
             public.ends(self)
@@ -189,10 +181,6 @@ class Session:
 
     # What other extensions ask ------------------------------------------------------------------------------
 
-    @property
-    def is_in_cached_call(self) -> bool:
-        return bool(self._open) and self._open[-1].is_cached
-
     def ask_for_full(self) -> None:
         """The rest of this evaluation runs in full."""
         self.drop(Reason.ASKED)
@@ -200,30 +188,30 @@ class Session:
     # The hooks ----------------------------------------------------------------------------------------------
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call of the UNet has begun and not ended."""
-        return bool(self._open)
-
-    @property
-    def walks(self) -> Walks | None:
-        """Of the call under way, where shadows are up."""
-        return getattr(self._open[-1], "walks", None) if self._open else None
+    def call(self) -> OpenCall | None:
+        """The call of the UNet that has begun and not ended; of one inside another the inner."""
+        return self._open[-1] if self._open else None
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
         if self._at is None:
             return None
+        if self._evaluation is not None:
+            self._evaluation.was_called = True
         if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
-        if self._evaluation is None or threading.get_ident() != self._thread:
+        if self._evaluation is None or threading.get_ident() != self.thread:
             self.report.misses[Reason.OUTSIDE] += 1
             return None
+        public.begins(self)
         try:
-            opened = self._decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
+            opened = self.decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
             self._open.append(opened)
             if opened.timed is not None:
                 self._watch.start(opened.timed.x)
+        except NoLatent:
+            return None
         except Exception as error:
             self._evaluation.ran[Kind.FULL] += 1
             if isinstance(error, UnknownLayout):  # not as it was when we attached
@@ -239,14 +227,14 @@ class Session:
         """
         if self._at is None or unet is not self._at.unet or not self._open:
             return None
-        if self._evaluation is None or threading.get_ident() != self._thread:
+        if self._evaluation is None or threading.get_ident() != self.thread:
             return None
         done = self._open.pop()
         if output is None:  # torch calls the hook in this way when the forward raised
             self._raised(done)
             return None
         try:
-            done.end(self._at.ladder, PassBooks(self._at, self._evaluation, self._decisions, self._watch, self.report))
+            done.end(self._at.ladder, PassBooks(self._at, self._evaluation, self.decisions, self._watch, self.report))
         except UnknownLayout as reason:
             self.turn_off(reason)
         except Exception:
@@ -255,13 +243,15 @@ class Session:
 
     def _raised(self, done: OpenCall) -> None:
         """The forward raised: out of memory, most likely, or an interrupt. Free what can be freed, and leave the UNet
-        clean. A host that goes on all the same ticks again, and its adapter attaches again.
+        clean. A host that goes on all the same ticks again, and its adapter attaches again. Where the hooks are the
+        adapter's own, the evaluation goes on: they will see the call if it is tried again.
         """
         self._is_raising = True
         try:
             if self._at is not None and done.give_up(self._at.ladder):
                 self.drop(Reason.RAISED)
-                self.unhook()
+                if self._at.is_hooked:
+                    self.unhook()
         except Exception:
             self._break()
         finally:

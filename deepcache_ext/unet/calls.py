@@ -18,17 +18,21 @@ empty region is the whole latent, all rows in order."""
 WHOLE: Region = ()
 
 
+class NoLatent(TypeError):
+    """A call without a tensor x, which its forward will refuse."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the UNet as its arguments show it.
 
     `x`: (batch, channels, height, width). `kind`: shapes, dtypes and plain values of all arguments but x and the
-    timesteps; calls of different kinds never share anything. `conditioning`: the tensors among those arguments.
-    `passing`: arguments that are others at each evaluation (timesteps, a control network's residuals), and so no part
-    of what it is. `state`: what acts on the call besides its arguments, as far as it is known (active control units,
-    loaded LoRAs). `functions`: the origins (see `neighbours`) of other people's code that the call takes along.
-    `whole`: why it can only run in full, whatever that code is; "" where it need not. `has_both`: whether prompt and
-    negative prompt are both in it, where its arguments say so; None where they do not.
+    timesteps, and autocast; calls of different kinds never share anything. `conditioning`: the tensors among those
+    arguments. `passing`: arguments that are others at each evaluation (timesteps, a control network's residuals), and
+    so no part of what it is. `state`: what acts on the call besides its arguments, as far as it is known (active
+    control units, loaded LoRAs). `functions`: the origins (see `neighbours`) of other people's code that the call takes
+    along. `whole`: why it can only run in full, whatever that code is; "" where it need not. `has_both`: whether prompt
+    and negative prompt are both in it, where its arguments say so; None where they do not.
     """
 
     x: torch.Tensor
@@ -44,7 +48,7 @@ class Call:
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """From the arguments of `UNet.forward(x, timesteps, context, y, ...)`, positional or named.
 
-        Raises TypeError when there is no x.
+        Raises `NoLatent`.
         """
         x = args[0] if args else kwargs.get("x")
         # Positional 2 and 3 are context and y; a caller may pass the same call either way.
@@ -60,12 +64,12 @@ class Call:
         """From x and all that distinguishes this call from another, each under its name, always in the same order, and
         what is `passing`.
 
-        Raises TypeError when x is no tensor.
+        Raises `NoLatent` when x is no tensor.
         """
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"the UNet was called without a tensor x, but with {type(x).__name__}")
+            raise NoLatent(f"the UNet was called without a tensor x, but with {type(x).__name__}")
         tensors: list[torch.Tensor] = []
-        kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x))]
+        kinds: list[tuple[Hashable, Hashable]] = [("x", _tensor_kind(x)), ("autocast", autocast(x.device.type))]
         kinds += [(name, _kind(value, tensors)) for name, value in others]
         return cls(x, tuple(k for k in kinds if k[1] is not None), tuple(tensors), passing)
 
@@ -97,6 +101,18 @@ class Same:
         if isinstance(self.value, MethodType):
             return hash((id(self.value.__self__), id(self.value.__func__)))
         return id(self.value)
+
+
+def autocast(device: str) -> torch.dtype | None:
+    """To which type torch casts what runs on such devices now; None where it does not, or knows no such devices."""
+    try:
+        if hasattr(torch, "get_autocast_dtype"):
+            return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except RuntimeError:
+        return None
+    if device == "cpu":  # before torch 2.4
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
 def _tensor_kind(tensor: torch.Tensor) -> tuple[Hashable, ...]:

@@ -52,17 +52,6 @@ def uncompiled(forward: Any) -> Any:
     return getattr(forward, ORIGINAL, forward)
 
 
-def is_compiling() -> bool:
-    """Whether a forward that runs now is being compiled rather than run."""
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())
-
-
-def is_traced() -> bool:
-    """Whether a forward that runs now is being recorded or compiled rather than run."""
-    return bool(torch.jit.is_tracing()) or is_compiling()  # type: ignore[attr-defined]
-
-
 class Truth:
     """True or false as `value` is, and known to the compiler by the name of a rung as well."""
 

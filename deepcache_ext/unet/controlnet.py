@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .calls import Call
+from .hooks import OwnHook
 from .ladder import CachedWalks, Shape, Walks
 from .ldm import Ladder
 from .shadows import Blocks, Observed, Supplied
@@ -96,9 +97,9 @@ class Mounted:
     _handles: list[Any] = field(default_factory=list)
 
     def up(self) -> None:
-        self._handles = [self.network.register_forward_pre_hook(self.before)]
+        self._handles = [self.network.register_forward_pre_hook(OwnHook(self.before))]
         if self.after is not None:
-            self._handles.append(self.network.register_forward_hook(self.after))
+            self._handles.append(self.network.register_forward_hook(OwnHook(self.after)))
         self.network.__dict__.update(self.shadows)
 
     def down(self) -> None:

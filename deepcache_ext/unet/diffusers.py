@@ -20,7 +20,7 @@ from torch import nn
 from .calls import Call, Same
 from .compiled import inner
 from .ladder import Arguments, CachedWalks, Walks
-from .shadows import Blocks, Noted, Observed, Supplied
+from .shadows import Blocks, Cut, Noted, Observed, Supplied
 from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
 
 CONTROL, MIDDLE, ADAPTER = (
@@ -245,18 +245,20 @@ class DiffusersLadder:
         walks = CachedWalks(rung, branch=branch, given=features, full=full)
         below, above = self._blocks("down_blocks"), self._blocks("up_blocks")
         entered = self._entered(renewed, walks)
+        live = below[: span.down + bool(span.below)]
         if span.below:
-            ends_in = below[span.down]
+            ends_in = live[-1]
             for name, layers in layer_lists(ends_in):
                 self._put(ends_in, name, Blocks(list(layers)[: span.below], layers))
-            self._put(ends_in, "downsamplers", None)
+            if ends_in.downsamplers is not None:
+                self._put(ends_in, "downsamplers", Blocks([], ends_in.downsamplers))
+                live[-1] = Cut(ends_in, span.below)
         for place in range(span.up, len(above)):
             keeping, skipped = self._keeping(renewed, walks, place), span.above if place == span.up else 0
             for name, layers in layer_lists(above[place]):
                 if skipped or name in keeping:
                     entries = keeping.get(name, list(layers))[skipped:]
                     self._put(above[place], name, Blocks(entries, layers))
-        live = below[: span.down + bool(span.below)]
         self._put(self._unet, "down_blocks", Blocks(live, self._real("down_blocks")))
         stand_in = Supplied(self._real("mid_block"), walks.supply)
         self._put(self._unet, "mid_block", Noted(stand_in, walks.meet(branch)))
@@ -292,7 +294,7 @@ class DiffusersLadder:
             self._put(module, name, value)
 
     def _put(self, module: nn.Module, name: str, value: Any) -> None:
-        # `downsamplers = None` and `mid_block = None` are plain attributes: they come back when the shadow goes.
+        # `mid_block = None` is a plain attribute: it comes back when the shadow goes.
         self._shadows.append((module, name, module.__dict__.get(name, MISSING)))
         module.__dict__[name] = value
 

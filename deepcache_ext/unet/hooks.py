@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .compiled import is_compiling
+from .tracing import is_compiling
 
 
 class OwnHook:
@@ -99,7 +99,9 @@ def through_earlier(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def remove_inert(unet: nn.Module) -> None:
-    """Take off what a copy of a hooked UNet has brought along."""
+    """Take off what a copy of a hooked UNet has brought along: hooks, and where it was made inside a call the names of
+    shadows, which hold the real blocks there.
+    """
     for hooks, marks in (
         (unet._forward_pre_hooks, ("_forward_pre_hooks_with_kwargs",)),
         (unet._forward_hooks, ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")),
@@ -108,3 +110,7 @@ def remove_inert(unet: nn.Module) -> None:
             del hooks[key]
             for name in marks:
                 getattr(unet, name, {}).pop(key, None)  # torch 2.0 has no `_forward_hooks_always_called`
+    for module in unet.modules():
+        own, children = module.__dict__, module._modules
+        for name in [name for name in own.keys() & children.keys() if own[name] is children[name]]:
+            del own[name]

@@ -40,7 +40,8 @@ class Walks:
     of. `shapes`: for each skipped position, the output shapes in order of the walks (full calls under a forward that is
     not the class's own). `sizes`: by branch, what came out of its live input blocks, one for each walk, None where that
     was no tensor. `ran`: which other networks ran in the call, in order; `controls`: notes of what they did (see
-    `controlnet`). `failed`: why a feature could not be kept.
+    `controlnet`). `differentiated`: gradients are asked for of what came out of live input blocks. `failed`: why a
+    feature could not be kept.
     """
 
     rung: str = ""
@@ -50,12 +51,19 @@ class Walks:
     sizes: dict[int, list[Met | None]] = field(default_factory=dict)
     ran: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
+    differentiated: bool = False
     failed: Exception | None = None
 
     def meet(self, branch: int) -> Callable[[Any], None]:
         """Looks at what comes out of the live input blocks of `branch`, (rows, channels, height, width)."""
         sizes = self.sizes.setdefault(branch, [])
-        return lambda h: sizes.append(h.shape[:1] + h.shape[2:] if isinstance(h, torch.Tensor) else None)
+
+        def meet(h: Any) -> None:
+            is_tensor = isinstance(h, torch.Tensor)
+            sizes.append(h.shape[:1] + h.shape[2:] if is_tensor else None)
+            self.differentiated = self.differentiated or (is_tensor and h.requires_grad)
+
+        return meet
 
     def keep(self, branch: int) -> Callable[[torch.Tensor], None]:
         """Keeps what it is given as the feature of `branch`."""
@@ -119,6 +127,7 @@ class CachedWalks(Walks):
         renewed = [] if self.failed is not None else [len(those) for those in self.features.values()]
         return (
             self.strayed
+            or self.differentiated
             or (self.same_networks and self.ran != self.full.ran)
             or any(count != len(self.given) for count in (self.supplied, *renewed))
             or self.met_other_sizes

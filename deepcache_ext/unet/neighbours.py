@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-import torch
-from torch import nn, overrides
+from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.utils import _python_dispatch as dispatch
 
 from .known import Answer, known
 from .support import CACHES, WEIGHT_MOVERS
@@ -162,14 +160,6 @@ def _asked_for(method: Any) -> Iterator[str]:
     names, own = getattr(getattr(method, "__code__", None), "co_names", ()), getattr(method, "__globals__", {})
     found = (origin(own[name]) for name in names if isinstance(own.get(name), FunctionType))
     yield from (name for name in found if name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names)
-
-
-def modes() -> list[Any]:
-    """Torch's modes that are on: each is given every function that is called, a few of torch's own ("default device")
-    too. 0.2 microseconds where there are none.
-    """
-    on: list[Any] = overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
-    return on + (dispatch._get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else [])
 
 
 def cache_above(wrapper: Any) -> str | None:

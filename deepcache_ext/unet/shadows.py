@@ -106,6 +106,20 @@ class Noted(Stand):
         return h
 
 
+class Cut(Stand):
+    """Runs the real down block, of diffusers, and hands on its first `count` skips: a block whose list of downsamplers
+    is empty tells one for them all the same. The list cannot be None instead, which would be None in a copy too.
+    """
+
+    def __init__(self, real: Any, count: int) -> None:
+        super().__init__(real)
+        self._count = count
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        h, skips = self._real(*args, **kwargs)
+        return h, skips[: self._count]
+
+
 class Blocks(Shadow, list[Any]):
     """The blocks of one call, in place of a ModuleList."""
 

@@ -106,7 +106,9 @@ def check_ldm(unet: Any) -> None:
     inputs, outputs = len(below), len(above)
     if inputs != outputs or not outputs:
         raise UnknownLayout(f"the UNet has {inputs} input and {outputs} output blocks")
-    if any(name in unet.__dict__ and not isinstance(unet.__dict__[name], Shadow) for name in NAMES):
+    own = {name: unet.__dict__[name] for name in NAMES if name in unet.__dict__}
+    # The real ones stand there in a copy that was made inside a call (`hooks.remove_inert`).
+    if any(not isinstance(one, Shadow) and one is not children[name] for name, one in own.items()):
         raise UnknownLayout("another extension shadows the UNet's blocks")
 
 

@@ -45,7 +45,7 @@ def test_cached_call_equals_the_live_blocks_by_hand(layout: str) -> None:
     other = given | {"x": given["x"] * 0.9}
     for branch in (0, 2):
         one = calls.Pass(unet, given, branch)
-        one.session.estimator = Copy()
+        one.session.decisions.estimator = Copy()
         one.evaluate()
         one.only_cached()
         feature = unets.full(unet, given, [branch])[1][branch]

@@ -210,7 +210,7 @@ def test_notices_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def end_pass_and_leak(self: Any) -> Any:
         if self.session is not None:
-            leaked.append(list(self.session._decisions._slots._slots.values()))
+            leaked.append(list(self.session.decisions._slots._slots.values()))
         return end_pass(self)
 
     monkeypatch.setattr(generations.Generation, "end_pass", end_pass_and_leak)

@@ -243,6 +243,19 @@ def test_a_copy_is_plain_and_can_be_enabled(unet):
         assert not twin._forward_pre_hooks and not twin._forward_hooks
 
 
+@pytest.mark.parametrize("branch", [0, 1, 4])
+def test_a_copy_made_inside_a_call_is_plain(unet, branch):
+    """In a full call and in a cached one, which may end within a block."""
+    plain, twins, before = picture(unet), [], unets.traces(unet)
+    handle = unet.conv_out.register_forward_pre_hook(lambda *_: twins.append(copy.deepcopy(unet)))
+    with DeepCache(unet, **{**THIRD, "cache_branch_id": branch}):
+        picture(unet)
+    handle.remove()
+    for twin in twins[:2]:
+        twin.conv_out._forward_pre_hooks.clear()
+        assert same(picture(twin), plain) and unets.traces(twin) == before
+
+
 # Errors of our own ------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,16 @@
-"""What others turn in mid-run on the modules of a diffusers UNet: one full step, and then on as planned."""
+"""What others do in mid-run to a diffusers UNet and its calls: one full step, and then on as planned."""
+
+import functools
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from deepcache_ext import DeepCache
 from deepcache_ext.report.pass_report import Reason
 from tests import diffusers_unets as unets
 from tests.python.loops import CONTEXT, THIRD, call, latent
+from tests.tracing import TRACING
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -87,3 +90,79 @@ def test_a_processor_that_counts_and_comes_in_mid_run():
         assert told.off or told.misses == {Reason.STATE: 1}
         refused.append("test_mid_run` watches layers" in told.off)
     assert any(refused) and not all(refused)
+
+
+@pytest.mark.parametrize("bad", [(), (torch.zeros(1, 4, 8, 8),), (None, 5.0)])
+def test_a_call_that_the_unet_refuses(bad):
+    """Somebody forgets an argument and catches what that raises: nothing is lost."""
+    unet = unets.make("sd1")
+
+    def outputs():
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            with pytest.raises((TypeError, AttributeError)):
+                unet(*bad)
+            found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [k % 3 == 0 for k in range(7)]
+    (report,) = cache.report().passes
+    assert (report.fraction, report.misses, report.off) == ("3 of 7 full", {}, "")
+
+
+@pytest.mark.parametrize("at", [3, 4], ids=["full", "cached"])
+def test_a_call_that_raises_and_is_tried_again(at):
+    """As where a program runs out of memory and frees some: it is a step of the run, and a full one."""
+    unet = unets.make("sd1")
+
+    def fail(*_):
+        handle.remove()
+        raise MemoryError
+
+    with DeepCache(unet, **THIRD) as cache:
+        before = unets.traces(unet)
+        for k, t in enumerate(torch.arange(900, 0, -100)):
+            if k == at:
+                handle = unet.conv_out.register_forward_pre_hook(fail)
+                with pytest.raises(MemoryError):
+                    call(unet, k, t)
+                assert unets.traces(unet) == before
+            output = call(unet, k, t)
+            if k == at:
+                again = output
+    assert torch.equal(again, call(unet, at, 900 - 100 * at))
+    (report,) = cache.report().passes
+    assert (report.evaluations, report.full_calls, report.cached_calls) == (9, 5 - (at == 3), 4 + (at == 3))
+    assert report.full_evaluations == report.full_calls and Reason.OUTSIDE not in report.misses
+
+
+def sample(unet, t, x):
+    return unet(x, t, encoder_hidden_states=CONTEXT[:1]).sample
+
+
+@pytest.mark.parametrize("timestep", ["of a list", "a number"])
+@pytest.mark.parametrize("way", ["make_fx", "fake", "vmap", "functionalize"])
+def test_a_call_without_numbers(way, timestep):
+    """The clock cannot tell it: what was kept is not used behind it."""
+    unet = unets.make("sd1")
+    unet.set_attn_processor(AttnProcessor())
+
+    def outputs():
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            t = t if timestep == "of a list" else int(t)
+            if k == 4:
+                TRACING[way](functools.partial(sample, unet, t), latent(k))
+            else:
+                found.append(call(unet, k, t))
+        return found
+
+    plain = outputs()
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs()
+    assert [torch.equal(a, b) for a, b in zip(plain, cached, strict=True)] == [True, False, False, True, True, False]
+    (report,) = cache.report().passes
+    assert report.misses == {Reason.TRACED: 1} and not report.off

@@ -47,7 +47,7 @@ def test_after_an_error_the_unet_is_clean_at_once(unet):
     run(cache, unet, 2)
     kept = [
         weakref.ref(feature)
-        for slot in cache._decisions._slots._slots.values()
+        for slot in cache.decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -103,6 +103,20 @@ def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
     assert [record.exc_info[0] for record in logged] == [ZeroDivisionError]
 
 
+def test_a_call_that_the_forward_refuses_is_not_ours(unet):
+    """Somebody forgets the latent and catches what that raises."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(6):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        with pytest.raises((TypeError, AttributeError)):
+            unet(timesteps=torch.zeros(2))
+        unet(**call(x=scaled(latent(k), k)))
+        cache.pause()
+    report = cache.close()
+    assert (report.fraction, report.misses, report.off) == ("2 of 6 full", {}, "")
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
     """torch goes through the hooks themselves when a forward raises, and does not bear one that goes away."""
@@ -115,7 +129,7 @@ def test_the_host_sees_its_own_exception_whoever_hooks_behind_us(unet, at):
     with pytest.raises(ZeroDivisionError, match="out of memory"):
         evaluate(cache, unet, at, latent(at), call(x=latent(at)))
     assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
-    assert not len(cache._decisions._slots)
+    assert not len(cache.decisions._slots)
     plain = unets.by_hand(unet, 0, **call())[0]
     assert torch.equal(unet(**call()), plain)  # ours may still be there, and do nothing
     cache.attach(unet)

@@ -1,5 +1,8 @@
 """A session beside others: calls that come beside the sampler's own or stay away, and what is told of them."""
 
+import threading
+import warnings
+
 import pytest
 import torch
 
@@ -19,6 +22,44 @@ def test_an_evaluation_without_a_call_ends_the_caching(unet):
     report = cache.close()
     assert report.off == Reason.NO_CALL.value and report.is_blind
     assert report.fraction == "2 of 5 full" and (report.full_calls, report.cached_calls) == (2, 3)
+
+
+def elsewhere(unet, arguments):
+    thread = threading.Thread(target=lambda: torch.no_grad()(unet)(**arguments))
+    thread.start()
+    thread.join()
+
+
+def on_a_replica(unet, arguments):
+    unet._replicate_for_data_parallel()(**arguments)
+
+
+def traced(unet, arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.jit.trace(unet, tuple(arguments.values()), check_trace=False)
+
+
+@pytest.mark.parametrize(
+    ("way", "evaluations", "misses"),
+    [
+        (elsewhere, 6, {Reason.OUTSIDE: 1}),
+        (on_a_replica, 6, {Reason.REPLICA: 1}),
+        (traced, 7, {Reason.TRACED: 1, Reason.TOGETHER: 1}),
+    ],
+)
+def test_an_evaluation_whose_call_is_none_of_ours_is_no_other_cache(unet, way, evaluations, misses):
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(7):
+        if k == 4:
+            cache.tick(lambda: latent(4), sigma(4))
+            way(unet, call(x=scaled(latent(4), 4)))
+            cache.pause()
+        else:
+            evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+    report = cache.close()
+    assert (report.off, report.evaluations, report.misses) == ("", evaluations, misses)
 
 
 def test_a_model_exchanged_behind_our_back_is_no_other_cache(unet):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import openaimodel
+from torch.autograd import forward_ad
 
 from deepcache_ext.plan.estimators import Copy, Forecast, Kept, Moment
 from deepcache_ext.plan.plan import ListedPlan
@@ -19,6 +20,7 @@ from deepcache_ext.session.session import Session
 from deepcache_ext.unet.calls import same_content
 from tests import unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, run, scaled, session, sigma
+from tests.tracing import TRACING
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -231,6 +233,19 @@ def test_a_lost_picture_is_called_that(unet):
     assert (report.cached_calls, report.misses) == (0, {Reason.NO_NUMBERS: 2})
 
 
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_picture_that_is_lost_in_mid_run(unet, lost):
+    """Here the UNet is given the very latent that the clock knows, as diffusers' are."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(9):
+        x = latent(k) * (lost if k >= 4 else 1)
+        cache.tick(lambda x=x: x, sigma(k))
+        unet(**call(x=x))
+        cache.pause()
+    assert cache.close().misses == {Reason.NO_NUMBERS: 4}
+
+
 def test_a_further_call_of_the_whole_shape_must_be_of_the_latent(unet):
     """PAG asks a second time about the same latent; who asks about another one is not known from call to call."""
     cache, latent = session(3), drifting(2)
@@ -344,7 +359,7 @@ def test_nothing_is_left_after_a_pass(unet):
     run(cache, unet, 8)
     tensors = [
         weakref.ref(feature)
-        for slot in cache._decisions._slots._slots.values()
+        for slot in cache.decisions._slots._slots.values()
         for those in slot.kept.values()
         for kept in those
         for feature in kept.features
@@ -367,7 +382,7 @@ def test_windows_that_move_do_not_pile_up(unet):
     for k in range(30):
         first = k % 7
         evaluate(cache, unet, k, latent(k), call(x=latent(k)[first : first + 2]))
-        assert len(cache._decisions._slots) <= 6
+        assert len(cache.decisions._slots) <= 6
     cache.close()
 
 
@@ -463,6 +478,44 @@ def test_gradients_of_deep_parameters_are_not_lost(unet):
     assert (report.cached_calls, report.misses) == (1, {Reason.GRADIENT: 1})
 
 
+def test_gradients_of_what_a_hook_adds_are_not_lost(unet):
+    """Somebody trains what it adds to a live block; the UNet is frozen, and no argument asks for gradients."""
+    cache, latent, added = session(2), drifting(2), torch.zeros(32, 1, 1, requires_grad=True)
+    handle = unet.input_blocks[0].register_forward_hook(lambda _, args, h: h + added)
+
+    def gradient(k):
+        return torch.autograd.grad(unet(**call(x=scaled(latent(k), k))).sum(), added)[0]
+
+    with torch.enable_grad():
+        expected = [gradient(k) for k in range(4)]
+        cache.attach(unet)
+        for k in range(4):
+            cache.tick(lambda k=k: latent(k), sigma(k))
+            assert torch.equal(gradient(k), expected[k])
+    handle.remove()
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("4 of 4 full", {Reason.GRADIENT: 2})
+
+
+def dual(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x))).tangent.clone()
+
+
+@pytest.mark.parametrize("way", [dual, lambda f, x: torch.func.jvp(f, (x,), (x,))[1]], ids=["dual", "jvp"])
+def test_tangents_are_not_cut_off(unet, way):
+    """Forward-mode derivatives, which no_grad leaves on."""
+    cache, latent, arguments = session(2), drifting(2), call()
+    for k in range(3):
+        cache.attach(unet)
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        tangent = way(lambda x: unet(**{**arguments, "x": x}), scaled(latent(k), k))
+        cache.unhook()
+        assert torch.equal(tangent, way(lambda x: unet(**{**arguments, "x": x}), scaled(latent(k), k)))
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("3 of 3 full", {Reason.GRADIENT: 1})
+
+
 def test_tracing_and_replicas_pass_through(unet):
     cache, latent = session(2), drifting(2)
     cache.attach(unet)
@@ -477,6 +530,24 @@ def test_tracing_and_replicas_pass_through(unet):
     report = cache.close()
     assert report.cached_calls == 0
     assert report.misses[Reason.REPLICA] == 1 and report.misses[Reason.TRACED] == 1
+
+
+@pytest.mark.parametrize("at", [3, 4], ids=["full", "cached"])
+@pytest.mark.parametrize("way", ["make_fx", "fake", "vmap", "functionalize"])
+def test_a_call_without_numbers_in_mid_run(unet, way, at):
+    """As a sampler's call that is recorded or transformed: it is full, and nothing else is lost."""
+    cache, latent, arguments = session(3), drifting(2), call()
+    cache.attach(unet)
+    for k in range(7):
+        if k != at:
+            evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            continue
+        cache.tick(lambda: latent(at), sigma(at))
+        TRACING[way](lambda x: unet(**{**arguments, "x": x}), scaled(latent(at), at))
+        cache.pause()
+    report = cache.close()
+    assert (report.off, report.evaluations, report.cached_calls) == ("", 7, 3 if at == 3 else 2)
+    assert report.misses == ({Reason.TOGETHER: 1} if at == 3 else {Reason.TRACED: 1, Reason.TOGETHER: 1})
 
 
 def test_without_a_unet_no_call_is_missed(unet):
@@ -504,6 +575,23 @@ def test_a_copy_of_the_unet_made_in_mid_pass_is_left_alone(unet):
     report = cache.close()
     assert (report.full_calls, report.cached_calls, report.misses) == (1, 1, {})
     assert torch.equal(twin(**now), unets.by_hand(unet, 0, **now)[0])
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["full", "cached"])
+def test_a_copy_of_the_unet_made_inside_a_call_is_a_plain_one(unet, at):
+    """By an extension in a live block. Nothing of ours is left on it, and it can be cached itself."""
+    cache, twins = session(3, 2), []
+    handle = unet.out.register_forward_pre_hook(lambda *_: twins.append(copy.deepcopy(unet)))
+    cache.attach(unet)
+    run(cache, unet, at + 1)
+    cache.close()
+    handle.remove()
+    twin = twins[at]
+    twin.out._forward_pre_hooks.clear()
+    own = session(3, 2)
+    own.attach(twin)
+    assert all(map(torch.equal, run(own, twin, 4), expected_copy(unet, 4, 3, 2)))
+    assert own.close().fraction == "2 of 4 full" and unets.traces(twin) == unets.traces(unet)
 
 
 def test_a_branch_that_the_model_has_not(unet):
@@ -563,6 +651,21 @@ def test_autocast(unet):
             expected, feature = unets.by_hand(unet, 0, feature if k % 2 else None, **now)
             assert torch.equal(output, expected)
     assert cache.close().cached_calls == 2
+
+
+@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
+@pytest.mark.parametrize("on", [lambda k: k >= 4, lambda k: k < 4], ids=["begins", "ends"])
+def test_autocast_that_begins_or_ends_in_mid_run(unet, on, estimator):
+    """What was kept in one mode is not used in the other."""
+    latent, cache = drifting(2), session(3, estimator=estimator)
+    cache.attach(unet)
+    for k in range(7):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on(k)):
+            (output,) = evaluate(cache, unet, k, latent(k), call(x=latent(k)))
+            if k == 4:
+                assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+    report = cache.close()
+    assert (report.fraction, report.misses, report.off) == ("4 of 7 full", {Reason.FIRST_SEEN: 1}, "")
 
 
 def test_moments():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.unet.calls import WHOLE, Call, lies_at, locate, same_content
+from deepcache_ext.unet.calls import WHOLE, Call, NoLatent, autocast, lies_at, locate, same_content
 
 
 def latent(rows=3, height=12, width=10, seed=0):
@@ -89,7 +89,7 @@ def test_kind():
     assert call(x, t, options={"a": 1}).kind != call(x, t, options={"a": 2}).kind
     assert call(x, t, patch=object()).kind != call(x, t, patch=object()).kind
     assert len(call(x, t, context, control=[context, {"deep": t}]).conditioning) == 3
-    with pytest.raises(TypeError, match="without a tensor x"):
+    with pytest.raises(NoLatent, match="without a tensor x"):
         call(None)
 
 
@@ -100,3 +100,14 @@ def test_same_content():
     assert not same_content([a], [b])
     assert not same_content([a], [])
     assert not same_content([a], [torch.zeros(4)]) and not same_content([a], [a.double()])
+
+
+def test_autocast_as_old_and_new_versions_of_torch_tell_it(monkeypatch):
+    assert autocast("cpu") is autocast("meta") is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast("cpu") is torch.bfloat16
+    monkeypatch.delattr(torch, "get_autocast_dtype")
+    monkeypatch.setattr(torch, "is_autocast_cpu_enabled", lambda: True)
+    monkeypatch.setattr(torch, "get_autocast_cpu_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda: False)
+    assert (autocast("cpu"), autocast("cuda")) == (torch.bfloat16, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -424,6 +425,21 @@ def test_an_error_in_a_control_network_leaves_nothing(unet):
             untouched(plugged)
     outputs, _ = cached(unet, hook)
     assert equal(outputs, cached(unet, hook, live=False)[0])
+
+
+def test_a_copy_of_a_network_made_inside_a_call_is_a_plain_one(unet):
+    """In a full call and in a cached one."""
+    plugged, twins = network(), []
+    own = plugged.control_model
+    handle = own.input_hint_block.register_forward_pre_hook(lambda *_: twins.append(copy.deepcopy(own)))
+    cached(unet, Hook([Unit(plugged, hint())]))
+    handle.remove()
+    call = unets.inputs(LAYOUT, size=(8, 8))
+    given = call["x"], hint(), call["timesteps"], call["context"]
+    for twin in twins[:2]:
+        twin.input_hint_block._forward_pre_hooks.clear()
+        assert equal(twin(*given), own(*given))
+        untouched(Pluggable(twin))
 
 
 def test_nothing_is_kept_of_a_network_after_the_pass(unet):

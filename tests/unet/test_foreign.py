@@ -159,7 +159,7 @@ def test_an_error_when_it_is_run_again(unet):
     with pytest.raises(ZeroDivisionError, match="out of memory"):
         evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
     del unet.forward
-    assert len(unet._forward_hooks) == before and not len(cache._decisions._slots)
+    assert len(unet._forward_hooks) == before and not len(cache.decisions._slots)
     assert cache.close().misses[Reason.WALKS] == 1
 
 

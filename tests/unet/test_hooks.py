@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deepcache_ext.unet.hooks import InertHook, is_hooked, register_after, register_before, remove_inert
+from deepcache_ext.unet.shadows import Blocks
 
 
 class Doubling(nn.Module):
@@ -94,6 +95,19 @@ def test_only_an_inert_after_hook_is_left():
         twin(torch.ones(1), fail=True)
     remove_inert(twin)
     assert not hooks(twin)
+
+
+@COPIES
+def test_a_copy_made_in_mid_call_loses_the_names_of_shadows(duplicate):
+    """They hold the real blocks there. Another extension's stays, and so does what is up on the original."""
+    module, _, _ = hooked()
+    module.blocks, module.other = nn.ModuleList([nn.Linear(1, 1)]), nn.Linear(1, 1)
+    module.__dict__.update(blocks=Blocks([], module.blocks), other=None)
+    twin = duplicate(module)
+    twin(torch.ones(1))
+    assert "blocks" not in vars(twin) and vars(twin)["other"] is None and len(twin.blocks) == 1
+    remove_inert(module)
+    assert len(module.blocks) == 0
 
 
 def test_a_compiled_copy_keeps_them_until_it_runs_uncompiled():

@@ -140,6 +140,7 @@ def test_a_copy_made_in_mid_call_is_whole(duplicate):
     twin = duplicate(unet)
     ladder.take_down()
     assert torch.equal(twin(**call), expected)
+    Ladder(twin).take_down()
 
 
 def test_layers_can_be_iterated_as_reforge_does():

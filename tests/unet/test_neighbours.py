@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepcache_ext.unet import known, neighbours
+from deepcache_ext.unet import known, neighbours, tracing
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.known import Answer
 from deepcache_ext.unet.ldm import Ladder
@@ -157,9 +157,9 @@ class Counting(TorchDispatchMode):
 
 @pytest.mark.parametrize("mode", [Watching, Counting])
 def test_modes_of_torch(mode):
-    assert neighbours.modes() == []
+    assert tracing.modes() == []
     with mode(), torch.device("cpu"):
-        names = [origin(type(one)) for one in neighbours.modes()]
+        names = [origin(type(one)) for one in tracing.modes()]
         assert unknown_names(names) == [HERE]
 
 
