@@ -61,7 +61,8 @@ class Loop:
 class Run:
     """What is under way in one thread. `session`: of its pass, None where nothing is to be cached. `is_over`: nothing
     more is expected of the pass. `calls`: of this evaluation so far; `calls_before`: of the one before; `is_even`: all
-    evaluations so far had as many; `evaluations`: of the pass so far.
+    evaluations so far had as many; `evaluations`: of the pass so far; `was_traced`: since the last evaluation a call
+    came that the clock was not shown.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -73,6 +74,7 @@ class Run:
     is_even: bool = True
     evaluations: int = 0
     loop: Loop | None = None
+    was_traced: bool = False
 
 
 class Driver:
@@ -212,6 +214,7 @@ class Driver:
         run = self._runs.setdefault(threading.get_ident(), Run())
         if is_traced(args, kwargs):
             # The clock goes by numbers. If this was an evaluation, what is kept is older than the session knows.
+            run.was_traced = True
             if run.session is not None:
                 run.session.drop(Reason.TRACED)
             return None
@@ -251,8 +254,9 @@ class Driver:
             session.attach(self.unet, hooked=False)
             if session.is_off:
                 self._say(f"not active: {session.report.off}")
-        if run.clock.left_out:
+        if run.clock.left_out and not run.was_traced:
             session.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
+        run.was_traced = False
         session.tick(lambda: x, run.clock.noise_level(here.scheduler))
 
     def _end_pass(self, run: Run) -> None:

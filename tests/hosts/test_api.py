@@ -153,6 +153,4 @@ def test_the_installer_says_nothing_here_and_warns_of_an_old_torch(monkeypatch, 
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.13.1+cu117")
     runpy.run_path("install.py")
-    assert capsys.readouterr().out == (
-        "DeepCache needs torch 2.0 or newer and found 1.13.1+cu117: it will stay inactive.\n"
-    )
+    assert capsys.readouterr().out == ("DeepCache needs torch 2.0 or newer and found 1.13.1+cu117: it will not work.\n")
