@@ -34,6 +34,10 @@ def test_what_is_a_line_too_long_is_named(small: Path) -> None:
     ]
 
 
+def test_the_engine_keeps_its_limits() -> None:
+    assert not house.breaches([one for one in house.rooms() if one.name.startswith(house.ENGINE)])
+
+
 def test_the_last_test_run_is_told(small: Path) -> None:
     assert house.test_time(small) == "not measured yet in this folder"
     (small / house.TEST_TIME).write_text("214 seconds on 2 cores, 812 passed, 2026-01-31\n", encoding="utf-8")
