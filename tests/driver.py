@@ -68,3 +68,14 @@ def run(cache: Session, unet: Any, evaluations: int) -> list[torch.Tensor]:
     """So many evaluations of one call each."""
     latent, arguments = drifting(2), call()
     return [evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})[0] for k in range(evaluations)]
+
+
+def expected_copy(unet: Any, evaluations: int, interval: int, branch: int) -> list[torch.Tensor]:
+    """What `run` must give with a copy at that branch, by hand."""
+    latent, arguments, outputs, feature = drifting(2), call(), [], None
+    for k in range(evaluations):
+        now = {**arguments, "x": scaled(latent(k), k)}
+        output, kept = unets.by_hand(unet, branch, feature if k % interval else None, **now)
+        feature = kept
+        outputs.append(output)
+    return outputs
