@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..unet.compiled import COMPILED
 from ..unet.forge import ForgeLadder
 from ..unet.ladder import AnyLadder
 from ..unet.neighbours import cache_above
-from ..unet.support import COMPILED, UnknownLayout, twice
+from ..unet.support import UnknownLayout, twice
 from .a1111.adapter import A1111
 
 

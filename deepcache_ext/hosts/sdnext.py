@@ -24,9 +24,9 @@ from ..plan.preview import PassAhead, planned
 from ..python.driver import Driver, Here
 from ..python.unet_clock import Clock, nature_of
 from ..session.session import Session
-from ..unet.compiled import is_compiled
+from ..unet.compiled import COMPILED, is_compiled
 from ..unet.diffusers import DiffusersLadder
-from ..unet.support import COMPILED, UnknownLayout
+from ..unet.support import UnknownLayout
 from .adapter import Adapter, guarded, is_hires, sampler_of
 from .checkpoint import checkpoint_of
 

@@ -73,9 +73,9 @@ def plan_for(
         evenly = _evenly(total, settings.speed_up, shares)
         if evenly is None:  # every second one on the deeper branch is faster than wanted already
             evenly, deeper = _evenly(total, settings.speed_up, shares[:1]), branch
-        return _in_turns(evenly or (), branch, total, window, deeper), (
-            EVENLY if is_known else UNKNOWN
-        ) if depth else ""
+        remark = EVENLY if is_known else UNKNOWN
+        # Without a model (depth 0) there is no run yet whose noise levels could be known.
+        return _in_turns(evenly or (), branch, total, window, deeper), remark if depth else ""
     outside = frozenset(k for k in range(total) if UniformPlan(2, branch, total, *window).is_outside(k))
     full, renewed, shallow, medium = _spread(settings, sigmas, depth, nature, outside, ageing)
     return ListedPlan(full, shallow, total, *window, renewed, medium if renewed else 0), ""

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..report.pass_report import Reason
 from ..session.session import Session
-from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole
+from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, why_not
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
 from ..unet.support import UnknownLayout
@@ -167,7 +167,10 @@ class Driver:
         session = self._called
         if session is None or session.unet is not unet:
             return None
-        if self._graphs is None and is_compiled(unet):
+        if self._graphs is None and is_compiled(unet):  # its forward alone, since we hooked it
+            if why := why_not(unet):
+                session.turn_off(why)
+                return None
             self._graphs = Graphs(unet)
         instead = session.before(unet, args, kwargs)
         walks = session.call.shadowed if self._graphs is not None and session.call is not None else None

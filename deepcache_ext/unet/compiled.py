@@ -18,6 +18,8 @@ from torch import nn
 
 from .ladder import Arguments, Walks
 
+COMPILED = "the UNet is compiled"
+
 ORIGINAL = "_torchdynamo_orig_callable"
 """Torch's own mark on what it made of a function: that function."""
 
@@ -42,9 +44,19 @@ def is_compiled_as_a_whole(module: nn.Module) -> bool:
     return inner(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def can_be_cached() -> bool:
+def is_new_enough() -> bool:
     """Whether this torch tells the graphs of a compiled UNet apart as we need it."""
     return tuple(map(int, torch.__version__.split(".")[:2])) >= OLDEST
+
+
+def why_not(unet: nn.Module) -> str:
+    """Why a UNet of diffusers cannot be cached as it is compiled, in words; "" where it can, or is not compiled."""
+    if not is_compiled(unet):
+        return ""
+    if not is_new_enough():
+        return f"{COMPILED}, and this torch is too old for that"
+    has_it = WRAPPING in inspect.signature(type(inner(unet)).forward).parameters
+    return "" if has_it else f"{COMPILED}, and its forward has no {WRAPPING}"
 
 
 def uncompiled(forward: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compiled import can_be_cached, inner, is_compiled, uncompiled
+from .compiled import COMPILED, inner, is_compiled, uncompiled, why_not
 from .shadows import Shadow
 
 
@@ -74,9 +74,6 @@ def _defined_in(function: Any) -> str:
     return getattr(getattr(function, "func", function), "__globals__", {}).get("__name__", "")
 
 
-COMPILED = "the UNet is compiled"
-
-
 def _check_module(unet: Any) -> None:
     if isinstance(unet, torch.jit.ScriptModule):
         raise UnknownLayout("the UNet is a TorchScript module")
@@ -128,8 +125,8 @@ def layer_lists(block: Any) -> list[tuple[str, nn.ModuleList]]:
 def check_diffusers(unet: Any) -> None:
     """Raise `UnknownLayout` where the ladder cannot be shadowed; the message is for the user."""
     _check_module(unet)
-    if is_compiled(unet) and not can_be_cached():
-        raise UnknownLayout(f"{COMPILED}, and this torch is too old for that")
+    if why := why_not(unet):
+        raise UnknownLayout(why)
     unet = inner(unet)
     children = unet._modules
     below, above = children.get("down_blocks"), children.get("up_blocks")

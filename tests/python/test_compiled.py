@@ -26,7 +26,7 @@ GRAPHS = 4
 """One for each of these, and one for calls that keep nothing."""
 STEPS = 10
 
-pytestmark = pytest.mark.skipif(not compiled.can_be_cached(), reason="this torch makes a new graph at each call")
+pytestmark = pytest.mark.skipif(not compiled.is_new_enough(), reason="this torch makes a new graph at each call")
 
 
 class Graphs:
@@ -149,6 +149,27 @@ def test_a_unet_that_is_compiled_while_deepcache_is_enabled() -> None:
         forward_alone(pipe, "eager")
         assert torch.equal(run(pipe, SD, steps=STEPS), cached_picture())
     assert torch.equal(run(pipe, SD, steps=STEPS), plain)
+
+
+def test_a_forward_of_its_own_without_that_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs could not be told apart, whether it was compiled before or in mid-run: the picture is made in full."""
+    pipe = build(SD)
+    usual = type(pipe.unet)
+
+    class Own(usual):  # type: ignore[misc, valid-type]
+        def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **given: Any) -> Any:
+            return super().forward(sample, timestep, encoder_hidden_states, **given)
+
+    plain = run(pipe, SD, steps=STEPS)
+    pipe.unet.__class__ = Own
+    with DeepCache(pipe, **RUNGS, trusted=[__name__]) as cache:
+        assert torch.equal(run(pipe, SD, steps=STEPS), cached_picture())
+        forward_alone(pipe, "eager")
+        assert torch.equal(run(pipe, SD, steps=STEPS), plain)
+    assert cache.report().passes[1].off == "the UNet is compiled, and its forward has no return_dict"
+    with DeepCache(pipe, **RUNGS, trusted=[__name__]) as cache:
+        assert torch.equal(run(pipe, SD, steps=STEPS), plain)
+    assert "has no return_dict" in str(cache.report())
 
 
 @pytest.mark.parametrize("call", [1, 2])
