@@ -8,8 +8,10 @@ else (a number, a tensor of its own) does its value decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,7 +143,7 @@ class Clock:
         first = self.index_in(getattr(scheduler, "timesteps", None))
         if first is None:
             return None
-        levels = [noise_level(scheduler, first + k) for k in range(self.remaining or 0)]
+        levels = noise_levels(scheduler)[first : first + (self.remaining or 0)]
         return [level for level in levels if level is not None] if None not in levels else None
 
 
@@ -179,11 +181,24 @@ def noise_level(scheduler: Any, index: int | None) -> float | None:
     """
     if index is None or not 0 <= index < len(scheduler.timesteps):
         return None
+    listed, level = _listed(scheduler)
+    return level(float(listed[index]))
+
+
+def noise_levels(scheduler: Any) -> list[float | None]:
+    """That of each element. Reads the list at once, which may lie on a device."""
+    listed, level = _listed(scheduler)
+    return list(map(level, listed.tolist()))
+
+
+def _listed(scheduler: Any) -> tuple[torch.Tensor, Callable[[float], float | None]]:
+    """A scheduler's list, and what makes a sigma of its numbers."""
     timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(timesteps) <= len(sigmas) <= len(timesteps) + 1:
         # Shares of noise in a latent of unit variance, as of SD.Next's VDM Solver: another measure, that ends at 1.
-        return float(sigmas[index]) if float(sigmas.max()) > 1 else None
-    return sigma_at(getattr(scheduler, "alphas_cumprod", None), float(timesteps[index]))
+        is_known = float(sigmas.max()) > 1
+        return sigmas[: len(timesteps)], lambda sigma: sigma if is_known else None
+    return timesteps, partial(sigma_at, getattr(scheduler, "alphas_cumprod", None))
 
 
 def adds_noise(scheduler: Any) -> bool:

@@ -122,11 +122,14 @@ class Attachment:
         return self._weights.values
 
     def weights_changed(self, is_first: bool) -> bool:
-        """Whether weights are others than when they were last remembered, as far as a sample tells. `is_first`: of the
-        evaluation's calls.
+        """Whether weights are others than when they were last remembered, as far as a sample's traces tell. `is_first`:
+        of the evaluation's calls.
         """
-        values, now = self.values, self._weights.version(is_first)
-        return self._version is not None and (now != self._version or (is_first and values.changed()))
+        return self._version is not None and self._weights.version(is_first) != self._version
+
+    def values_changed(self) -> bool:
+        """The same, by what the `values` say that were asked for."""
+        return self._version is not None and self.values.changed()
 
     def remember_weights(self) -> None:
         self._version = self._weights.version(look=False)

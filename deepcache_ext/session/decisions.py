@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..plan.estimators import Estimator
 from ..plan.importance import Nature
 from ..plan.plan import Plan
 from ..report.pass_report import PassReport, Reason
+from ..unet.answers import Answers
 from ..unet.calls import WHOLE, Call, tensors_in
 from ..unet.hooks import comes_last
 from ..unet.ladder import Arguments, Walks
@@ -44,6 +45,8 @@ class Decisions:
         self._motion = Motion(nature.fresh_noise, nature.all_fresh)
         self._no_slot = Reason.FIRST_SEEN
         self._moves = 0
+        self._asked: tuple[torch.Tensor | None, Callable[[], bool] | None, bool] | None = None
+        """By an evaluation's first call: the latent, whether it follows from the last one, whether that matters."""
 
     def drop(self, reason: Reason) -> None:
         """Forget all kept features; planned cached calls are counted under `reason` until there are new ones."""
@@ -60,6 +63,9 @@ class Decisions:
 
     def end(self) -> None:
         """The evaluation is over."""
+        if self._asked is not None:  # its only call went wrong before that was heeded
+            self._asked = None
+            self.drop(self._no_slot)
         self._slots.end_evaluation()
 
     # One call -----------------------------------------------------------------------------------------------
@@ -81,24 +87,17 @@ class Decisions:
         at.ladder.take_down()
         if is_traced(args, kwargs):
             return self._plain(now, Reason.TRACED)
-        forwards = self._look_for_changes(at, now, last)
-        if not comes_last(at.unet):
+        is_first, now.is_begun = not now.is_begun, True
+        if is_first:
+            self._ask(at, now)
+        forwards = self._look_for_changes(at, now, is_first)
+        call, key = self._place(at, now, forwards, args, kwargs)
+        self._heed(at, now)  # now that all has been asked, so that it is read at once
+        if call is None:
             return self._unseen(now)
-        call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
-        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
-        if has_tangents() or (
-            torch.is_grad_enabled()
-            and any(t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters()))
-        ):
-            return self._plain(now, Reason.GRADIENT)
-        patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)
-        if patched:
-            self._report.foreign.update(patched)
-            return self._plain(now, Reason.PATCHED)
-        branch = self._plan.branch_at(now.moment.index)
-        key = self._slots.place(call, forwards, is_full=branch is None)
         if isinstance(key, Reason):
             return self._plain(now, key)
+        branch = self._plan.branch_at(now.moment.index)
         if at.foreign().counting and not self._is_alone(call, key, last):
             now.together = now.together or Reason.LAYERS
         forward = own_forward(at.unet)
@@ -112,21 +111,32 @@ class Decisions:
             self._miss(now.together)
         return self._observed(at, now, call, key, forward)
 
-    def _look_for_changes(self, at: Attachment, now: Evaluation, last: Evaluation | None) -> int:
+    def _ask(self, at: Attachment, now: Evaluation) -> None:
+        """Before an evaluation's first call: begin to find out what only a device can tell."""
+        latent, answers = now.latent(), Answers()
+        self._slots.start_evaluation(latent, answers)
+        matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
+        if matters:
+            at.values.ask(answers)
+        follows = None if latent is None else self._motion.ask(latent, now.moment, answers, matters)
+        self._asked = latent, follows, matters
+
+    def _heed(self, at: Attachment, now: Evaluation) -> None:
+        """What was asked before the first call, if it was not heeded yet."""
+        if self._asked is None:
+            return
+        (latent, follows, matters), self._asked = self._asked, None
+        if latent is not None and follows is not None and not follows():
+            is_lost = not latent.isfinite().all()
+            self.drop(Reason.NO_NUMBERS if is_lost else Reason.MOVED)
+            self._moves += not is_lost
+        if self._moves >= MOVES:
+            now.together = now.together or Reason.MOVED
+        if matters and at.values_changed():
+            self.drop(Reason.WEIGHTS)
+
+    def _look_for_changes(self, at: Attachment, now: Evaluation, is_first: bool) -> int:
         """What came between this call and the one before it; `Attachment.forwards`. Raises `UnknownLayout`."""
-        is_first, now.is_begun = not now.is_begun, True
-        if is_first:
-            latent = now.latent()
-            self._slots.start_evaluation(latent)
-            matters = self.estimator.keeps > 1 or not self._plan.is_full(now.moment.index)
-            if matters:
-                at.values.ask()
-            if latent is not None and not self._motion.follows(latent, now.moment, matters, at.values.read):
-                is_lost = not latent.isfinite().all()
-                self.drop(Reason.NO_NUMBERS if is_lost else Reason.MOVED)
-                self._moves += not is_lost
-            if self._moves >= MOVES:
-                now.together = now.together or Reason.MOVED
         if at.blocks_changed():
             self.drop(Reason.BLOCKS)
         elif at.weights_changed(is_first):
@@ -135,6 +145,25 @@ class Decisions:
         if at.foreign().counting and now.calls > now.ran[Kind.FULL]:
             raise UnknownLayout(Reason.LAYERS.value)
         return forwards
+
+    def _place(
+        self, at: Attachment, now: Evaluation, forwards: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Call | None, Key | Reason]:
+        """What a call is, and its key or why it runs without us; no call where its arguments may still change."""
+        if not comes_last(at.unet):
+            return None, Reason.FORWARD
+        call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
+        # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
+        if has_tangents() or (
+            torch.is_grad_enabled()
+            and any(t.requires_grad for t in chain(tensors_in((args, kwargs)), at.unet.parameters()))
+        ):
+            return call, Reason.GRADIENT
+        patched = [call.whole] if call.whole else unknown_names(call.functions, self._trusted)
+        if patched:
+            self._report.foreign.update(patched)
+            return call, Reason.PATCHED
+        return call, self._slots.place(call, forwards, is_full=self._plan.branch_at(now.moment.index) is None)
 
     def _is_alone(self, call: Call, key: Key, last: Evaluation | None) -> bool:
         """Whether this is the only call of its evaluation: as far as the one before tells, and as it holds both prompts

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from ..plan.estimators import Moment
+from ..unet.answers import Answers
 
 GUIDED = 15.0
 """So long may d be, the overshoot of multistep samplers included. On trained networks (the laboratory's; six samplers,
@@ -64,15 +65,9 @@ class Motion:
         self._fresh, self._all_fresh = fresh_noise, all_fresh
         self._seen: dict[torch.Size, _Seen] = {}
 
-    def follows(
-        self,
-        latent: torch.Tensor,
-        moment: Moment,
-        matters: bool = True,
-        read: Callable[[torch.Tensor], list[float]] = torch.Tensor.tolist,
-    ) -> bool:
-        """Whether this latent, (rows, ...), may be what the last one of its shape became. Waits for the device once,
-        to `read` a vector, but for the first latent of its shape, or where the answer does not matter and is true.
+    def ask(self, latent: torch.Tensor, moment: Moment, answers: Answers, matters: bool = True) -> Callable[[], bool]:
+        """Whether this latent, (rows, ...), may be what the last one of its shape became, to be read later. True for
+        the first latent of its shape, and where the answer does not matter.
         """
         # In float32: a half-precision sum of squares has no room. A copy, since the sampler writes on.
         rows = latent.detach().flatten(1).float()
@@ -83,16 +78,22 @@ class Motion:
         allowed = step if last is None else max(step, last.allowed)
         self._seen[latent.shape] = _Seen(rows, moment, step)
         if last is None or not matters:
-            return True
+            return lambda: True
         if last.rows.device != rows.device:
-            return False
-        apart = torch.linalg.vector_norm(rows - last.rows, dim=1)
-        if 1 < len(rows) <= ROWS:
-            # Where pictures are alike, the angle alone does not tell that a row came from another one.
-            # Not by `@`, which autocast would round.
-            apart = torch.cat([apart, torch.cdist(rows, last.rows).amin(dim=1)])
-        told = read(apart)
-        own, nearest_of = told[: len(rows)], told[len(rows) :]
+            return lambda: False
+        if len(rows) > ROWS:
+            apart = torch.linalg.vector_norm(rows - last.rows, dim=1)
+        else:
+            # Where pictures are alike, the angle alone does not tell that a row came from another one. Not by products
+            # of matrices, which autocast and TF32 would round.
+            pairs = torch.cdist(rows, last.rows, compute_mode="donot_use_mm_for_euclid_dist")
+            apart = torch.cat([pairs.diagonal(), pairs.amin(dim=1)]) if len(rows) > 1 else pairs
+        told = answers.about(apart)
+        return lambda: self._follows(told(), len(rows), allowed)
+
+    def _follows(self, told: list[float], rows: int, allowed: float) -> bool:
+        """`told`: how far each row lies from what it was, and, where pairs were compared, from the nearest of all."""
+        own, nearest_of = told[:rows], told[rows:]
         if any(mine > ROUNDING and one < EXCHANGED * mine for mine, one in zip(own, nearest_of, strict=False)):
             return False
         return self._is_within(2 * math.asin(min(max(own) / 2, 1.0)), allowed + ROUNDING)

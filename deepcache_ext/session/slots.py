@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..plan.estimators import Kept, Moment
 from ..report.pass_report import Reason
-from ..unet.calls import WHOLE, Call, Region, is_whole, lies_at, locate, same_content
+from ..unet.answers import Answers
+from ..unet.calls import WHOLE, Call, Region, ask_lies_at, ask_same_content, is_whole, locate
 from ..unet.ladder import Walks
 
 Key = tuple[int, Region, int, frozenset[int]]
@@ -63,16 +64,22 @@ class Slots:
         self._unclear: set[tuple[int, Region]] = set()
         """Of calls that cannot be told apart."""
         self._latent: torch.Tensor | None = None
+        self._answers = Answers()
+        self._same: tuple[Slot, Call, Callable[[], bool]] | None = None
+        """Whether this slot's conditioning is this call's."""
 
-    def start_evaluation(self, latent: torch.Tensor | None) -> None:
-        """`latent`: what the sampler asks about, (rows, channels, height, width), all parts of it; None if unknown."""
+    def start_evaluation(self, latent: torch.Tensor | None, answers: Answers) -> None:
+        """`latent`: what the sampler asks about, (rows, channels, height, width), all parts of it; None if unknown.
+        `answers`: among which this evaluation's questions about its calls are put.
+        """
         self._by_kind.clear()
         self._by_place.clear()
         self._alike.clear()
-        self._latent = latent
+        self._latent, self._answers, self._same = latent, answers, None
 
     def end_evaluation(self) -> None:
-        self._latent = None
+        self._latent = self._same = None
+        self._answers = Answers()
         self._alike.clear()
 
     def place(self, call: Call, forwards: int, is_full: bool) -> Key | Reason:
@@ -86,11 +93,11 @@ class Slots:
         nth = self._by_kind[kind]
         others = frozenset(self._by_kind) - {kind}
         self._by_kind[kind] += 1
-        region = self._region(call, kind, nth)
+        region = self._region(call, kind, nth, others, self._keeps > 1 or not is_full)
         if region is None:
             return Reason.UNPLACED if call.x.isfinite().all() else Reason.NO_NUMBERS
         place = kind, region
-        key = (*place, self._by_place[place], others)
+        key = self._key(kind, region, others)
         self._by_place[place] += 1
         alike = self._alike.setdefault(place, [])
         # What was kept for this very call was looked at when it was kept.
@@ -108,21 +115,35 @@ class Slots:
             return call
         return replace(call, conditioning=(*call.conditioning, call.x[:, channels:]))
 
-    def _region(self, call: Call, kind: int, nth: int) -> Region | None:
+    def _key(self, kind: int, region: Region, others: frozenset[int]) -> Key:
+        return kind, region, self._by_place[kind, region], others
+
+    def _region(self, call: Call, kind: int, nth: int, others: frozenset[int], goes_on: bool) -> Region | None:
+        """`goes_on`: what its slot holds will be asked for."""
         latent = self._latent
         if latent is None:
             return None
-        if is_whole(call.x, latent):
-            # Even a first call may ask about another latent (an extension's own, a blurred or shifted one).
-            return WHOLE if call.x is latent or lies_at(call.x, latent, WHOLE) else None
-        # Tiles stay where they are, so last evaluation's answer is tried before the search.
-        guess = self._regions.get((kind, nth))
-        if guess and lies_at(call.x, latent, guess):
-            return guess
-        region = locate(call.x, latent)
+        is_all = is_whole(call.x, latent)
+        # Even a first call may ask about another latent (an extension's own, a blurred or shifted one). Tiles stay
+        # where they are, so last evaluation's answer is tried before the search.
+        guess = WHOLE if is_all else self._regions.get((kind, nth))
+        if guess is not None:
+            lies = (lambda: True) if call.x is latent else ask_lies_at(call.x, latent, guess, self._answers)
+            slot = self._slots.get(self._key(kind, guess, others)) if goes_on else None
+            if slot is not None:  # what will be asked next is read along with it
+                self._same = slot, call, ask_same_content(slot.conditioning, call.conditioning, self._answers)
+            if lies():
+                return guess
+        region = None if is_all else locate(call.x, latent)
         if region is not None:
             self._regions[kind, nth] = region
         return region
+
+    def _is_same(self, slot: Slot, call: Call) -> bool:
+        """Whether the conditioning that a slot's features were made with is this call's."""
+        if self._same is None or self._same[0] is not slot or self._same[1] is not call:
+            self._same = slot, call, ask_same_content(slot.conditioning, call.conditioning, self._answers)
+        return self._same[2]()
 
     def find(
         self, key: Key, call: Call, forward: object, branch: int, oldest: int
@@ -140,7 +161,7 @@ class Slots:
             return None, Reason.FORWARD
         if slot.state != call.state:
             return None, Reason.STATE
-        if not same_content(slot.conditioning, call.conditioning):
+        if not self._is_same(slot, call):
             return None, Reason.CONDITIONING
         return slot, None
 
@@ -154,7 +175,7 @@ class Slots:
             and bool(slot.kept)
             and slot.forward is forward
             and slot.state == call.state
-            and same_content(slot.conditioning, call.conditioning)
+            and self._is_same(slot, call)
         )
 
     def keep(self, key: Key, call: Call, forward: object, walks: Walks, continues: bool = False) -> Slot:

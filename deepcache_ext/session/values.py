@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..unet.answers import Answer, Answers
+
 VALUES = 48
 """Of how many weights a single value is read. A LoRA and its like change all values of a weight."""
 
@@ -15,7 +17,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 class Values:
     """Single values of some weights, as they were at the last full call and as they are now. They are compared where
-    the weights are, and the answer comes along with another one (`read`), so that a device is not waited for once more.
+    the weights are.
 
     Moving a weight between devices changes no value. Weights that a library packs, or keeps elsewhere, are left out.
     """
@@ -26,38 +28,27 @@ class Values:
         self._places: list[int] = []
         self._views: list[list[torch.Tensor]] = []
         self._kept: list[torch.Tensor] | None = None
-        self._answer: torch.Tensor | None = None
-        self._told: bool | None = None
+        self._differ: list[Answer] = []
+        self._told = False
 
     def remember(self) -> None:
         """From now on these are the values. Never waits for the device."""
         self._kept = self._now()
 
-    def ask(self) -> None:
+    def ask(self, answers: Answers) -> None:
         """Begin to find out whether they are others than remembered. Waits for a device only after a move."""
-        self._told, self._answer = None, None
+        self._told, self._differ = False, []
         now = self._now() if self._kept is not None else None
         if now is None or self._kept is None:
-            self._told = False
-        elif [one.device for one in now] != [one.device for one in self._kept]:
+            return
+        if [one.device for one in now] != [one.device for one in self._kept]:
             self._told = not torch.equal(_on_cpu(now), _on_cpu(self._kept))
         else:
-            differ = [(one != other).any() for one, other in zip(now, self._kept, strict=True)]
-            self._answer = torch.stack([one.to(differ[0].device) for one in differ]).any()
-
-    def read(self, vector: torch.Tensor) -> list[float]:
-        """The numbers of a float vector, and with them, from the same device, the answer."""
-        if self._answer is None or self._answer.device != vector.device:
-            found: list[float] = vector.tolist()
-            return found
-        *found, differs = torch.cat([vector, self._answer.to(vector.dtype)[None]]).tolist()
-        self._told = bool(differs)
-        return found
+            self._differ = [answers.about((one != other).any()) for one, other in zip(now, self._kept, strict=True)]
 
     def changed(self) -> bool:
         """Whether they are others, by when it was last asked."""
-        if self._told is None:
-            self._told = self._answer is not None and bool(self._answer)
+        self._told = self._told or any(any(answer()) for answer in self._differ)
         return self._told
 
     def _now(self) -> list[torch.Tensor] | None:
@@ -67,7 +58,7 @@ class Values:
             if places != self._places or not self._views:
                 self._places, self._views = places, self._seen()
             with torch.no_grad():
-                return [torch.stack(views) for views in self._views] or None
+                return [torch.cat(views) for views in self._views] or None
         except (RuntimeError, NotImplementedError):  # no memory of its own: offloaded, or a library's
             self._places, self._views = [], []
             return None
@@ -76,8 +67,9 @@ class Values:
         """Views of single elements: flattening would copy a weight whose memory is in another order."""
         found: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
         for weight in [weight for weight in self._weights if not weight.is_meta]:
-            one = weight.detach()[tuple((size - 1) // 2 for size in weight.shape)]
-            one = one.view(torch.uint8) if one.element_size() == 1 else one  # 8-bit floats cannot be stacked everywhere
+            # A vector of one: to stack single numbers takes twice as long.
+            one = weight.detach()[tuple((size - 1) // 2 for size in weight.shape)].unsqueeze(0)
+            one = one.view(torch.uint8) if one.element_size() == 1 else one  # 8-bit floats cannot be joined everywhere
             found.setdefault((one.device, one.dtype), []).append(one)
         return list(found.values())
 

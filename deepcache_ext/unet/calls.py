@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from types import MethodType
 from typing import Any
 
 import torch
+
+from .answers import Answers
 
 TIME_NAMES = frozenset({"timesteps", "timestep", "t"})
 
@@ -75,13 +79,16 @@ class Call:
 
     def is_taken_for(self, other: Call) -> bool:
         """Whether both, of one kind and part of the latent, differ in nothing by which they could be told apart at
-        another evaluation, and yet are not the same. Costs two device synchronisations at most.
+        another evaluation, and yet are not the same. Costs one device synchronisation at most.
         """
-        if self.state != other.state or not same_content(self.conditioning, other.conditioning):
+        if self.state != other.state:
             return False
-        mine: list[torch.Tensor] = []
-        others: list[torch.Tensor] = []
-        return _kind(self.passing, mine) != _kind(other.passing, others) or not same_content(mine, others)
+        answers, mine, others = Answers(), list[torch.Tensor](), list[torch.Tensor]()
+        is_alike = ask_same_content(self.conditioning, other.conditioning, answers)
+        if _kind(self.passing, mine) != _kind(other.passing, others):
+            return is_alike()
+        is_same = ask_same_content(mine, others, answers)
+        return is_alike() and not is_same()
 
 
 class Same:
@@ -145,21 +152,18 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
     """Whether tensors of equal shapes hold equal values; costs one device synchronisation at most."""
-    if len(one) != len(other):
-        return False
-    verdicts = []
-    for a, b in zip(one, other, strict=True):
-        if a is b:
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-            return False
-        if a.device.type != "cpu":
-            verdicts.append((a == b).all())
-        elif not torch.equal(a, b):
-            return False
-    if not verdicts:
-        return True
-    return bool(torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts]).all())
+    return ask_same_content(one, other, Answers())()
+
+
+def ask_same_content(
+    one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], answers: Answers
+) -> Callable[[], bool]:
+    """`same_content`, to be read later."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=False) if a is not b]
+    if len(one) != len(other) or any(_tensor_kind(a) != _tensor_kind(b) for a, b in pairs):
+        return lambda: False
+    differ = [answers.about((a != b).any()) for a, b in pairs]
+    return lambda: not any(any(answer()) for answer in differ)
 
 
 # Which part of the latent ------------------------------------------------------------------------------------
@@ -181,19 +185,38 @@ def is_whole(x: torch.Tensor, latent: torch.Tensor) -> bool:
 
 def lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region) -> bool:
     """Whether x is that region of the latent, scaled: the sampler scales rows by one factor (1/sqrt(sigma^2+1))."""
+    return ask_lies_at(x, latent, region, Answers())()
+
+
+def ask_lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region, answers: Answers) -> Callable[[], bool]:
+    """`lies_at`, to be read later."""
+    there = _rows_of(x, latent, region)
+    if there is None:
+        return lambda: False
+    here = x.detach()[:, : latent.shape[1]].flatten(1).float()
+    there = there.detach().to(here.device)
+    lengths = [torch.linalg.vector_norm(rows, dim=1) for rows in (here, there)]
+    told, tolerance = answers.about(torch.cat([(here * there).sum(1), *lengths])), _tolerance(x, latent)
+    return lambda: all(starmap(partial(_is_scaled, tolerance), zip(*_thirds(told()), strict=True)))
+
+
+def _is_scaled(tolerance: float, product: float, one: float, other: float) -> bool:
+    """Whether two vectors, of which these are the product and the lengths, point to the same side."""
+    return product > 0 and 1 - product**2 / max((one * other) ** 2, 1e-30) <= tolerance
+
+
+def _thirds(numbers: list[float]) -> list[list[float]]:
+    count = len(numbers) // 3
+    return [numbers[place * count : (place + 1) * count] for place in range(3)]
+
+
+def _rows_of(x: torch.Tensor, latent: torch.Tensor, region: Region) -> torch.Tensor | None:
+    """That region of the latent, (rows, n); None where x cannot be it."""
     if region == WHOLE:
-        if not is_whole(x, latent):
-            return False
-        there = latent.flatten(1).float()
-    else:
-        if len(region) != x.shape[0]:
-            return False
-        parts = [_crop(latent, row, top, left, x) for row, top, left in region]
-        if any(part is None for part in parts):
-            return False
-        there = torch.stack([part for part in parts if part is not None]).flatten(1).float()
-    here = x[:, : latent.shape[1]].flatten(1).float()
-    return bool((_mismatch(here, there.to(here.device)) <= _tolerance(x, latent)).all())
+        return latent.flatten(1).float() if is_whole(x, latent) else None
+    parts = [_crop(latent, row, top, left, x) for row, top, left in region]
+    found = [part for part in parts if part is not None]
+    return torch.stack(found).flatten(1).float() if len(found) == len(x) == len(region) else None
 
 
 def locate(x: torch.Tensor, latent: torch.Tensor) -> Region | None:

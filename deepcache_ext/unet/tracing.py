@@ -9,7 +9,7 @@ Inside `grad` and `jvp` tensors have numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,12 @@ DIFFERENTIATING = frozenset({"Grad", "Jvp"})
 _transforms: Any = getattr(torch._C, "_functorch", None)
 
 
+_is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+
+
 def is_compiling() -> bool:
     """Whether a forward that runs now is being compiled rather than run."""
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())
+    return _is_compiling()
 
 
 def is_traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -159,7 +159,7 @@ def test_notices_a_feature_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_notices_another_prompts_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "same_content", lambda one, other: True)
+    monkeypatch.setattr(slots, "ask_same_content", lambda *_: lambda: True)
     assert f"must be full: {reference.CHANGED}" in failures("prompt_edit")
 
 
@@ -171,7 +171,7 @@ def test_notices_another_models_feature(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_notices_another_windows_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth, *_: ((nth, 0, 0),))
     assert f"must be full: {reference.UNSEEN}" in failures("animatediff_3_windows")
 
 
@@ -186,7 +186,7 @@ def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
 
     turning.count = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(placement, "_tiles", turning)
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth, *_: ((nth, 0, 0),))
     assert "differs from the reference" in failures("tiled_diffusion_tile_batch_1")
 
 

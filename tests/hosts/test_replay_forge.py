@@ -70,7 +70,7 @@ def failures(scenario: str) -> str:
 
 
 def test_notices_the_slot_of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "same_content", lambda one, other: True)
+    monkeypatch.setattr(slots, "ask_same_content", lambda *_: lambda: True)
     call = ForgeLadder.call
 
     def blind(self: Any, args: Any, kwargs: Any) -> Any:
@@ -98,7 +98,7 @@ def test_notices_another_tiles_feature(monkeypatch: pytest.MonkeyPatch) -> None:
         return calls if next(count) % 2 else [*calls[-2::-1], calls[-1]]
 
     monkeypatch.setattr(forge_player, "_tiles", turning)
-    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth: ((nth, 0, 0),))
+    monkeypatch.setattr(slots.Slots, "_region", lambda self, call, kind, nth, *_: ((nth, 0, 0),))
     assert "differs from the reference" in failures("forge-2025-06/multidiffusion")
 
 

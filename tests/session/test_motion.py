@@ -7,6 +7,7 @@ from deepcache_ext.plan.estimators import Moment
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session.motion import Motion
+from deepcache_ext.unet.answers import Answers
 from tests import unets
 from tests.driver import LAYOUT, call, evaluate, session, sigma
 
@@ -58,10 +59,14 @@ def lcm(sigmas=KARRAS):
         yield smooth(0) + level * noise(100 + k)
 
 
+def follows(motion, latent, moment):
+    return motion.ask(latent, moment, Answers())()
+
+
 def alarms(latents, motion=None, sigmas=KARRAS):
     motion = motion or Motion(fresh_noise=False)
     moments = [Moment(k, level) for k, level in enumerate(sigmas)]
-    return [k for k, latent in enumerate(latents) if not motion.follows(latent, moments[k])]
+    return [k for k, latent in enumerate(latents) if not follows(motion, latent, moments[k])]
 
 
 @pytest.mark.parametrize("guided", [0.5, 1.0, 1.5, 3.0])
@@ -147,15 +152,15 @@ def test_each_shape_is_followed_by_itself():
 def test_two_evaluations_at_one_level():
     """Heun corrects what it went to; PLMS asks twice at the start."""
     motion, x = Motion(fresh_noise=False), list(euler())
-    assert motion.follows(x[0], Moment(0, KARRAS[0])) and motion.follows(x[3], Moment(1, KARRAS[3]))
-    assert motion.follows(x[3] + 0.5 * (x[3] - x[2]), Moment(2, KARRAS[3]))
+    assert follows(motion, x[0], Moment(0, KARRAS[0])) and follows(motion, x[3], Moment(1, KARRAS[3]))
+    assert follows(motion, x[3] + 0.5 * (x[3] - x[2]), Moment(2, KARRAS[3]))
 
 
 def test_levels_that_are_not_known_leave_more_room():
     motion = Motion()
     for k, x in enumerate(euler()):
-        assert motion.follows(x, Moment(k))
-    assert not motion.follows(smooth(7) + noise(8), Moment(20))
+        assert follows(motion, x, Moment(k))
+    assert not follows(motion, smooth(7) + noise(8), Moment(20))
 
 
 def test_a_pass_that_moves_runs_in_full():
@@ -189,4 +194,4 @@ def test_a_pass_that_moved_again_and_again_is_not_believed_at_its_end(times):
 
 
 def test_the_nature_of_the_sampler_is_what_counts():
-    assert Nature().all_fresh is False and Motion(True, True).follows(noise(1), Moment(0, 1.0))
+    assert Nature().all_fresh is False and follows(Motion(True, True), noise(1), Moment(0, 1.0))

@@ -12,9 +12,7 @@ from ldm.modules.diffusionmodules import openaimodel
 from deepcache_ext.plan.estimators import Copy, Forecast, Kept, Moment
 from deepcache_ext.plan.plan import ListedPlan
 from deepcache_ext.report.pass_report import Reason
-from deepcache_ext.session import slots
 from deepcache_ext.session.session import Session
-from deepcache_ext.unet.calls import same_content
 from tests import unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, expected_copy, run, scaled, session, sigma
 
@@ -403,20 +401,6 @@ def test_another_thread_passes_through(unet):
     thread.join()
     assert torch.equal(out[0], unets.by_hand(unet, 0, **call())[0])
     assert cache.close().misses == {Reason.OUTSIDE: 1}
-
-
-@pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])
-def test_nothing_waits_for_the_device_behind_a_call(unet, estimator, monkeypatch):
-    """Comparing contents waits on CUDA: that has its place before the UNet's work is queued, and only where needed."""
-    cache, order = session(2, estimator=estimator), []
-    monkeypatch.setattr(slots, "same_content", lambda *both: order.append("compares") or same_content(*both))
-    done = unet.out.register_forward_hook(lambda *_: order.append("runs"))
-    cache.attach(unet)
-    run(cache, unet, 4)
-    done.remove()
-    compares = ["compares"] if estimator.keeps > 1 else []
-    assert order == ["runs", "compares", "runs", *compares, "runs", "compares", "runs"]
-    cache.close()
 
 
 @pytest.mark.parametrize("estimator", [Copy(), Forecast()], ids=["copy", "forecast"])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from modules import shared
 
 from ...plan.noise import adds_noise_by_name, replaces_noise_by_name, sigma_at
@@ -131,10 +132,15 @@ def schedule_of(sampler: Any, p: Any, steps: int, last: int | None, by_timesteps
     """
     if not by_timesteps:
         own = steps if last is None else last + 1
-        sigmas = [float(sigma) for sigma in sampler.get_sigmas(p, steps)][:-1]
+        sigmas = _numbers(sampler.get_sigmas(p, steps))[:-1]
         return [sigma * _churn(sampler, sigma, own) for sigma in sigmas if sigma > 0]
-    timesteps = [float(t) for t in sampler.get_timesteps(p, steps)]
+    timesteps = _numbers(sampler.get_timesteps(p, steps))
     return _unipc(timesteps[:last], last is not None, _model_of(p)) if is_unipc(sampler) else timesteps[:0:-1]
+
+
+def _numbers(values: Any) -> list[float]:
+    """Of a tensor at once: each reading may wait for a device."""
+    return [float(value) for value in (values.tolist() if isinstance(values, torch.Tensor) else values)]
 
 
 def is_unipc(sampler: Any) -> bool:
