@@ -137,18 +137,20 @@ class SDNext(Adapter):
         generation.seen = True
         if getattr(p, "deepcache_told", ""):  # each job of the host's has wiped it away
             shared.state.textinfo = p.deepcache_told
-        now, total, settings = running(p), clock.remaining, generation.settings
+        now, settings = running(p), generation.settings
         if not settings.covers(is_hires(now)):
             return None
         sigmas = clock.noise_levels(here.scheduler)
+        checkpoint, checksum = checkpoint_of(shared.sd_model)
         ahead = PassAhead(
-            is_hires(now),
-            total or 0,
-            None if sigmas is None else tuple(sigmas),
-            DiffusersLadder(unet).depth,
-            nature_of(here.scheduler),
-            *checkpoint_of(shared.sd_model),
-            sampler_of(p),
+            hires=is_hires(now),
+            total=clock.remaining or 0,
+            sigmas=None if sigmas is None else tuple(sigmas),
+            depth=DiffusersLadder(unet).depth,
+            nature=nature_of(here.scheduler),
+            checkpoint=checkpoint,
+            checksum=checksum,
+            sampler=sampler_of(p),
         )
         if is_refiner(now) and settings.is_of_one_pass:
             generation.plans(found := planned(settings.for_pass(hires=True), ahead))
@@ -157,8 +159,8 @@ class SDNext(Adapter):
         if found.remark:
             self._say(p, found.remark)
         session = generation.session = self._session(found, DiffusersLadder)
-        if total is None and (settings.start > 0 or settings.end < 1):
-            session.turn_off("start and end need the number of steps, which cannot be known here")
+        if found.refusal:
+            session.turn_off(found.refusal)
         return session
 
     def _file(self, session: Session) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from ..plan.ageing import Ageing
+from ..plan.noise import are_known
 from ..plan.preview import PassAhead, PlannedPass, planned
 from ..settings.evaluation_list import written
 from ..settings.fields import AS_FIRST_PASS_BRANCH, CUSTOM, MAX_TEXT, NO_DEEPER
@@ -46,7 +46,7 @@ class Profiles:
             return None
         if ahead.hires or not settings.covers(ahead.hires):
             return None
-        if not ahead.sigmas or not all(0 < sigma < math.inf for sigma in ahead.sigmas):
+        if not are_known(ahead.sigmas):
             return None
         wanted = MadeFor.of(ahead)
         return next((one.whole for one in self.known() if one.made_for.fits(wanted)), None)

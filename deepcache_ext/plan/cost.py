@@ -8,7 +8,6 @@ and the decoder are not made faster, so a whole picture gains less than its UNet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 SHARES: dict[int, tuple[float, ...]] = {
     12: (0.0787, 0.2243, 0.3802, 0.4699, 0.5641, 0.673, 0.7598, 0.8484, 0.9411, 0.9604, 0.9727, 0.9849),
@@ -49,27 +48,3 @@ def full_for(evaluations: int, wanted: float, cached_share: float) -> int:
     """How many evaluations may be full for `NEARLY` the `wanted` speed-up; at least one."""
     budget = evaluations / (NEARLY * wanted) - evaluations * cached_share
     return min(max(int(budget / (1 - cached_share) + 1e-9), 1), evaluations)
-
-
-def numbers_per_place(unet: Any) -> tuple[float, ...]:
-    """By branch, how many numbers a kept feature has for each place of the latent and each row: its channels over the
-    square of how much smaller it is. For ldm's and sgm's UNets; empty where the blocks do not tell.
-
-    A branch's feature and the skip connection of its last input block enter the first of its output blocks together.
-    """
-    try:
-        below, above = list(unet.input_blocks), list(unet.output_blocks)
-        found, smaller = [], 1
-        for branch, block in enumerate(below):
-            smaller *= 2 if any(_halves(layer) for layer in block) else 1
-            skip = [layer.out_channels for layer in block if hasattr(layer, "out_channels")][-1]
-            first = next(iter(above[len(above) - 1 - branch]))
-            found.append((first.channels - skip) / smaller**2)
-    except (AttributeError, IndexError, StopIteration, TypeError):
-        return ()
-    return tuple(found)
-
-
-def _halves(layer: Any) -> bool:
-    """A block that makes the latent smaller, or ldm's residual block that does so by the way."""
-    return "Downsample" in (type(layer).__name__, type(getattr(layer, "h_upd", None)).__name__)

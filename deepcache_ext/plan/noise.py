@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 
@@ -37,6 +38,11 @@ def needs_few_steps(sampler: str) -> bool:
     and 2.4 to 6.8 dB less near in the mean (docs/evidence.md).
     """
     return "unipc" in sampler.lower()
+
+
+def are_known(sigmas: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
+    """Whether the noise levels of a pass are told, each a finite number above 0."""
+    return bool(sigmas) and all(0 < sigma < math.inf for sigma in sigmas or ())
 
 
 def sigma_at(alphas_cumprod: Any, timestep: float) -> float | None:

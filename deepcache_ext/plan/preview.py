@@ -47,7 +47,7 @@ class PassAhead:
 @dataclass(frozen=True)
 class PlannedPass:
     """A pass with its plan. `estimator` is new for each; `remark`: what the user should know, or ""; `hint`: what helps
-    to choose, before the run, or "".
+    to choose, before the run, or ""; `refusal`: why it cannot be run by the plan, or "".
     """
 
     ahead: PassAhead
@@ -55,6 +55,7 @@ class PlannedPass:
     estimator: Estimator
     remark: str
     hint: str = ""
+    refusal: str = ""
 
     @property
     def hires(self) -> bool:
@@ -125,8 +126,15 @@ def planned(settings: Settings, ahead: PassAhead, ageing: Ageing | None = None) 
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
-    found = PlannedPass(ahead, plan, estimator, remark)
+    is_windowed = settings.start > 0 or settings.end < 1
+    refusal = (
+        "" if ahead.evaluations or not is_windowed else "start and end need the number of steps, which nobody tells"
+    )
+    found = PlannedPass(ahead, plan, estimator, remark, refusal=refusal)
     return replace(found, hint=_hint(found)) if own.strategy == "weighted" else found
+
+
+NO_LENGTH = "start and end need the number of steps, which cannot be known here"
 
 
 def fraction(kinds: Sequence[str]) -> str:

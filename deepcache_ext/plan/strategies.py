@@ -16,6 +16,7 @@ from . import cost
 from .ageing import UNMEASURED, Ageing, Spread, candidates, least_error
 from .estimators import ESTIMATORS, FORECAST_BY_DEPTH_UP_TO, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
 from .importance import USUAL, Nature
+from .noise import are_known
 from .plan import ListedPlan, Plan, UniformPlan
 
 FEW = 12
@@ -66,7 +67,7 @@ def plan_for(
     if few:
         return UniformPlan(1, branch, total), f"nothing is skipped in a run of fewer than {FEW} steps"
     total = len(sigmas) if sigmas else total
-    if not sigmas or not all(0 < s < math.inf for s in sigmas):
+    if not are_known(sigmas):
         if deeper <= branch and (nature.fresh_noise or depth == 9):
             branch = max(branch, SECOND)
         shares = [cost.share(one, depth) for one in ((branch, deeper) if deeper > branch else (branch,))]
@@ -146,7 +147,7 @@ def estimator_for(
 
 def apart(renewals: int, sigmas: Sequence[float] | None) -> float | None:
     """How far apart in log sigma so many evaluations lie on average; None where the noise levels are not known."""
-    if not sigmas or not all(0 < s < math.inf for s in sigmas):
+    if not are_known(sigmas):
         return None
     return _width(sigmas) / max(renewals, 1)
 

@@ -254,18 +254,22 @@ class DeepCache:
         return None if self._failed else Here(getattr(self._target, "scheduler", None))
 
     def _begin_pass(self, here: Here, clock: Clock) -> Session:
-        settings, total = self.settings, clock.remaining
         sigmas, nature = clock.noise_levels(here.scheduler), nature_of(here.scheduler)
-        levels = None if sigmas is None else tuple(sigmas)
-        sampler = type(here.scheduler).__name__
-        ahead = PassAhead(False, total or 0, levels, self._depth, nature, sampler=sampler)
-        _, planned = self._profiles.planned(settings, ahead)
+        ahead = PassAhead(
+            hires=False,
+            total=clock.remaining or 0,
+            sigmas=None if sigmas is None else tuple(sigmas),
+            depth=self._depth,
+            nature=nature,
+            sampler=type(here.scheduler).__name__,
+        )
+        _, planned = self._profiles.planned(self.settings, ahead)
         if planned.remark:
             _warn(planned.remark)
         session = Session(planned.plan, planned.estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
         self._plans[session] = planned
-        if total is None and (settings.start > 0 or settings.end < 1):
-            session.turn_off("start and end need the number of steps, which cannot be known here")
+        if planned.refusal:
+            session.turn_off(planned.refusal)
         return session
 
     def _file(self, session: Session) -> None:

@@ -119,29 +119,33 @@ def overruled(args: Sequence[Any], settings: Settings) -> list[str]:
 MEANS = {"cache_interval": "uniform", "speed_up": "weighted", "full_evaluations": "custom"}
 
 
-def _unknown(name: Any, value: Any) -> SettingsError:
-    """For a name that is none of ours, whatever stands there."""
-    return SettingsError(str(name)[:80] or "(no name)", value, "the known settings are " + ", ".join(FIELD))
-
-
-def _from_mapping(given: Mapping[Any, Any]) -> Settings:
+def _read(given: Mapping[Any, Any], strategy: str = "") -> dict[str, Any]:
+    """What a mapping names, and with it the strategy that it means, where that is not `strategy` or as good as that."""
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in FIELD:
-            raise _unknown(name, value)
+            known = "the known settings are " + ", ".join(FIELD)
+            raise SettingsError(str(name)[:80] or "(no name)", value, known)
         values[name] = FIELD[name].parse(value)
-    preset = values.setdefault("preset", FIELD["preset"].default)
-    if "strategy" not in values:
-        # Whoever names what one strategy alone obeys means that one; a script written for DeepCacheSDHelper does.
-        meant = [strategy for name, strategy in MEANS.items() if values.get(name)]
-        values.update({"strategy": meant[-1]} if meant else {})
-    given_by_preset = PRESETS.get(preset, {})
-    if values.get("strategy") not in (None, given_by_preset.get("strategy")):
-        given_by_preset, values["preset"] = {}, CUSTOM
-    merged = {**given_by_preset, **values}
-    if any(merged[name] != value for name, value in given_by_preset.items()):
-        merged["preset"] = CUSTOM
-    return _checked(Settings(**merged))
+    # Whoever names what one strategy alone obeys means that one; a script written for DeepCacheSDHelper does.
+    meant = [means for name, means in MEANS.items() if values.get(name)]
+    if "strategy" not in values and meant and strategy not in KEEPS.get(meant[-1], ()):
+        values["strategy"] = meant[-1]
+    return values
+
+
+def _named(merged: Mapping[str, Any], preset: Mapping[str, Any]) -> Settings:
+    """Settings whose preset is Custom where they are not what that `preset` sets."""
+    differs = any(merged[name] != value for name, value in preset.items())
+    return _checked(Settings(**{**merged, "preset": CUSTOM} if differs else merged))
+
+
+def _from_mapping(given: Mapping[Any, Any]) -> Settings:
+    values = _read(given)
+    preset = PRESETS.get(values.setdefault("preset", FIELD["preset"].default), {})
+    if values.get("strategy") not in (None, preset.get("strategy")):
+        preset, values["preset"] = {}, CUSTOM
+    return _named({**preset, **values}, preset)
 
 
 def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -151,18 +155,9 @@ def overridden(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """
     if not changes:
         return settings
-    for name, value in changes.items():
-        if name not in FIELD:
-            raise _unknown(name, value)
-    values = {name: FIELD[name].parse(value) for name, value in changes.items()}
-    values.setdefault("enabled", True)
-    if "strategy" not in values:
-        meant = [strategy for name, strategy in MEANS.items() if values.get(name)]
-        values.update({"strategy": meant[-1]} if meant and settings.strategy not in KEEPS.get(meant[-1], ()) else {})
+    values = {"enabled": True, **_read(changes, settings.strategy)}
     merged = {**asdict(settings), **PRESETS.get(values.get("preset", ""), {}), **values}
-    if any(merged[name] != value for name, value in PRESETS.get(merged["preset"], {}).items()):
-        merged["preset"] = CUSTOM
-    return _checked(Settings(**merged))
+    return _named(merged, PRESETS.get(merged["preset"], {}))
 
 
 KEEPS = {"uniform": ("non-uniform",)}

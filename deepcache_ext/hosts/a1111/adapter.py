@@ -120,14 +120,16 @@ class A1111(Adapter):
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
         blocks = getattr(self.unet_of(p, params), "output_blocks", None)
         sigmas = noise_levels(params, p, total)
+        checkpoint, checksum = checkpoint_of(model)
         ahead = PassAhead(
-            hires,
-            total,
-            None if sigmas is None else tuple(sigmas),
-            len(blocks or ()),
-            Nature(adds_noise(p), replaces_noise(p)),
-            *checkpoint_of(model),
-            sampler_of(p),
+            hires=hires,
+            total=total,
+            sigmas=None if sigmas is None else tuple(sigmas),
+            depth=len(blocks or ()),
+            nature=Nature(adds_noise(p), replaces_noise(p)),
+            checkpoint=checkpoint,
+            checksum=checksum,
+            sampler=sampler_of(p),
         )
         found = self._planned(p, generation, ahead)
         generation.session = self._session(found, self.ladder_of)

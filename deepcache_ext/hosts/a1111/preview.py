@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from modules import shared
 
-from ...plan.cost import numbers_per_place
 from ...plan.importance import Nature
 from ...plan.preview import PassAhead
 from ...settings.fields import SettingsError
+from ...unet.ldm import numbers_per_place
 from ..checkpoint import checkpoint_of
 from .schedule import adds_noise, counts_timesteps, is_unipc, replaces_noise, schedule_of, sigma_of, spread
 

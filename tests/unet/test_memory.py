@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepcache_ext.plan.cost import numbers_per_place
-from deepcache_ext.unet.ldm import Ladder
+from deepcache_ext.unet.ldm import Ladder, numbers_per_place
 from tests import unets
 
 
