@@ -5,7 +5,6 @@ the same object, a LoRA merged, injected or added on the fly, forwards put on si
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Mapping
-from functools import partial
 from operator import attrgetter, is_
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from ..unet.neighbours import ASKING, FORWARDS, methods_of
-from ..unet.support import own_forward
+from ..unet.support import own_forward, plain_function
 from .online import Online
 from .values import Values
 
@@ -213,9 +212,7 @@ def _own_code(module: nn.Module) -> tuple[Any, ...]:
 
 def _code(function: Any) -> Any:
     """The code of a function, whoever closes over it and whatever it closes over; of other things their class."""
-    while isinstance(function, partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
+    function = plain_function(function)
     return getattr(function, "__code__", type(function))
 
 

@@ -8,7 +8,6 @@ network library's is harmless; whatever else is found must stand in the table of
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .known import Answer, known
-from .support import CACHES, WEIGHT_MOVERS
+from .support import CACHES, defined_in, inside, plain_function
 
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
@@ -104,15 +103,12 @@ def origin(function: Any) -> str:
     module is that of the code's own globals, which `functools.wraps` and `__module__` do not disguise. Of what Python's
     own wrappers (`contextlib.contextmanager`) made of a function, it is the function's.
     """
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
-    globals_ = getattr(function, "__globals__", None)
-    while globals_ is not None and globals_.get("__name__") in WRAPPING and hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-        globals_ = getattr(function, "__globals__", None)
-    if globals_ is not None:
-        return f"{globals_.get('__name__', '?')}:{getattr(function, '__qualname__', '?')}"
+    function = plain_function(function)
+    while defined_in(function) in WRAPPING and hasattr(function, "__wrapped__"):
+        function = plain_function(function.__wrapped__)
+    module = defined_in(function)
+    if module is not None:
+        return f"{module}:{getattr(function, '__qualname__', '?')}"
     kind = function if isinstance(function, type) else type(function)
     if kind.__module__ == "builtins":  # a built-in function or method
         return f"{getattr(function, '__module__', None) or 'builtins'}:{getattr(function, '__qualname__', '?')}"
@@ -213,7 +209,7 @@ def _of_instance(one: nn.Module, methods: frozenset[str], home: Collection[str])
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         yield from map(origin, own.get(hooks, {}).values())
     for name in own.keys() & methods - ATTACHED:
-        forward = _inside(own[name])
+        forward = inside(own[name])
         plain = getattr(forward, "__self__", None) is one and getattr(forward, "__func__", None) is getattr(
             type(one), name, None
         )
@@ -239,13 +235,6 @@ def _closed_over(function: Any) -> Any:
         return cells["self"].cell_contents
     except (KeyError, ValueError):  # none, or not yet filled
         return None
-
-
-def _inside(forward: Any) -> Any:
-    """The forward inside the wrappers of accelerate and diffusers that move weights."""
-    while origin(forward).partition(":")[0] in WEIGHT_MOVERS:
-        forward = getattr(forward, "__wrapped__", None)
-    return forward
 
 
 def _everywhere() -> list[Callable[..., Any]]:

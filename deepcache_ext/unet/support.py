@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -61,17 +62,32 @@ def own_forward(unet: nn.Module) -> Callable[..., Any] | None:
     accelerate and diffusers that move weights wrap whatever is there and call it with all its arguments: what counts
     is the forward inside, which stays the same when a host puts such hooks up anew.
     """
-    forward: Any = uncompiled(unet.__dict__.get("forward"))
-    while _defined_in(forward) in WEIGHT_MOVERS:
-        forward = getattr(forward, "__wrapped__", None)
+    forward: Any = inside(uncompiled(unet.__dict__.get("forward")))
     if getattr(forward, "__self__", None) is unet and getattr(forward, "__func__", None) is type(unet).forward:
         return None
     return forward
 
 
-def _defined_in(function: Any) -> str:
-    """The module whose code a function, or a partial of one, runs; wrappers disguise their `__module__`."""
-    return getattr(getattr(function, "func", function), "__globals__", {}).get("__name__", "")
+def inside(forward: Any) -> Any:
+    """The forward inside the wrappers that move weights."""
+    while defined_in(forward) in WEIGHT_MOVERS:
+        forward = getattr(forward, "__wrapped__", None)
+    return forward
+
+
+def plain_function(function: Any) -> Any:
+    """The function of a partial or of a bound method; anything else as it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__func__", function)
+
+
+def defined_in(function: Any) -> str | None:
+    """The module whose code a function runs, which `functools.wraps` and `__module__` do not disguise; None where the
+    code is not Python's.
+    """
+    globals_ = getattr(plain_function(function), "__globals__", None)
+    return None if globals_ is None else globals_.get("__name__", "?")
 
 
 def _check_module(unet: Any) -> None:

@@ -8,14 +8,13 @@ no units known, so every control network runs whole.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
 
 from ...unet.controlnet import ControlUnit
-from ...unet.support import own_forward
+from ...unet.support import own_forward, plain_function
 
 FAR = 3
 """How many functions deep the hook object is looked for: wrappers of other extensions may lie around the forward."""
@@ -52,11 +51,8 @@ def _plain(value: Any) -> Hashable:
 
 def _held_by(function: Any, far: int) -> Iterator[Any]:
     """What a function closes over, nearest first; functions among it are looked into in their turn."""
-    if isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
     inner = []
-    for cell in getattr(function, "__closure__", None) or ():
+    for cell in getattr(plain_function(function), "__closure__", None) or ():
         try:
             held = cell.cell_contents
         except ValueError:  # not filled yet
