@@ -37,6 +37,7 @@ from .unet_clock import Clock, nature_of
 log = logging.getLogger("deepcache")
 
 PASSES_REPORTED = 100
+"""So many passes are kept for `report()`, so that a program that runs for days does not grow. Chosen by hand."""
 
 COMPILED_LATE = "the UNet was compiled while DeepCache was enabled; enable it anew"
 

@@ -9,7 +9,9 @@ import torch
 from ..unet.answers import Answer, Answers
 
 VALUES = 48
-"""Of how many weights a single value is read. A LoRA and its like change all values of a weight."""
+"""Of how many weights a single value is read, at most. A LoRA and its like change all values of a weight, so that one
+of each weight will do. Chosen by hand: to join 39 took 5 microseconds on one CPU core, with nothing else at work.
+"""
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Kinds of tensors that keep their values themselves."""
