@@ -14,8 +14,10 @@ class Answers:
         self._open: list[Answer] = []
 
     def about(self, numbers: torch.Tensor) -> Answer:
-        """`numbers`: a vector or a single one, of any type."""
-        answer = Answer(self, numbers.reshape(-1))
+        """`numbers`: a vector or a single one, of any type; in float32 from here on, since not every device joins
+        tensors of several types.
+        """
+        answer = Answer(self, numbers.reshape(-1).float())
         self._open.append(answer)
         return answer
 
