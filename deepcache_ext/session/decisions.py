@@ -82,7 +82,7 @@ class Decisions:
         if is_traced(args, kwargs):
             return self._plain(now, Reason.TRACED)
         forwards = self._look_for_changes(at, now, last)
-        if not comes_last(at.unet):
+        if not comes_last(at.unet) or at.is_robbed:
             return self._unseen(now)
         call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
@@ -151,7 +151,7 @@ class Decisions:
         return PlainCall()
 
     def _unseen(self, now: Evaluation) -> PlainCall:
-        """A call whose arguments another extension's new hook may change behind ours."""
+        """A call whose arguments another extension's new hook may change behind ours, or whose end nobody tells us."""
         if self._plan.branch_at(now.moment.index) is not None:
             self._miss(Reason.FORWARD)
         now.together = now.together or Reason.TOGETHER

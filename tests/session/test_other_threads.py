@@ -75,6 +75,29 @@ def test_one_that_comes_before_the_own_walk_and_then_behind_it(unet):
     assert right == ([True] * 3, [True] * 6)
 
 
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_pass_that_another_thread_ends(unet, at):
+    """Scripts are unloaded while a picture is under way: the call that runs keeps its blocks to its end."""
+    cache, latent, before, threads = session(3), drifting(2), unets.traces(unet), []
+
+    def end(*_):
+        if len(outputs) == at and not threads:
+            threads.append(threading.Thread(target=cache.close))
+            threads[0].start()
+            threads[0].join(0.2)
+
+    outputs = []
+    handle = unet.input_blocks[0].register_forward_pre_hook(end)
+    cache.attach(unet)
+    for k in range(6):
+        cache.tick(lambda k=k: latent(k), sigma(k)) if not threads else None
+        outputs.append(unet(**call(x=scaled(latent(k), k))))
+    threads[0].join(20)
+    handle.remove()
+    assert all(map(torch.equal, outputs, expected_copy(unet, at + 1, 3, 0)))
+    assert unets.traces(unet) == before and cache.close().evaluations == at + 1
+
+
 @pytest.mark.parametrize("protocol", forge_unets.PROTOCOLS)
 def test_on_forge_and_its_kin(protocol):
     """Where blocks are called, and where a forward goes through their layers."""
