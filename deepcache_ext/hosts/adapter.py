@@ -181,7 +181,8 @@ class Adapter:
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
         wrong = ""
-        for key in INFOTEXT_KEYS:  # scripts make one p, or copies that share this, again and again
+        # Scripts make one p, or copies that share this, again and again.
+        for key in () if self._generations.share_text(p) else INFOTEXT_KEYS:
             p.extra_generation_params.pop(key, None)
         try:
             settings = settings_of(p, args)

@@ -114,6 +114,15 @@ class Generations:
             self.end(self._stack[-1])
         return self._stack[-1]
 
+    def share_text(self, p: Any) -> bool:
+        """Whether what is written for p is written for a generation under way too: ADetailer announces copies of p that
+        share one mapping.
+        """
+        others = [
+            other for other in (generation.p() for generation in self._stack) if other is not None and other is not p
+        ]
+        return any(other.extra_generation_params is p.extra_generation_params for other in others)
+
     @property
     def active(self) -> Generation | None:
         return self._stack[-1] if self._stack else None

@@ -54,7 +54,10 @@ class A1111(Adapter):
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
         """A pass begins: the first one, a hires pass, or the next batch."""
         generation = self._generations.of(p) or self._begin(p, args)
+        told, broken_off = len(generation.reports), generation.session
         self._end_pass(p, generation)
+        if broken_off is not None and broken_off.report.hires is is_hires(p):
+            del generation.reports[told:]  # an error that somebody caught: the picture is made of the pass to come
         generation.ready = generation.announce(is_hires(p))
 
     @guarded
