@@ -18,6 +18,7 @@ from ..measure.trial import NotMeasured, Wish
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import Reason
 from ..report.run_report import RunOutcome
+from ..session.onlooker import Onlooker
 from ..session.session import Session
 from ..settings.fields import INFOTEXT_KEYS, SettingsError
 from ..settings.settings import Settings, overridden, overruled, parse
@@ -213,7 +214,8 @@ class Adapter:
         return found
 
     def _session(self, found: PlannedPass, ladder: Callable[[Any], AnyLadder]) -> Session:
-        return Session(
+        kind = Session if found.plan.caches else Onlooker
+        return kind(
             found.plan,
             found.estimator,
             hires=found.hires,
