@@ -29,6 +29,7 @@ from .measurer import measure
 log = logging.getLogger("deepcache")
 
 NO_PASS = "no pass of the UNet was seen"
+STOPPED = "switched off in mid-run"
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -175,7 +176,11 @@ class Adapter:
         self.stop()
 
     def stop(self) -> None:
-        """End whatever is under way, and leave every UNet as it was."""
+        """End whatever is under way, and leave every UNet as it was. No hook of ours tells of the pictures to come."""
+        for generation in self._generations.all():
+            p = generation.p()
+            if p is not None and generation.settings.enabled:
+                p.extra_generation_params["DeepCache"] = STOPPED
         self._generations.end_all()
 
     # Inner workings -----------------------------------------------------------------------------------------
@@ -201,6 +206,14 @@ class Adapter:
         if settings.enabled:
             p.extra_generation_params.update(generation.infotext())
         return generation
+
+    def _begin_batch(self, p: Any, generation: Generation) -> None:
+        """A pass is announced: where it is a batch's first, what was told of the batch before is not of this one."""
+        if generation.session is None and not generation.reports and not self._generations.share_text(p):
+            generation.seen = False
+            if generation.outcome.inactive == NO_PASS:
+                generation.outcome.inactive = ""
+            p.extra_generation_params.pop("DeepCache", None)
 
     def _planned(self, p: Any, generation: Generation, ahead: PassAhead) -> PlannedPass:
         """The pass's plan; one of a measured model goes into the settings, and so into the infotext."""

@@ -131,7 +131,7 @@ class Blocks(Shadow, list[Any]):
 
 class OwnBlocks(Blocks):
     """Blocks that only the thread meets that put them up: to another one's call of the same UNet the real ones are
-    there, with nothing of ours among them.
+    there, with nothing of ours among them. Who asks for one that is not there, as no forward does, gets the real one.
     """
 
     def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
@@ -145,7 +145,10 @@ class OwnBlocks(Blocks):
         return super().__len__() if get_ident() == self._thread else len(self._real)
 
     def __getitem__(self, index: Any) -> Any:
-        return super().__getitem__(index) if get_ident() == self._thread else self._real[index]
+        try:
+            return super().__getitem__(index) if get_ident() == self._thread else self._real[index]
+        except IndexError:
+            return self._real[index]
 
 
 class OwnStand(Stand):

@@ -376,6 +376,35 @@ def test_a_pass_that_is_made_again_after_an_error(host, monkeypatch, changes):
     assert texts[0] == texts[1]
 
 
+def test_a_batch_that_another_extension_makes_in_its_own_way(host, monkeypatch):
+    """What was told of the batch before is not of this one."""
+    kind = host.module("processing").StableDiffusionProcessingTxt2Img
+    sample = kind.sample
+    grey = lambda p, *args: sample(p, *args) if p.iteration in (0, 3) else torch.zeros(1, 4, 8, 8)  # noqa: E731
+    monkeypatch.setattr(kind, "sample", grey)
+    done = make(host, FOURTH, n_iter=4)
+    nobody = "not active: no pass of the UNet was seen"
+    assert [infotext(host, done, i)["DeepCache"] for i in range(4)] == ["2 of 8 full", nobody, nobody, "2 of 8 full"]
+
+
+@pytest.mark.parametrize(("batch", "step"), [(0, 4), (1, 0), (1, 4)])
+def test_the_text_where_it_is_switched_off_in_mid_run(host, batch, step):
+    def switch_off(params):
+        if params.denoiser.p.iteration == batch and params.sampling_step == step:
+            host_object(host).disabled = True
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoiser(switch_off)
+    try:
+        done = make(host, FOURTH, n_iter=2)
+    finally:
+        callbacks.remove_callbacks_for_function(switch_off)
+        host_object(host).disabled = False
+    off = "switched off in mid-run"
+    told = [infotext(host, done, i)["DeepCache"] for i in (0, 1)]
+    assert told == ([off, off] if batch == 0 else ["2 of 8 full", off])
+
+
 @pytest.mark.parametrize("args", [[], [FOURTH]], ids=["none of our hooks", "cached"])
 def test_the_text_under_a_picture_that_adetailer_works_on(host, monkeypatch, args):
     """It announces the end and a new beginning of copies of p, which share what is written under the picture."""

@@ -54,6 +54,7 @@ class A1111(Adapter):
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
         """A pass begins: the first one, a hires pass, or the next batch."""
         generation = self._generations.of(p) or self._begin(p, args)
+        self._begin_batch(p, generation)
         told, broken_off = len(generation.reports), generation.session
         self._end_pass(p, generation)
         if broken_off is not None and broken_off.report.hires is is_hires(p):
