@@ -44,6 +44,13 @@ class Evaluation:
     is_begun: bool = False
     ran: Counter[Kind] = field(default_factory=Counter)
 
+    def asked(self, in_turn: bool) -> None:
+        """A call of the UNet comes; `in_turn`: where ours are looked at. One in another thread may be a part of this
+        evaluation, and cannot be cached.
+        """
+        self.was_called = True
+        self.is_stubborn = self.is_stubborn or not in_turn
+
     @property
     def calls(self) -> int:
         return sum(self.ran.values())

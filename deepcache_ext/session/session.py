@@ -201,7 +201,7 @@ class Session:
             return None
         asking = self._evaluation or self._last
         if asking is not None:
-            asking.was_called = True
+            asking.asked(asking is self._last or threading.get_ident() == self.thread)
         if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None

@@ -68,7 +68,7 @@ def test_an_evaluation_that_a_nested_generation_ends_is_no_other_cache(unet, way
 @pytest.mark.parametrize(
     ("way", "evaluations", "misses"),
     [
-        (elsewhere, 6, {Reason.OUTSIDE: 1}),
+        (elsewhere, 6, {Reason.OUTSIDE: 1, Reason.TOGETHER: 1}),
         (on_a_replica, 6, {Reason.REPLICA: 1}),
         (traced, 7, {Reason.TRACED: 1, Reason.TOGETHER: 1}),
     ],

@@ -11,7 +11,7 @@ from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.forge import ForgeLadder
 from tests import forge_unets, unets
-from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, expected_copy, run, scaled, session, sigma
+from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, expected_copy, scaled, session, sigma
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -22,15 +22,15 @@ def unet():
 
 
 class Elsewhere:
-    """Asks the UNet about another latent in another thread, whenever `block` is about to run in a call of ours."""
+    """Asks the UNet about another latent in another thread, as `block` is about to run in evaluation `at`."""
 
-    def __init__(self, unet, block, only=lambda evaluation: True):
-        self.unet, self.only = unet, only
-        self.mine, self.evaluation, self.asked = threading.get_ident(), 0, []
+    def __init__(self, unet, block, at):
+        self.unet, self.at = unet, at
+        self.mine, self.evaluation, self.asked = threading.get_ident(), None, []
         self.handle = block.register_forward_pre_hook(self._hook)
 
     def _hook(self, *_):
-        if threading.get_ident() == self.mine and self.only(self.evaluation):
+        if threading.get_ident() == self.mine and self.evaluation == self.at:
             thread = threading.Thread(target=self._ask)
             thread.start()
             thread.join()
@@ -45,34 +45,47 @@ class Elsewhere:
         return [torch.equal(given, unets.by_hand(self.unet, 0, **arguments)[0]) for arguments, given in self.asked]
 
 
+def play(cache, unet, others, evaluations=9):
+    """Own outputs, and those that they should be: in full, or from the own feature before."""
+    latent, arguments, feature = drifting(2), call(), None
+    outputs, expected, modes = [], [], ""
+    for k in range(evaluations):
+        for other in others:
+            other.evaluation = k
+        full = cache.report.full_calls
+        outputs += evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})
+        modes += "C" if cache.report.full_calls == full else "F"
+        for other in others:
+            other.evaluation = None
+        now = {**arguments, "x": scaled(latent(k), k)}
+        output, kept = unets.by_hand(unet, 0, feature if modes[-1] == "C" else None, **now)
+        expected.append(output)
+        feature = feature if modes[-1] == "C" else kept
+    return modes, all(map(torch.equal, outputs, expected))
+
+
 @pytest.mark.parametrize("first", [True, False])
-def test_a_call_inside_a_call(unet, first):
-    """Of a full and of a cached call, before and after it asks for what was kept."""
+@pytest.mark.parametrize(("at", "modes"), [(3, "FCCFFCFCC"), (4, "FCCFCFFCC")])
+def test_a_call_inside_a_call(unet, first, at, modes):
+    """Of a full and of a cached call, before and after it asks for what was kept. It may be a part of the evaluation
+    (prompt and negative prompt are asked at once): the next one is full.
+    """
     block = unet.input_blocks[0] if first else unet.output_blocks[-1]
-    other, cache = Elsewhere(unet, block), session(3)
+    other, cache = Elsewhere(unet, block, at), session(3)
     cache.attach(unet)
-    outputs = run(cache, unet, 9)
-    report = cache.close()
-    assert other.all_right() == [True] * 9
-    assert all(map(torch.equal, outputs, expected_copy(unet, 9, 3, 0)))
-    assert (report.full_calls, report.cached_calls, report.misses) == (3, 6, {Reason.OUTSIDE: 9})
+    assert play(cache, unet, [other]) == (modes, True)
+    assert other.all_right() == [True]
+    assert cache.close().misses == {Reason.OUTSIDE: 1, Reason.TOGETHER: 1}
 
 
 def test_one_that_comes_before_the_own_walk_and_then_behind_it(unet):
     """The other's walk would be the first of a full call, and the own one the first of a cached call."""
-    before = Elsewhere(unet, unet.input_blocks[0], only=lambda k: k % 3 == 0)
-    behind = Elsewhere(unet, unet.output_blocks[-1], only=lambda k: k % 3)
-    cache, latent, arguments = session(3), drifting(2), call()
+    others = [Elsewhere(unet, unet.input_blocks[0], 0), Elsewhere(unet, unet.output_blocks[-1], 2)]
+    cache = session(4)
     cache.attach(unet)
-    outputs = []
-    for k in range(9):
-        before.evaluation = behind.evaluation = k
-        outputs += evaluate(cache, unet, k, latent(k), {**arguments, "x": latent(k)})
-    cache.close()
-    behind.handle.remove()
-    right = before.all_right(), behind.all_right()
-    assert all(map(torch.equal, outputs, expected_copy(unet, 9, 3, 0)))
-    assert right == ([True] * 3, [True] * 6)
+    assert play(cache, unet, others, 4) == ("FFCF", True)
+    assert [other.all_right() for other in others] == [[True], [True]]
+    assert cache.close().cached_calls == 1
 
 
 @pytest.mark.parametrize("at", [3, 4])
@@ -115,7 +128,7 @@ def test_on_forge_and_its_kin(protocol):
             others.append((arguments, unet(**arguments)))
 
     def hook(*_):
-        if threading.get_ident() == mine:
+        if threading.get_ident() == mine and k in (0, 2):
             thread = threading.Thread(target=elsewhere)
             thread.start()
             thread.join()
@@ -125,14 +138,17 @@ def test_on_forge_and_its_kin(protocol):
     live = unet.input_blocks[0][0].register_forward_hook(hook)
     feature = None
     for k in range(6):
+        full = cache.report.full_calls
         cache.tick(lambda k=k: latent(k), sigma(k))
         given = unet(**asked(scaled(latent(k), k), k))
         cache.pause()
         live.remove()
-        expected, kept = forge_unets.by_hand(unet, 1, feature if k % 3 else None, **asked(scaled(latent(k), k), k))
+        was_cached = cache.report.full_calls == full
+        now = asked(scaled(latent(k), k), k)
+        expected, kept = forge_unets.by_hand(unet, 1, feature if was_cached else None, **now)
         live = unet.input_blocks[0][0].register_forward_hook(hook)
-        feature = feature if k % 3 else kept
+        feature = feature if was_cached else kept
         assert torch.equal(given, expected)
     live.remove()
-    assert (cache.close().full_calls, len(others)) == (2, 6)
+    assert (cache.close().full_calls, len(others)) == (3, 2)
     assert all(torch.equal(given, forge_unets.by_hand(unet, None, **arguments)[0]) for arguments, given in others)
