@@ -61,6 +61,8 @@ class Generation:
         if session is None:
             return None
         report = session.close()
+        if not report.evaluations and report.misses:  # the UNet was called, but never where it was looked for
+            report.off = report.off or report.reasons()[0][1]
         if report.evaluations or report.off:
             self.reports.append(report)
             if self.planned is not None:
@@ -93,7 +95,8 @@ class Generation:
             values["DeepCache estimator"] = next(iter(self.estimators))
         if self.notes:
             values["DeepCache note"] = "; ".join(self.notes)
-        reports = self.reports if self.session is None else [*self.reports, self.session.so_far()]
+        now = None if self.session is None else self.session.so_far()
+        reports = self.reports if now is None or not (now.evaluations or now.off) else [*self.reports, now]
         return {"DeepCache": summary(reports), **values} if reports else values
 
 

@@ -370,6 +370,27 @@ def test_calls_that_somebody_leaves_out(host, settings):
     assert infotext(host, done)["DeepCache"] == f"{full} ({Reason.NO_CALL.value})"
 
 
+def test_a_unet_that_is_called_in_another_thread_alone(host):
+    """Nothing is cached, no number is told, and a reason is."""
+    wrapper, plain = host.module("shared").sd_model.model, make(host, None)
+    original = wrapper.forward
+
+    def elsewhere(*args):
+        made = []
+        thread = threading.Thread(target=lambda: made.append(torch.no_grad()(original)(*args)))
+        thread.start()
+        thread.join()
+        return made[0]
+
+    wrapper.forward = elsewhere
+    try:
+        done = make(host)
+    finally:
+        del wrapper.forward
+    assert same(done, plain)
+    assert infotext(host, done)["DeepCache"] == f"off ({Reason.OUTSIDE.value})"
+
+
 def test_a_unet_that_is_replaced_as_a_whole(host):
     """TensorRT, ONNX and the like: the class's forward hands over to `sd_unet.current_unet`; no block runs."""
     unet, plain = host.unet, make(host, None)
