@@ -18,6 +18,7 @@ from ..measure.trial import NotMeasured, Wish
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import Reason
 from ..report.run_report import RunOutcome
+from ..session.onlooker import Onlooker
 from ..session.session import Session
 from ..settings.fields import INFOTEXT_KEYS, SettingsError
 from ..settings.settings import Settings, overridden, overruled, parse
@@ -28,6 +29,7 @@ from .measurer import measure
 log = logging.getLogger("deepcache")
 
 NO_PASS = "no pass of the UNet was seen"
+STOPPED = "switched off in mid-run"
 
 
 def guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -174,14 +176,19 @@ class Adapter:
         self.stop()
 
     def stop(self) -> None:
-        """End whatever is under way, and leave every UNet as it was."""
+        """End whatever is under way, and leave every UNet as it was. No hook of ours tells of the pictures to come."""
+        for generation in self._generations.all():
+            p = generation.p()
+            if p is not None and generation.settings.enabled:
+                p.extra_generation_params["DeepCache"] = STOPPED
         self._generations.end_all()
 
     # Inner workings -----------------------------------------------------------------------------------------
 
     def _begin(self, p: Any, args: Sequence[Any]) -> Generation:
         wrong = ""
-        for key in INFOTEXT_KEYS:  # scripts make one p, or copies that share this, again and again
+        # Scripts make one p, or copies that share this, again and again.
+        for key in () if self._generations.share_text(p) else INFOTEXT_KEYS:
             p.extra_generation_params.pop(key, None)
         try:
             settings = settings_of(p, args)
@@ -200,6 +207,14 @@ class Adapter:
             p.extra_generation_params.update(generation.infotext())
         return generation
 
+    def _begin_batch(self, p: Any, generation: Generation) -> None:
+        """A pass is announced: where it is a batch's first, what was told of the batch before is not of this one."""
+        if generation.session is None and not generation.reports and not self._generations.share_text(p):
+            generation.seen = False
+            if generation.outcome.inactive == NO_PASS:
+                generation.outcome.inactive = ""
+            p.extra_generation_params.pop("DeepCache", None)
+
     def _planned(self, p: Any, generation: Generation, ahead: PassAhead) -> PlannedPass:
         """The pass's plan; one of a measured model goes into the settings, and so into the infotext."""
         settings, found = self.profiles.planned(generation.settings, ahead)
@@ -212,7 +227,8 @@ class Adapter:
         return found
 
     def _session(self, found: PlannedPass, ladder: Callable[[Any], AnyLadder]) -> Session:
-        return Session(
+        kind = Session if found.plan.caches else Onlooker
+        return kind(
             found.plan,
             found.estimator,
             hires=found.hires,

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..plan.preview import PlannedPass
-from ..report.pass_report import PassReport, summary
+from ..report.pass_report import PassReport, Reason, summary
 from ..report.run_report import PassOutcome, RunOutcome
 from ..session.session import Session
 from ..settings.settings import Settings
+from ..unet.support import UnknownLayout
 
 log = logging.getLogger("deepcache")
 
@@ -22,7 +23,8 @@ class Generation:
 
     `p`: the host's processing object, weakly held; `job`: what tells one job of the host's queue from the next.
     `outcome`: all passes so far; `reports`: those of the batch at hand; `planned`: the pass at hand. `ready`: a pass
-    may begin at the next evaluation. `seen`: an evaluation of this generation was. `wanted`: whether a pass that the
+    may begin at the next evaluation. `step`: the host's at the latest evaluation, None where none came just before.
+    `seen`: an evaluation of this generation was. `wanted`: whether a pass that the
     host has announced is to be cached; None while it has announced none.
     """
 
@@ -32,6 +34,7 @@ class Generation:
     outcome: RunOutcome
     session: Session | None = None
     ready: bool = False
+    step: int | None = None
     seen: bool = False
     wanted: bool | None = None
     reports: list[PassReport] = field(default_factory=list)
@@ -58,6 +61,8 @@ class Generation:
         if session is None:
             return None
         report = session.close()
+        if not report.evaluations and report.misses:  # the UNet was called, but never where it was looked for
+            report.off = report.off or report.reasons()[0][1]
         if report.evaluations or report.off:
             self.reports.append(report)
             if self.planned is not None:
@@ -65,6 +70,15 @@ class Generation:
             for line in report.lines():
                 log.info("%s", line)
         return report
+
+    def left_out(self, step: int) -> UnknownLayout | None:
+        """An evaluation begins at this step of the host's: why there is no more caching where a whole step went by
+        since the one before, with no evaluation: somebody stands above them.
+        """
+        last, self.step = self.step, step
+        if last is None or step <= last + 1:
+            return None
+        return UnknownLayout(Reason.NO_CALL.value, others_skip=True)
 
     def plans(self, found: PlannedPass) -> None:
         """The pass at hand will run that plan."""
@@ -81,7 +95,8 @@ class Generation:
             values["DeepCache estimator"] = next(iter(self.estimators))
         if self.notes:
             values["DeepCache note"] = "; ".join(self.notes)
-        reports = self.reports if self.session is None else [*self.reports, self.session.so_far()]
+        now = None if self.session is None else self.session.so_far()
+        reports = self.reports if now is None or not (now.evaluations or now.off) else [*self.reports, now]
         return {"DeepCache": summary(reports), **values} if reports else values
 
 
@@ -98,6 +113,7 @@ class Generations:
         for old in list(self._stack):
             if old.job != job or old.p() is None or old.p() is p:
                 self.end(old)
+        self.forget_steps()
         if self._stack and self._stack[-1].session is not None:
             self._stack[-1].session.unhook()
         generation = Generation(weakref.ref(p), job, settings, outcome)
@@ -113,6 +129,20 @@ class Generations:
         while self._stack[-1].p() is not p:
             self.end(self._stack[-1])
         return self._stack[-1]
+
+    def forget_steps(self) -> None:
+        """Evaluations come that are no generation's here, or another one's."""
+        for generation in self._stack:
+            generation.step = None
+
+    def share_text(self, p: Any) -> bool:
+        """Whether what is written for p is written for a generation under way too: ADetailer announces copies of p that
+        share one mapping.
+        """
+        others = [
+            other for other in (generation.p() for generation in self._stack) if other is not None and other is not p
+        ]
+        return any(other.extra_generation_params is p.extra_generation_params for other in others)
 
     @property
     def active(self) -> Generation | None:

@@ -71,6 +71,7 @@ class SDNext(Adapter):
         for driver in self._drivers.values():
             driver.end_passes()
         self._end_pass(p, generation)
+        self._begin_batch(p, generation)
         self._thread = threading.get_ident()
         generation.announce(False, True)
         if not generation.settings.enabled:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from enum import Enum
 
 from torch import nn
+
+from ..unet.hooks import calls_under_way
 
 PATIENCE = 0.1
 """Seconds after which a thread that waits looks whether the call that it waits for is still running."""
@@ -72,12 +73,3 @@ class Turn:
     def _is_running(self) -> bool:
         """Whether the owner still has the turn by right."""
         return not self._by_call or (self.owner is not None and calls_under_way(self._unet, self.owner) > 0)
-
-
-def calls_under_way(unet: nn.Module, thread: int) -> int:
-    """How many calls of a UNet are on a thread's stack, one inside the other."""
-    frame, count = sys._current_frames().get(thread), 0
-    while frame is not None:
-        count += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is unet
-        frame = frame.f_back
-    return count

@@ -17,6 +17,20 @@ from .changes import WeightsWatch, parts, same_parts
 from .values import Values
 
 
+def check_forwards(unet: nn.Module, home: Collection[str], trusted: Collection[str]) -> None:
+    """Whoever replaced the UNet's forward, on its class or on this instance, must be known: else `UnknownLayout`."""
+    own, call = own_forward(unet), type(unet).__call__
+    names = {
+        "calls of the UNet's class": None if call is nn.Module.__call__ else origin(call),
+        "forward of the UNet's class": class_forward(type(unet), home),
+        "UNet's forward": None if own is None else origin(own),
+    }
+    for what, name in names.items():
+        unknown = unknown_names([name] if name else [], trusted)
+        if unknown:
+            raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
+
+
 class Attachment:
     """One UNet. `branches`: those that its cached calls run. Raises `UnknownLayout`."""
 
@@ -57,17 +71,7 @@ class Attachment:
         self._check_forwards()
 
     def _check_forwards(self) -> None:
-        """Whoever replaced the UNet's forward, on its class or on this instance, must be known."""
-        own, call = own_forward(self.unet), type(self.unet).__call__
-        names = {
-            "calls of the UNet's class": None if call is nn.Module.__call__ else origin(call),
-            "forward of the UNet's class": class_forward(type(self.unet), self._home),
-            "UNet's forward": None if own is None else origin(own),
-        }
-        for what, name in names.items():
-            unknown = unknown_names([name] if name else [], self._trusted)
-            if unknown:
-                raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
+        check_forwards(self.unet, self._home, self._trusted)
 
     def _check_modes(self) -> None:
         """Modes of torch see every function that a call uses: a cached one uses fewer."""
@@ -102,6 +106,12 @@ class Attachment:
     @property
     def is_hooked(self) -> bool:
         return bool(self._handles)
+
+    @property
+    def is_robbed(self) -> bool:
+        """Whether somebody took hooks of ours off, as those do who clear all hooks of all modules."""
+        hooks = (self.unet._forward_pre_hooks, self.unet._forward_hooks)
+        return any(handle.id not in those for handle, those in zip(self._handles, hooks, strict=False))
 
     # What changes -------------------------------------------------------------------------------------------
 

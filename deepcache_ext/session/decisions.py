@@ -149,8 +149,10 @@ class Decisions:
     def _place(
         self, at: Attachment, now: Evaluation, forwards: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Call | None, Key | Reason]:
-        """What a call is, and its key or why it runs without us; no call where its arguments may still change."""
-        if not comes_last(at.unet):
+        """What a call is, and its key or why it runs without us; no call where its arguments may still
+        change, or nobody tells us of its end.
+        """
+        if not comes_last(at.unet) or at.is_robbed:
             return None, Reason.FORWARD
         call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.
@@ -180,7 +182,7 @@ class Decisions:
         return PlainCall()
 
     def _unseen(self, now: Evaluation) -> PlainCall:
-        """A call whose arguments another extension's new hook may change behind ours."""
+        """A call whose arguments another extension's new hook may change behind ours, or whose end nobody tells us."""
         if self._plan.branch_at(now.moment.index) is not None:
             self._miss(Reason.FORWARD)
         now.together = now.together or Reason.TOGETHER

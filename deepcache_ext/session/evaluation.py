@@ -28,6 +28,8 @@ class Evaluation:
     """One evaluation. `latent` gives the sampler's x, see `Session.tick`; `was_called`: the UNet was, if only on a
     replica, in another thread or to be traced; `is_begun`: its first call that was looked at has come.
 
+    `needs_call`: it is not full unless it was called.
+
     `together`: why its calls run in full though the plan would have them cached: a cached and a full call of one
     evaluation are not to be mixed, since guidance amplifies their difference. `is_stubborn`: one of its calls cannot be
     cached by its nature, and so the next evaluation's will not be either.
@@ -38,8 +40,16 @@ class Evaluation:
     together: Reason | None = None
     is_stubborn: bool = False
     was_called: bool = False
+    needs_call: bool = False
     is_begun: bool = False
     ran: Counter[Kind] = field(default_factory=Counter)
+
+    def asked(self, in_turn: bool) -> None:
+        """A call of the UNet comes; `in_turn`: where ours are looked at. One in another thread may be a part of this
+        evaluation, and cannot be cached.
+        """
+        self.was_called = True
+        self.is_stubborn = self.is_stubborn or not in_turn
 
     @property
     def calls(self) -> int:
@@ -54,6 +64,7 @@ class Evaluation:
         """It is over: book it. One without a call that ended is none, where we were looking: it was broken off, or
         another cache skipped it. Where another one is known to, nothing is told of what nobody saw.
         """
+        was_watched = was_watched or (self.needs_call and not self.was_called)
         if not self.calls and (self.is_begun or was_watched or report.is_blind):
             return
         report.evaluations += 1

@@ -5,11 +5,16 @@ Each knows how it ends. What is to be counted and kept it says through `Books`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol
 
+from torch import nn
+
 from ..unet.calls import Call
+from ..unet.hooks import calls_under_way
 from ..unet.ladder import AnyLadder, Arguments, CachedWalks, Walks
 from .evaluation import Kind
 from .slots import Key, Slot
@@ -119,3 +124,31 @@ class CachedCall(OpenCall):
         books.booked(Kind.MEDIUM if self.walks.features else Kind.CACHED)
         if self.walks.features:
             books.renew(self)
+
+
+PATIENCE = 10.0
+"""Seconds for which another thread waits for a call to end; on a slow CPU a call takes that long."""
+
+
+class Begun(list[OpenCall]):
+    """The calls that have begun and not ended, inner ones last. `closing`: none more is to begin."""
+
+    closing = False
+
+    def is_broken_off(self, unet: nn.Module, thread: int) -> bool:
+        """Whether they were broken off by what torch calls no hook for (Ctrl-C, a host's own interrupt), and whoever
+        caught that calls again. To be asked from a hook before a call.
+        """
+        return bool(self) and calls_under_way(unet, thread) < 2
+
+    def wait(self, unet: nn.Module, thread: int) -> None:
+        """In another thread than theirs: until none is under way, since their shadows are in use."""
+        if not self or get_ident() == thread:
+            return
+        self.closing, until = True, time.monotonic() + PATIENCE
+        while self and calls_under_way(unet, thread) and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def clear(self) -> None:
+        super().clear()
+        self.closing = False

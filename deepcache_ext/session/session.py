@@ -24,7 +24,7 @@ from .attachment import Attachment
 from .books import PassBooks
 from .decisions import Decisions
 from .evaluation import Evaluation, Kind
-from .open_call import CachedCall, OpenCall
+from .open_call import Begun, CachedCall, OpenCall
 from .stopwatch import Stopwatch
 
 log = logging.getLogger("deepcache")
@@ -63,7 +63,7 @@ class Session:
         self._attached = False
         self._evaluation: Evaluation | None = None
         self._last: Evaluation | None = None
-        self._open: list[OpenCall] = []
+        self._open = Begun()
         self.thread = 0
         self._is_raising = False
         self._index = -1
@@ -73,16 +73,16 @@ class Session:
     def attach(self, unet: nn.Module, hooked: bool = True) -> None:
         """Hook this UNet; a no-op where it is hooked already, or where caching is off. Another UNet than before
         drops what was kept. With `hooked=False` the host's adapter has hooks of its own and calls `before` and
-        `after` from them: a hook that is put up while a call begins does not see that call.
-
-        Where the UNet cannot be cached nothing is hooked, and the session is off (`report.off` says why).
+        `after` from them: a hook that is put up while a call begins does not see that call. Where the UNet cannot be
+        cached nothing is hooked, and the session is off (`report.off` says why).
         """
-        if self.is_off or (unet is self.unet and self._attached):
+        if self.is_off or (unet is self.unet and self._attached and self._at and not self._at.is_robbed):
             return
         if self._at is not None and unet is not self.unet:
             self.detach()
             self.drop(Reason.WEIGHTS)
-            self._last = None  # a step without a call may have called this one: no sign of another cache
+        elif self._attached:
+            self.unhook()
         if self._at is None:
             try:
                 self._at = Attachment(unet, self._ladder_of, self.plan.branches, self._trusted)
@@ -97,6 +97,8 @@ class Session:
     def unhook(self) -> None:
         """Take hooks and shadows off the UNet but remember what was kept: `attach` goes on from here."""
         self.pause()
+        if self._last is not None:
+            self._last.was_called = True  # if it was, nobody saw it: no sign of another cache
         self._attached = False
         if self._at is not None:
             self._at.unhook(self._is_raising)
@@ -117,9 +119,7 @@ class Session:
         self.decisions.drop(reason)
 
     def turn_off(self, why: object) -> None:
-        """Stop caching for the rest of the pass; `why`, in words or as the `UnknownLayout` that says so, goes into the
-        report.
-        """
+        """Stop caching for the rest of the pass. `why`, in words or as an `UnknownLayout`, goes into the report."""
         self.report.off = self.report.off or str(why)
         self.report.is_blind = self.report.is_blind or getattr(why, "others_skip", False)
         self.drop(Reason.LAYOUT)
@@ -162,9 +162,7 @@ class Session:
 
     def pause(self) -> None:
         """The evaluation is over: until the next tick, calls pass through untouched."""
-        if self._at is not None:
-            self._at.between_calls()
-        self._open.clear()
+        self._clear()
         over, self._evaluation = self._evaluation, None
         if over is not None:
             self.decisions.end()
@@ -175,11 +173,16 @@ class Session:
             self._at.unhook(self._is_raising)
         self._sweep()
 
+    def _clear(self) -> None:
+        """No call is under way. A session whose UNet another one has meanwhile has no shadows there."""
+        if self._at is not None and self._attached:
+            self._open.wait(self._at.unet, self.thread)
+            self._at.between_calls()
+        self._open.clear()
+
     def _sweep(self) -> None:
         while self._left and not self._is_raising:
             self._left.pop().unhook()
-
-    # What other extensions ask ------------------------------------------------------------------------------
 
     def ask_for_full(self) -> None:
         """The rest of this evaluation runs in full."""
@@ -194,10 +197,11 @@ class Session:
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
-        if self._at is None:
+        if self._at is None or self._open.closing:
             return None
-        if self._evaluation is not None:
-            self._evaluation.was_called = True
+        asking = self._evaluation or self._last
+        if asking is not None:
+            asking.asked(asking is self._last or threading.get_ident() == self.thread)
         if unet is not self._at.unet:
             self.report.misses[Reason.REPLICA] += 1
             return None
@@ -205,6 +209,8 @@ class Session:
             self.report.misses[Reason.OUTSIDE] += 1
             return None
         public.begins(self)
+        if self._open.is_broken_off(unet, self.thread):
+            self._clear()
         try:
             opened = self.decisions.open(self._at, self._evaluation, self._last, bool(self._open), args, kwargs)
             self._open.append(opened)

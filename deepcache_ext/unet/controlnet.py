@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .calls import Call
 from .hooks import OwnHook
 from .ladder import CachedWalks, Shape, Walks
 from .ldm import Ladder
-from .shadows import Blocks, Observed, Supplied
+from .shadows import Observed, OwnBlocks, OwnStand, Supplied
 
 LISTS = ("input_blocks", "zero_convs")
 SINGLES = ("middle_block", "middle_block_out")
@@ -97,9 +98,9 @@ class Mounted:
     _handles: list[Any] = field(default_factory=list)
 
     def up(self) -> None:
-        self._handles = [self.network.register_forward_pre_hook(OwnHook(self.before))]
+        self._handles = [self.network.register_forward_pre_hook(OwnHook(_here(self.before)))]
         if self.after is not None:
-            self._handles.append(self.network.register_forward_hook(OwnHook(self.after)))
+            self._handles.append(self.network.register_forward_hook(OwnHook(_here(self.after))))
         self.network.__dict__.update(self.shadows)
 
     def down(self) -> None:
@@ -109,6 +110,17 @@ class Mounted:
         for name, shadow in self.shadows.items():
             if self.network.__dict__.get(name) is shadow:
                 del self.network.__dict__[name]
+
+
+def _here(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, for calls from this thread alone."""
+    thread = get_ident()
+
+    def asked(*args: Any) -> None:
+        if get_ident() == thread:
+            hook(*args)
+
+    return asked
 
 
 def watched(network: nn.Module, branch: int, depth: int, walks: Walks) -> Mounted:
@@ -150,9 +162,10 @@ def shortened(network: nn.Module, branch: int, walks: Walks, full: Walks) -> Mou
 
 def _shadows(network: nn.Module, stand_in: Callable[[str, Any], Any]) -> dict[str, Any]:
     children: Mapping[str, Any] = network._modules
-    made: dict[str, Any] = {name: stand_in(name, children[name]) for name in SINGLES}
+    made: dict[str, Any] = {name: OwnStand(children[name], stand_in(name, children[name])) for name in SINGLES}
     for name in LISTS:
-        made[name] = Blocks([stand_in(f"{name} {i}", block) for i, block in enumerate(children[name])], children[name])
+        blocks = [stand_in(f"{name} {i}", block) for i, block in enumerate(children[name])]
+        made[name] = OwnBlocks(blocks, children[name])
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -114,3 +115,12 @@ def remove_inert(unet: nn.Module) -> None:
         own, children = module.__dict__, module._modules
         for name in [name for name in own.keys() & children.keys() if own[name] is children[name]]:
             del own[name]
+
+
+def calls_under_way(unet: nn.Module, thread: int) -> int:
+    """How many calls of a UNet are on a thread's stack, one inside the other."""
+    frame, count = sys._current_frames().get(thread), 0
+    while frame is not None:
+        count += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is unet
+        frame = frame.f_back
+    return count

@@ -19,7 +19,7 @@ from torch import nn
 
 from .calls import Call
 from .ladder import Arguments, CachedWalks, Walks
-from .shadows import Blocks, Noted, Observed, Shadow, Supplied
+from .shadows import Noted, Observed, OwnBlocks, OwnStand, Shadow, Supplied
 from .support import NAMES, check_ldm
 
 
@@ -144,11 +144,11 @@ class Ladder:
     def _put(self, inputs: list[Any] | None, middle: Any, outputs: list[Any] | None) -> None:
         shadows = self._unet.__dict__
         if inputs is not None:
-            shadows["input_blocks"] = Blocks(inputs, self._real("input_blocks"))
+            shadows["input_blocks"] = OwnBlocks(inputs, self._real("input_blocks"))
         if isinstance(middle, Shadow):  # the real one stays where it is
-            shadows["middle_block"] = middle
+            shadows["middle_block"] = OwnStand(self._real("middle_block"), middle)
         if outputs is not None:
-            shadows["output_blocks"] = Blocks(outputs, self._real("output_blocks"))
+            shadows["output_blocks"] = OwnBlocks(outputs, self._real("output_blocks"))
 
 
 def _noted(branches: Sequence[int], inputs: list[Any], middle: Any, walks: Walks) -> tuple[list[Any], Any]:

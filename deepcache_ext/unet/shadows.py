@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -126,3 +127,39 @@ class Blocks(Shadow, list[Any]):
     def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
         super().__init__(blocks)
         self._real = real
+
+
+class OwnBlocks(Blocks):
+    """Blocks that only the thread meets that put them up: to another one's call of the same UNet the real ones are
+    there, with nothing of ours among them. Who asks for one that is not there, as no forward does, gets the real one.
+    """
+
+    def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
+        super().__init__(blocks, real)
+        self._thread = get_ident()
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__() if get_ident() == self._thread else iter(self._real)
+
+    def __len__(self) -> int:
+        return super().__len__() if get_ident() == self._thread else len(self._real)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return super().__getitem__(index) if get_ident() == self._thread else self._real[index]
+        except IndexError:
+            return self._real[index]
+
+
+class OwnStand(Stand):
+    """The same for a single block: `stand` is what the own thread meets in the place of `real`."""
+
+    def __init__(self, real: Any, stand: Any) -> None:
+        super().__init__(real)
+        self._stand, self._thread = stand, get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._stand if get_ident() == self._thread else self._real)(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._stand if get_ident() == self._thread else self._real

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 
@@ -353,6 +354,83 @@ def test_a_nested_generation_that_crashes(host):
     done = make(host, FOURTH)
     callbacks.remove_callbacks_for_function(nest)
     assert same(done, cached_alone)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_iter": 2}, HIRES], ids=["one", "two batches", "hires"])
+def test_a_pass_that_is_made_again_after_an_error(host, monkeypatch, changes):
+    """Another extension catches what ran out of memory, and samples once more: the text tells of that pass alone."""
+    kind = host.module("processing").StableDiffusionProcessingTxt2Img
+    sample, alone = kind.sample, make(host, FOURTH, **changes)
+
+    def sample_again(self, *args):
+        shape = self.rng.shape
+        with contextlib.suppress(RuntimeError), raising(host, 5):
+            sample(self, *args)
+        self.rng = host.module("rng").ImageRNG(shape, self.seeds)
+        return sample(self, *args)
+
+    monkeypatch.setattr(kind, "sample", sample_again)
+    done = make(host, FOURTH, **changes)
+    assert same(done, alone)
+    texts = [[infotext(host, one, i)["DeepCache"] for i in range(len(one.infotexts))] for one in (done, alone)]
+    assert texts[0] == texts[1]
+
+
+def test_a_batch_that_another_extension_makes_in_its_own_way(host, monkeypatch):
+    """What was told of the batch before is not of this one."""
+    kind = host.module("processing").StableDiffusionProcessingTxt2Img
+    sample = kind.sample
+    grey = lambda p, *args: sample(p, *args) if p.iteration in (0, 3) else torch.zeros(1, 4, 8, 8)  # noqa: E731
+    monkeypatch.setattr(kind, "sample", grey)
+    done = make(host, FOURTH, n_iter=4)
+    nobody = "not active: no pass of the UNet was seen"
+    assert [infotext(host, done, i)["DeepCache"] for i in range(4)] == ["2 of 8 full", nobody, nobody, "2 of 8 full"]
+
+
+@pytest.mark.parametrize(("batch", "step"), [(0, 4), (1, 0), (1, 4)])
+def test_the_text_where_it_is_switched_off_in_mid_run(host, batch, step):
+    def switch_off(params):
+        if params.denoiser.p.iteration == batch and params.sampling_step == step:
+            host_object(host).disabled = True
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoiser(switch_off)
+    try:
+        done = make(host, FOURTH, n_iter=2)
+    finally:
+        callbacks.remove_callbacks_for_function(switch_off)
+        host_object(host).disabled = False
+    off = "switched off in mid-run"
+    told = [infotext(host, done, i)["DeepCache"] for i in (0, 1)]
+    assert told == ([off, off] if batch == 0 else ["2 of 8 full", off])
+
+
+@pytest.mark.parametrize("args", [[], [FOURTH]], ids=["none of our hooks", "cached"])
+def test_the_text_under_a_picture_that_adetailer_works_on(host, monkeypatch, args):
+    """It announces the end and a new beginning of copies of p, which share what is written under the picture."""
+    runner, seen = host.module("scripts").ScriptRunner, []
+    plain = runner.postprocess_image
+
+    def work(self, p, picture):
+        plain(self, p, picture)
+        if not seen:
+            seen.append(p)
+            self.postprocess(copy.copy(p), host.module("processing").Processed(p, [], p.seed, ""))
+            inner(host, *args)
+            again = copy.copy(p)
+            self.before_process(again)
+            self.process(again)
+            seen.clear()
+
+    alone = make(host, FOURTH, n_iter=2)
+    monkeypatch.setattr(runner, "postprocess_image", work)
+    done = make(host, FOURTH, n_iter=2)
+    assert same(done, alone)
+    assert [infotext(host, done, i)["DeepCache"] for i in (0, 1)] == ["2 of 8 full"] * 2
+    assert (
+        make(host, False, n_iter=2).extra_generation_params.keys()
+        == make(host, n_iter=2).extra_generation_params.keys()
+    )
 
 
 def test_an_error_of_ours_never_stops_a_generation(host, monkeypatch):

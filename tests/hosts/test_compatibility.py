@@ -313,6 +313,84 @@ def test_never_two_caches_at_once(host, other, name):
             unet.__dict__.pop(trace, None)
 
 
+ONE = {**SETTINGS, "cache_interval": 1}
+
+
+@pytest.mark.parametrize(("other", "name"), [(DeepCacheSession, "_deepcache_hooked"), (TeaCache, "_teacache_patched")])
+def test_another_cache_is_not_called_full_where_ours_skips_nothing(host, other, name):
+    unet, plain = host.unet, make(host, None)
+    cache = other()
+    cache.deepcache_hook_model(unet)
+    try:
+        done = make(host, ONE)
+    finally:
+        cache.detach(unet)
+        for trace in ("forward", "_deepcache_hooked", "_teacache_patched"):
+            unet.__dict__.pop(trace, None)
+    assert not same(done, plain)
+    assert infotext(host, done)["DeepCache"].startswith(f"off (another extension caches this UNet already ({name})")
+    assert same(make(host, ONE), plain) and infotext(host, make(host, ONE))["DeepCache"] == "7 of 7 full"
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ONE], ids=["cached", "interval 1"])
+def test_whole_evaluations_that_somebody_leaves_out(host, monkeypatch, settings):
+    """A cache above the host's denoiser: no callback comes where it acts, but the host's step goes on."""
+    denoiser = host.module("sd_samplers_cfg_denoiser").CFGDenoiser
+    forward, last = denoiser.forward, []
+
+    def forecast(self, *args, **kwargs):
+        if self.step == 4 and last:
+            self.step += 1
+            return last.pop()
+        last[:] = [forward(self, *args, **kwargs)]
+        return last[0]
+
+    monkeypatch.setattr(denoiser, "forward", forecast)
+    done = make(host, settings)
+    full = "2 of 4 full" if settings is SETTINGS else "4 of 4 full"
+    assert infotext(host, done)["DeepCache"] == f"{full} ({Reason.NO_CALL.value})"
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ONE], ids=["cached", "interval 1"])
+def test_calls_that_somebody_leaves_out(host, settings):
+    """A cache between the host's denoiser and the UNet."""
+    wrapper, count = host.module("shared").sd_model.model, []
+    original = wrapper.forward
+
+    def forecast(*args):
+        count.append(original(*args) if len(count) != 4 else count[-1])
+        return count[-1]
+
+    wrapper.forward = forecast
+    try:
+        done = make(host, settings)
+    finally:
+        del wrapper.forward
+    full = "2 of 4 full" if settings is SETTINGS else "4 of 4 full"
+    assert infotext(host, done)["DeepCache"] == f"{full} ({Reason.NO_CALL.value})"
+
+
+def test_a_unet_that_is_called_in_another_thread_alone(host):
+    """Nothing is cached, no number is told, and a reason is."""
+    wrapper, plain = host.module("shared").sd_model.model, make(host, None)
+    original = wrapper.forward
+
+    def elsewhere(*args):
+        made = []
+        thread = threading.Thread(target=lambda: made.append(torch.no_grad()(original)(*args)))
+        thread.start()
+        thread.join()
+        return made[0]
+
+    wrapper.forward = elsewhere
+    try:
+        done = make(host)
+    finally:
+        del wrapper.forward
+    assert same(done, plain)
+    assert infotext(host, done)["DeepCache"] == f"off ({Reason.OUTSIDE.value})"
+
+
 def test_a_unet_that_is_replaced_as_a_whole(host):
     """TensorRT, ONNX and the like: the class's forward hands over to `sd_unet.current_unet`; no block runs."""
     unet, plain = host.unet, make(host, None)

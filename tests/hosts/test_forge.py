@@ -147,6 +147,18 @@ def test_spectrum_is_refused_by_name(host):
     assert same(done, alone) and not same(done, make(host))
 
 
+def test_where_ours_skips_nothing_it_is_not_called_full(host):
+    """Nor is a compiled UNet called anything but full there."""
+    one = {**SETTINGS, "cache_interval": 1}
+    with forge.spectrum(host):
+        assert infotext(host, make(host, one))["DeepCache"].startswith("off (another extension caches this UNet")
+    with forge.forecaster_without_a_name(host):
+        assert Reason.NO_CALL.value in infotext(host, make(host, one))["DeepCache"]
+    with forge.compiled(host):
+        assert infotext(host, make(host, one))["DeepCache"] == "9 of 9 full"
+    assert infotext(host, make(host, one))["DeepCache"] == "9 of 9 full"
+
+
 def test_a_forecaster_that_nobody_knows_is_noticed(host):
     with forge.forecaster_without_a_name(host):
         done = make(host)

@@ -89,6 +89,52 @@ def test_without_always_call_the_next_tick_clears_up(unet, monkeypatch):
     assert cache.close().cached_calls == 2
 
 
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_an_interrupt_that_is_caught_and_the_call_made_again(unet, at):
+    """torch asks no hook after what is no `Exception`: the next call is not one inside the one broken off."""
+    latent, cache = drifting(2), session(3)
+    cache.attach(unet)
+    for k in range(7):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        if k == at:
+            fail_once(unet.output_blocks[-1], KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                unet(**call(x=scaled(latent(k), k)))
+        output = unet(**call(x=scaled(latent(k), k)))
+        if k == at:
+            assert torch.equal(output, unets.by_hand(unet, 0, **call(x=scaled(latent(k), k)))[0])
+            assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
+    report = cache.close()
+    assert report.fraction == "4 of 7 full"
+
+
+@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize(
+    "names", [["_forward_hooks"], ["_forward_pre_hooks"], ["_forward_hooks", "_forward_pre_hooks"]]
+)
+def test_hooks_that_somebody_cleared(unet, names, at):
+    """As those do who clear all hooks of all modules: the evaluation that nobody sees is full and not counted, none of
+    its calls is cached, and the next one goes on.
+    """
+    latent, cache, before = drifting(2), session(3), unets.traces(unet)
+    cache.attach(unet)
+    for k in range(9):
+        cache.attach(unet)
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        if k == at:
+            for name in names:
+                vars(unet)[name].clear()
+        for seed in (0, 1):
+            now = call(seed=seed, x=scaled(latent(k), k))
+            output = unet(**now)
+            if k == at:
+                assert torch.equal(output, unets.by_hand(unet, 0, **now)[0])
+            assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
+    report = cache.close()
+    assert (report.off, report.fraction, report.cached_calls) == ("", "3 of 8 full", 10)
+    assert unets.traces(unet) == before
+
+
 def test_an_error_of_ours_never_stops_the_host(unet, monkeypatch):
     cache, latent, logged = session(3), drifting(2), []
     cache.attach(unet)

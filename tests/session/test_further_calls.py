@@ -40,10 +40,35 @@ def traced(unet, arguments):
         torch.jit.trace(unet, tuple(arguments.values()), check_trace=False)
 
 
+def nested(cache, _unet):
+    """A generation begins inside an evaluation, which parks the session."""
+    cache.unhook()
+
+
+def nested_without_our_hooks(cache, unet):
+    """The same, where no hook of ours runs for it: its first evaluation ends the one under way."""
+    cache.pause()
+    unet(**call())
+
+
+@pytest.mark.parametrize("way", [nested, nested_without_our_hooks])
+def test_an_evaluation_that_a_nested_generation_ends_is_no_other_cache(unet, way):
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(7):
+        cache.attach(unet)
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        if k == 4:
+            way(cache, unet)
+        unet(**call(x=scaled(latent(k), k)))
+    report = cache.close()
+    assert (report.off, report.fraction, report.cached_calls) == ("", "3 of 6 full", 3)
+
+
 @pytest.mark.parametrize(
     ("way", "evaluations", "misses"),
     [
-        (elsewhere, 6, {Reason.OUTSIDE: 1}),
+        (elsewhere, 6, {Reason.OUTSIDE: 1, Reason.TOGETHER: 1}),
         (on_a_replica, 6, {Reason.REPLICA: 1}),
         (traced, 7, {Reason.TRACED: 1, Reason.TOGETHER: 1}),
     ],
@@ -121,6 +146,18 @@ def test_calls_that_differ_in_nothing_but_their_timesteps(unet, order):
         for output, now in zip(evaluate(cache, unet, k, latent(k), *calls), calls, strict=True):
             if order != "ab from 3 on" or k >= 3:
                 assert torch.equal(output, unets.by_hand(unet, 0, **{**now, "x": scaled(now["x"], k)})[0])
+    assert cache.close().misses[Reason.UNCLEAR] >= 5
+
+
+def test_calls_that_differ_in_nothing_but_their_scale(unet):
+    """A guider asks about the own latent at another scale, and leaves the own call out at some evaluations."""
+    cache, latent = session(3), drifting(2)
+    cache.attach(unet)
+    for k in range(9):
+        own, other = call(x=latent(k)), call(x=0.3 * latent(k))
+        calls = [other] if k in (4, 7) else [own, other]
+        for output, now in zip(evaluate(cache, unet, k, latent(k), *calls), calls, strict=True):
+            assert torch.equal(output, unets.by_hand(unet, 0, **{**now, "x": scaled(now["x"], k)})[0])
     assert cache.close().misses[Reason.UNCLEAR] >= 5
 
 

@@ -370,6 +370,21 @@ def test_windows_that_move_do_not_pile_up(unet):
     cache.close()
 
 
+def test_a_parked_session_that_ends_inside_anothers_call(unet):
+    """Python's collector may end a crashed generation at any time: what is on the UNet by then is another's."""
+    parked, cache = session(3), session(3)
+    parked.attach(unet)
+    run(parked, unet, 2)
+    parked.unhook()
+    cache.attach(unet)
+    handle = unet.input_blocks[0].register_forward_hook(lambda *_: parked.close() and None)
+    outputs = run(cache, unet, 6)
+    handle.remove()
+    assert all(map(torch.equal, outputs, expected_copy(unet, 6, 3, 0)))
+    report = cache.close()
+    assert (report.off, report.full_calls, report.cached_calls) == ("", 2, 4)
+
+
 def test_a_nested_call_of_the_same_unet(unet):
     latent, cache, seen = drifting(2), session(3), []
     cache.attach(unet)

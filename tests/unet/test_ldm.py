@@ -130,6 +130,27 @@ def through_pickle(unet):
     return pickle.loads(pickle.dumps(unet))
 
 
+def test_blocks_that_a_cached_call_leaves_out_are_there_for_who_asks():
+    """A hook on a live block that looks at a deeper one, by its number."""
+    unet, found = unets.make("three-levels"), []
+    ladder, last = Ladder(unet), len(unet.output_blocks) - 1
+
+    def look(*_):
+        found.extend([unet.input_blocks[last], unet.output_blocks[last], unet.output_blocks[-last]])
+        with pytest.raises(IndexError):
+            unet.output_blocks[last + 1]
+
+    arguments = unets.inputs("three-levels")
+    _, feature = unets.by_hand(unet, 0, **arguments)
+    unet.input_blocks[0].register_forward_hook(look)
+    ladder.up_cached(0, [feature], Walks())
+    with torch.no_grad():
+        unet(**arguments)
+    ladder.take_down()
+    real = unet.input_blocks[last], unet.output_blocks[last], unet.output_blocks[-last]
+    assert all(one is other for one, other in zip(found, real, strict=True))
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_a_copy_made_in_mid_call_is_whole(duplicate):
     unet = unets.make("three-levels")

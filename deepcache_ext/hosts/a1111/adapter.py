@@ -54,7 +54,11 @@ class A1111(Adapter):
     def before_sampling(self, p: Any, args: Sequence[Any]) -> None:
         """A pass begins: the first one, a hires pass, or the next batch."""
         generation = self._generations.of(p) or self._begin(p, args)
+        self._begin_batch(p, generation)
+        told, broken_off = len(generation.reports), generation.session
         self._end_pass(p, generation)
+        if broken_off is not None and broken_off.report.hires is is_hires(p):
+            del generation.reports[told:]  # an error that somebody caught: the picture is made of the pass to come
         generation.ready = generation.announce(is_hires(p))
 
     @guarded
@@ -68,6 +72,7 @@ class A1111(Adapter):
         generation = self._generations.of(p)
         if generation is None:
             # No hook of ours ran for this generation (ADetailer filters scripts by name): not our evaluation.
+            self._generations.forget_steps()
             for other in self._generations.sessions():
                 other.pause()
             return
@@ -76,10 +81,10 @@ class A1111(Adapter):
             self._begin_pass(p, generation, params)
         session = generation.session
         if session is not None:
-            if session.plan.caches:
-                above = self.above(p, params)
-                if above is not None:
-                    session.turn_off(above)
+            above = self.above(p, params) or generation.left_out(getattr(params, "sampling_step", 0))
+            if above is not None:
+                session.turn_off(above)
+            else:
                 session.attach(self.unet_of(p, params))
             held = weakref.ref(params)
             session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
@@ -115,7 +120,7 @@ class A1111(Adapter):
 
     def _begin_pass(self, p: Any, generation: Generation, params: Any) -> None:
         """Now the host knows how many evaluations it expects."""
-        generation.ready = False
+        generation.ready, generation.step = False, None
         hires, model = is_hires(p), getattr(p, "sd_model", None) or shared.sd_model
         total = getattr(params.denoiser, "total_steps", None) or params.total_sampling_steps
         blocks = getattr(self.unet_of(p, params), "output_blocks", None)

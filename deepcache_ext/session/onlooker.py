@@ -1,0 +1,73 @@
+"""A pass that caches nothing itself, and looks whether another cache does: what was not full is never called full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..report.pass_report import Reason
+from ..unet.compiled import is_compiled
+from ..unet.hooks import register_before
+from ..unet.neighbours import home_of
+from ..unet.support import UnknownLayout, other_cache, twice
+from .attachment import check_forwards
+from .session import Session
+
+
+class Onlooker(Session):
+    """Runs nothing otherwise than the host does. Of what only keeps a UNet from being cached it says nothing; who may
+    leave out evaluations, or parts of the UNet, ends the counting.
+    """
+
+    _unet: nn.Module | None = None
+    _handle: Any = None
+
+    def attach(self, unet: nn.Module, hooked: bool = True) -> None:
+        """Look at this UNet, and who calls it from now on."""
+        if self.is_off or not isinstance(unet, nn.Module) or is_compiled(unet):
+            return
+        name = other_cache(unet)
+        try:
+            if name is not None:
+                raise twice(name)
+            check_forwards(unet, home_of(unet), self._trusted)
+        except UnknownLayout as why:
+            self.turn_off(why)
+            return
+        if unet is self._unet and self._handle is not None and self._handle.id in unet._forward_pre_hooks:
+            return
+        if self._evaluation is not None:
+            self._evaluation.was_called = True  # if it was, nobody saw it
+        self._take_off()
+        self._unet, self._handle = unet, register_before(unet, self._see)
+
+    def unhook(self) -> None:
+        super().unhook()
+        self._take_off()
+
+    def turn_off(self, why: object) -> None:
+        if isinstance(why, UnknownLayout) and not why.others_skip:
+            self._take_off()
+            return
+        self.pause()  # before the counting ends
+        super().turn_off(why)
+
+    def tick(self, latent: Callable[[], torch.Tensor | None], sigma: float | None = None) -> None:
+        over = self._evaluation
+        if self._handle is not None and over is not None and not over.was_called:
+            self.turn_off(UnknownLayout(Reason.NO_CALL.value, others_skip=True))
+        super().tick(latent, sigma)
+        if self._handle is not None and self._evaluation is not None:
+            self._evaluation.needs_call = True
+
+    def _see(self, *_: Any) -> None:
+        if self._evaluation is not None:
+            self._evaluation.was_called = True
+
+    def _take_off(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._unet = self._handle = None
