@@ -53,6 +53,8 @@ TABLE = (
     Known(r"scripts\.controlnet_lllite", "ControlNet's LLLite", "read"),
     Known(r"motion_module|scripts\.animatediff_mm", "AnimateDiff", "run"),
     Known(r"khrfix\.py", "Kohya HRFix", "run"),
+    Known(r"sd_bmab\.external\.kohyahiresfix", "BMAB's Kohya HRFix", "run"),
+    Known(r"lib_iclight\.backends\.a1111", "IC-Light as sd-forge-ic-light has it on A1111: further channels", "run"),
     Known(r"scripts\.(llul_hooker|sdhook)", "LLuL", "run"),
     Known(r"scripts\.pag", "Incantations' PAG: its state lives within one call", "run"),
     # A flag on the middle block's layers says whether it acts: flags are watched.
@@ -74,7 +76,7 @@ TABLE = (
     Known(r"kohya_hrfix\.py|ldm_patched\.contrib\.nodes_model_downscale", "Forge's Kohya HRFix", "run"),
     Known(r"ldm_patched\.contrib\.nodes_(tomesd|hypertile)", "reForge's ToMe and HyperTile", "run"),
     Known(r"lib_ipadapter\.IPAdapterPlus|(pulid\.)?PuLID", "IP-Adapter, InstantID, PuLID", "run"),
-    Known(r"forge_fooocus_inpaint\.py", "Fooocus inpaint: acts on input block 0", "read"),
+    Known(r"forge_fooocus_inpaint\.py", "Fooocus inpaint: acts on input block 0", "run"),
     Known(r"preprocessor_tile\.py", "tile preprocessor: acts on the first and the last block", "run"),
     Known(r"forge_stylealign\.py", "StyleAlign: shares among the rows of a call", "read"),
     Known(r"forge_perturbed_attention\.py|pag_neo\.py|pag_nodes", "PAG: a further call of another role", "run"),
@@ -82,8 +84,8 @@ TABLE = (
     # Its smoothed energy guidance beside it makes its attention anew at each call, so no call is like another.
     Known(r"guidance_utils:perturbed_attention", "PAG as sd-perturbed-attention has it", "run"),
     Known(r"lib_multidiffusion\.tiled_diffusion", "MultiDiffusion, Mixture of Diffusers", "run"),
-    Known(r"lib_couple\.attention_couple", "forge-couple", "read"),
-    Known(r"lib_layerdiffusion\.attention_sharing", "LayerDiffuse", "read"),
+    Known(r"lib_couple\.attention_couple", "forge-couple", "run"),
+    Known(r"lib_layerdiffusion\.attention_sharing", "LayerDiffuse", "run"),
     # SD.Next and diffusers
     Known(r"modules\.sd_hijack_(hypertile|dynamic_atten)", "SD.Next's HyperTile and attention", "run"),
     Known(r"modules\.todo\.todo_(merge|utils)", "SD.Next's ToDo", "run"),

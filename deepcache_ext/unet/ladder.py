@@ -112,9 +112,12 @@ class CachedWalks(Walks):
         return feature.new_zeros((rows, feature.shape[1], *size))
 
     def _fits(self, branch: int, walk: int) -> bool:
-        """Whether a walk met what it met in the full call, as far as either could see it."""
-        met, expected = self.sizes[branch], self.full.sizes.get(branch, [])
-        return walk >= len(expected) or None in (met[walk], expected[walk]) or met[walk] == expected[walk]
+        """Whether a walk met what it met in the full call, as far as either could see it; one more than there were met
+        what the last one met, whose feature it is given.
+        """
+        met, expected = self.sizes[branch][walk], self.full.sizes.get(branch, [])
+        then = expected[min(walk, len(expected) - 1)] if expected else None
+        return None in (met, then) or met == then
 
     @property
     def met_other_sizes(self) -> bool:

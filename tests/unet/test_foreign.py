@@ -120,6 +120,30 @@ def test_another_number_of_walks_is_run_again_in_full(unet):
     assert (len(report.full_seconds), len(report.cached_seconds)) == (2, 1)  # the other walk is in neither
 
 
+@pytest.mark.parametrize("walks", [2, 3])
+def test_walks_of_fewer_rows_that_begin_in_mid_run(unet, walks):
+    """FABRIC asks about one feedback picture after the other before it goes through the call's own rows."""
+    latent, cache, others = drifting(2), session(4), [torch.randn(1, 4, 8, 8) for _ in range(walks - 1)]
+    active = False
+
+    def forward(x, timesteps, context):
+        aside = [type(unet).forward(unet, one, timesteps[:1], context[:1]) for one in others if active]
+        return type(unet).forward(unet, x, timesteps, context) + 0.1 * sum(aside)
+
+    unet.forward = forward
+    cache.attach(unet)
+    run(cache, unet, 2)
+    active = True
+    now = call(x=scaled(latent(2), 2))
+    with torch.no_grad():
+        expected = forward(**now)
+    (output,) = evaluate(cache, unet, 2, latent(2), call(x=latent(2)))
+    del unet.forward
+    assert torch.equal(output, expected)
+    report = cache.close()
+    assert (report.full_calls, report.cached_calls) == (2, 1) and not report.off
+
+
 @pytest.mark.parametrize("with_kwargs", [False, True])
 def test_what_is_run_again_goes_through_the_hooks_before_ours_and_after(unet, with_kwargs):
     latent, other, cache = drifting(2), torch.randn(2, 4, 8, 8), session(4)
