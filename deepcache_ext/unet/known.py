@@ -54,7 +54,7 @@ TABLE = (
     Known(r"motion_module|scripts\.animatediff_mm", "AnimateDiff", "run"),
     Known(r"khrfix\.py", "Kohya HRFix", "run"),
     Known(r"sd_bmab\.external\.kohyahiresfix", "BMAB's Kohya HRFix", "run"),
-    Known(r"lib_iclight\.backends\.a1111", "IC-Light as sd-forge-ic-light has it on A1111: further channels", "run"),
+    Known(r"lib_iclight\.backends\.a1111", "IC-Light (sd-forge-ic-light) on A1111: further channels", "run"),
     Known(r"scripts\.(llul_hooker|sdhook)", "LLuL", "run"),
     Known(r"scripts\.pag", "Incantations' PAG: its state lives within one call", "run"),
     # A flag on the middle block's layers says whether it acts: flags are watched.

@@ -261,7 +261,7 @@ EXAMPLES = {
     "AnimateDiff": "motion_module:MotionModule",
     "Kohya HRFix": "khrfix.py:Scaler",
     "BMAB's Kohya HRFix": "sd_bmab.external.kohyahiresfix:Scaler",
-    "IC-Light as sd-forge-ic-light has it on A1111: further channels": "lib_iclight.backends.a1111:apply_ic_light.<locals>.new_forward",
+    "IC-Light (sd-forge-ic-light) on A1111: further channels": "lib_iclight.backends.a1111:new_forward",
     "LLuL": "scripts.llul_hooker:pre_hook",
     "Incantations' PAG: its state lives within one call": "scripts.pag:pag_pre_hook",
     "Incantations' SEG": "scripts.smoothed_energy_guidance:SEG.hijack.<locals>.seg_to_q_hook",
