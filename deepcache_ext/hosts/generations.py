@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..plan.noise import MATCH, are_known
 from ..plan.preview import PlannedPass
 from ..report.pass_report import PassReport, Reason, summary
 from ..report.run_report import PassOutcome, RunOutcome
@@ -71,14 +73,17 @@ class Generation:
                 log.info("%s", line)
         return report
 
-    def left_out(self, step: int) -> UnknownLayout | None:
-        """An evaluation begins at this step of the host's: why there is no more caching where a whole step went by
-        since the one before, with no evaluation: somebody stands above them.
+    def left_out(self, step: int, sigma: float | None) -> UnknownLayout | None:
+        """An evaluation begins at this step of the host's and this noise level: why there is no more caching where a
+        whole step went by since the one before, with no evaluation: somebody stands above them. Samplers that choose
+        their own steps count as they like (reForge's ODE solvers): they are not at a level of the schedule.
         """
         last, self.step = self.step, step
-        if last is None or step <= last + 1:
+        levels = self.planned.ahead.sigmas if self.planned is not None else None
+        if last is None or step <= last + 1 or sigma is None or not are_known(levels):
             return None
-        return UnknownLayout(Reason.NO_CALL.value, others_skip=True)
+        on_schedule = any(abs(math.log(sigma / level)) <= MATCH for level in levels)
+        return UnknownLayout(Reason.NO_CALL.value, others_skip=True) if on_schedule else None
 
     def plans(self, found: PlannedPass) -> None:
         """The pass at hand will run that plan."""

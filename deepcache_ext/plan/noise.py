@@ -45,6 +45,13 @@ def are_known(sigmas: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
     return bool(sigmas) and all(0 < sigma < math.inf for sigma in sigmas or ())
 
 
+MATCH = 2e-3
+"""How far, relatively, an evaluation's level may lie from one of a schedule for it to be that one. Chosen by hand, well
+below how near to each other the levels of a run of 150 steps lie: 0.017 with UniPC, 0.020 with DDIM, 0.022
+with Euler, 0.028 with Karras's schedule. With eight samplers of the embedded A1111 the two were equal to 1e-15.
+"""
+
+
 def sigma_at(alphas_cumprod: Any, timestep: float) -> float | None:
     """The sigma of a timestep, sqrt((1 - alpha_bar) / alpha_bar). `alphas_cumprod`: alpha_bar by timestep, (n,). None
     where there is no such tensor, the timestep is out of its range, or the level is no finite number above 0.

@@ -352,6 +352,22 @@ def test_whole_evaluations_that_somebody_leaves_out(host, monkeypatch, settings)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, ONE], ids=["cached", "interval 1"])
+def test_a_sampler_that_counts_its_steps_as_it_likes(host, monkeypatch, settings):
+    """reForge's ODE solvers: between the levels of the schedule, and now and then two steps on at once."""
+    denoiser = host.module("sd_samplers_cfg_denoiser").CFGDenoiser
+    common = host.module("sd_samplers_common").Sampler
+    forward, done = denoiser.forward, common.callback_state
+
+    def own(self, x, sigma, *args, **kwargs):
+        return forward(self, x, sigma * (1.01 if self.step > 1 else 1), *args, **kwargs)
+
+    monkeypatch.setattr(denoiser, "forward", own)
+    monkeypatch.setattr(common, "callback_state", lambda self, info: done(self, {**info, "i": 2 * info["i"]}))
+    told = infotext(host, make(host, settings))["DeepCache"]
+    assert told == ("3 of 7 full" if settings is SETTINGS else "7 of 7 full")
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ONE], ids=["cached", "interval 1"])
 def test_calls_that_somebody_leaves_out(host, settings):
     """A cache between the host's denoiser and the UNet."""
     wrapper, count = host.module("shared").sd_model.model, []

@@ -81,13 +81,14 @@ class A1111(Adapter):
             self._begin_pass(p, generation, params)
         session = generation.session
         if session is not None:
-            above = self.above(p, params) or generation.left_out(getattr(params, "sampling_step", 0))
+            sigma = noise_level(params, p)
+            above = self.above(p, params) or generation.left_out(getattr(params, "sampling_step", 0), sigma)
             if above is not None:
                 session.turn_off(above)
             else:
                 session.attach(self.unet_of(p, params))
             held = weakref.ref(params)
-            session.tick(lambda: getattr(held(), "x", None), noise_level(params, p))
+            session.tick(lambda: getattr(held(), "x", None), sigma)
 
     @guarded
     def on_cfg_after_cfg(self, _params: Any) -> None:

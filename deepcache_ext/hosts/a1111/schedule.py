@@ -15,18 +15,12 @@ import numpy as np
 import torch
 from modules import shared
 
-from ...plan.noise import adds_noise_by_name, replaces_noise_by_name, sigma_at
+from ...plan.noise import MATCH, adds_noise_by_name, replaces_noise_by_name, sigma_at
 
 try:
     from modules.sd_samplers_common import setup_img2img_steps
 except ImportError:
     setup_img2img_steps = None
-
-MATCH = 2e-3
-"""How far, relatively, the first evaluation's level may lie from the schedule's for it to be the pass's own. Chosen by
-hand, well below how near to each other the levels of a run of 150 steps lie: 0.017 with UniPC, 0.020 with DDIM, 0.022
-with Euler, 0.028 with Karras's schedule. With eight samplers of the embedded A1111 the two were equal to 1e-15.
-"""
 
 UNIPC_POWERS = {"time_uniform": 1, "time_quadratic": 2}
 """Of the host's option `uni_pc_skip_type`: the power of a timestep whose roots lie evenly."""
