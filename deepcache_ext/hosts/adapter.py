@@ -208,12 +208,16 @@ class Adapter:
         return generation
 
     def _begin_batch(self, p: Any, generation: Generation) -> None:
-        """A pass is announced: where it is a batch's first, what was told of the batch before is not of this one."""
+        """A pass is announced: where it is a batch's first, what was told of the batch before is not of this one. What
+        keeps a generation from being cached is: a hires pass may follow a first one of which there is no report.
+        """
         if generation.session is None and not generation.reports and not self._generations.share_text(p):
             generation.seen = False
             if generation.outcome.inactive == NO_PASS:
                 generation.outcome.inactive = ""
             p.extra_generation_params.pop("DeepCache", None)
+            if generation.outcome.inactive:
+                p.extra_generation_params["DeepCache"] = f"not active: {generation.outcome.inactive}"
 
     def _planned(self, p: Any, generation: Generation, ahead: PassAhead) -> PlannedPass:
         """The pass's plan; one of a measured model goes into the settings, and so into the infotext."""

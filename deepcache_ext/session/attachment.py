@@ -135,7 +135,8 @@ class Attachment:
         """Whether weights are others than when they were last remembered, as far as a sample's traces tell. `is_first`:
         of the evaluation's calls.
         """
-        return self._version is not None and self._weights.version(is_first) != self._version
+        now = self._weights.version(is_first)  # looks for LoRAs even where nothing is to be compared with yet
+        return self._version is not None and now != self._version
 
     def values_changed(self) -> bool:
         """The same, by what the `values` say that were asked for."""

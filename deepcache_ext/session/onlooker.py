@@ -27,7 +27,10 @@ class Onlooker(Session):
 
     def attach(self, unet: nn.Module, hooked: bool = True) -> None:
         """Look at this UNet, and who calls it from now on."""
-        if self.is_off or not isinstance(unet, nn.Module) or is_compiled(unet):
+        if self.is_off:
+            return
+        if not _can_be_looked_at(unet):
+            self._take_off()  # from the one before: that it is called no more tells nothing
             return
         name = other_cache(unet)
         try:
@@ -71,3 +74,8 @@ class Onlooker(Session):
         if self._handle is not None:
             self._handle.remove()
         self._unet = self._handle = None
+
+
+def _can_be_looked_at(unet: Any) -> bool:
+    """TorchScript's modules take no hooks, and compiled ones would be compiled anew with them."""
+    return isinstance(unet, nn.Module) and not isinstance(unet, torch.jit.ScriptModule) and not is_compiled(unet)

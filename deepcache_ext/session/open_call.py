@@ -131,15 +131,21 @@ PATIENCE = 10.0
 
 
 class Begun(list[OpenCall]):
-    """The calls that have begun and not ended, inner ones last. `closing`: none more is to begin."""
+    """The calls that have begun and not ended, inner ones last. `closing`: none more is to begin, but inside these."""
 
     closing = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether a call that begins now is to pass through untouched. One inside another must not meet its shadows."""
+        return self.closing and not self
+
     def is_broken_off(self, unet: nn.Module, thread: int) -> bool:
         """Whether they were broken off by what torch calls no hook for (Ctrl-C, a host's own interrupt), and whoever
-        caught that calls again. To be asked from a hook before a call.
+        caught that calls again. To be asked from a hook before a call, which must be found itself: where somebody makes
+        torch's calls in another way nothing is known, and it counts as one inside another.
         """
-        return bool(self) and calls_under_way(unet, thread) < 2
+        return bool(self) and calls_under_way(unet, thread) == 1
 
     def wait(self, unet: nn.Module, thread: int) -> None:
         """In another thread than theirs: until none is under way, since their shadows are in use."""

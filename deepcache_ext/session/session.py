@@ -197,7 +197,7 @@ class Session:
 
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """A call of the UNet begins: what it is to be run with instead, or None. A forward pre-hook, with kwargs."""
-        if self._at is None or self._open.closing:
+        if self._at is None or self._open.is_closed:
             return None
         asking = self._evaluation or self._last
         if asking is not None:

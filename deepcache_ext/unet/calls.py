@@ -195,14 +195,15 @@ def ask_lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region, answers: 
         return lambda: False
     here = x.detach()[:, : latent.shape[1]].flatten(1).float()
     there = there.detach().to(here.device)
-    lengths = [torch.linalg.vector_norm(rows, dim=1) for rows in (here, there)]
-    told, tolerance = answers.about(torch.cat([(here * there).sum(1), *lengths])), _tolerance(x, latent)
+    # Sums, which are taken in pairs: `vector_norm` on a CPU adds up one by one, wrong by more than the tolerance.
+    products = [(one * other).sum(1) for one, other in ((here, there), (here, here), (there, there))]
+    told, tolerance = answers.about(torch.cat(products)), _tolerance(x, latent)
     return lambda: all(starmap(partial(_is_scaled, tolerance), zip(*_thirds(told()), strict=True)))
 
 
 def _is_scaled(tolerance: float, product: float, one: float, other: float) -> bool:
-    """Whether two vectors, of which these are the product and the lengths, point to the same side."""
-    return product > 0 and 1 - product**2 / max((one * other) ** 2, 1e-30) <= tolerance
+    """Whether two vectors, of which these are the product and each one's with itself, point to the same side."""
+    return product > 0 and 1 - product**2 / max(one * other, 1e-30) <= tolerance
 
 
 def _thirds(numbers: list[float]) -> list[list[float]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.settings.fields import FIELDS
 from demo.webui.boot import Host, boot
 from tests import unets
@@ -448,6 +449,14 @@ def test_an_error_of_ours_never_stops_a_generation(host, monkeypatch):
         assert "ZeroDivisionError" in stream.getvalue()
     finally:
         logging.getLogger("deepcache").removeHandler(handler)
+
+
+def test_an_error_in_a_first_pass_is_told_where_another_one_follows(host, monkeypatch):
+    """Which is announced, and not to be cached: nobody tells of it."""
+    kind = type(host_object(host))
+    monkeypatch.setattr(kind, "_session", lambda *_: 1 / 0)
+    done = make(host, {**FOURTH, "passes": "first only"}, **HIRES)
+    assert infotext(host, done)["DeepCache"] == f"not active: {Reason.ERROR.value}"
 
 
 def test_callbacks_registered_twice_do_nothing_twice(host):

@@ -8,6 +8,7 @@ from torch import nn
 
 from deepcache_ext.session.changes import WeightsWatch
 from tests import unets
+from tests.driver import LAYOUT, run, session
 
 
 def test_in_place_writes_count_and_moves_do_not():
@@ -264,3 +265,15 @@ def test_what_is_added_in_an_unknown_way_is_told_by_its_objects():
         layer.weight_function[1].patches = {}
     versions.append(watch.version())
     assert len(set(versions)) == 2 and watch.version() == versions[-1]
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_one_that_was_there_at_the_first_call_is_no_change():
+    """It came when the UNet was hooked already: another extension's callback behind ours puts it there."""
+    unet, cache = unets.make(LAYOUT), session(3)
+    cache.attach(unet)
+    for _, _, layer in linears(unet):
+        forge(layer, 0.8)
+    run(cache, unet, 6)
+    report = cache.close()
+    assert (report.fraction, report.misses) == ("2 of 6 full", {})

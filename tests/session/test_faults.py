@@ -6,11 +6,12 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
 
 from deepcache_ext.plan.estimators import Copy
 from deepcache_ext.report.pass_report import Reason
 from tests import unets
-from tests.driver import call, drifting, evaluate, run, scaled, session, sigma
+from tests.driver import call, drifting, evaluate, expected_copy, run, scaled, session, sigma
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -106,6 +107,26 @@ def test_an_interrupt_that_is_caught_and_the_call_made_again(unet, at):
             assert not set(vars(unet)) & {"input_blocks", "middle_block", "output_blocks"}
     report = cache.close()
     assert report.fraction == "4 of 7 full"
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_where_torchs_calls_are_made_in_another_way_none_counts_as_broken_off(unet, monkeypatch, at):
+    """Somebody whom the user trusts replaced them: a call inside another one is taken for that."""
+    plain, asked, cache, latent = nn.Module._call_impl, [], session(3), drifting(2)
+    monkeypatch.setattr(nn.Module, "_call_impl", lambda module, *args, **kwargs: plain(module, *args, **kwargs))
+    cache.attach(unet)
+
+    def ask(*_):
+        handle.remove()
+        asked.append(unet(**call(seed=7)))
+
+    outputs = []
+    for k in range(at + 1):
+        handle = unet.input_blocks[0].register_forward_pre_hook(ask)
+        outputs += evaluate(cache, unet, k, latent(k), {**call(), "x": latent(k)})
+    assert all(map(torch.equal, outputs, expected_copy(unet, at + 1, 3, 0)))
+    assert all(torch.equal(one, unets.by_hand(unet, 0, **call(seed=7))[0]) for one in asked)
+    assert cache.close().misses == {}
 
 
 @pytest.mark.parametrize("at", [3, 4])

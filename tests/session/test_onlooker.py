@@ -79,6 +79,30 @@ def test_what_only_keeps_a_unet_from_being_cached_is_no_matter(unet):
     assert not report.off
 
 
+@pytest.mark.parametrize("kind", ["script", "trace", "compile", "none"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_unet_that_takes_no_hooks_is_not_looked_at(unet, kind):
+    """From the first evaluation on, or since another one was: that this is called no more tells nothing."""
+    layer, before = torch.nn.Linear(2, 2), unets.traces(unet)
+    made = {
+        "script": torch.jit.script(layer),
+        "trace": torch.jit.trace(layer, torch.ones(1, 2)),
+        "compile": torch.compile(layer, backend="eager"),
+        "none": None,
+    }[kind]
+    for first in (0, 3):
+        cache = onlooker()
+        run(cache, unet, first)
+        for k in range(first, 6):
+            cache.attach(made)
+            cache.tick(lambda: None, sigma(k))
+            if made is not None:
+                made(torch.ones(1, 2))
+        report = cache.close()
+        assert (report.fraction, report.off) == ("6 of 6 full", "")
+    assert unets.traces(unet) == before
+
+
 @pytest.mark.parametrize("what", ["another UNet", "hooks cleared", "parked"])
 def test_what_nobody_saw_is_no_sign_of_another_cache(unet, what):
     cache, other = onlooker(), unets.make(LAYOUT, seed=1)

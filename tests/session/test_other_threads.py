@@ -111,6 +111,30 @@ def test_a_pass_that_another_thread_ends(unet, at):
     assert unets.traces(unet) == before and cache.close().evaluations == at + 1
 
 
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_call_inside_one_whose_end_another_thread_awaits(unet, at):
+    """It meets the real blocks, and the call around it keeps its own."""
+    cache, latent, before, asked, inner = session(3), drifting(2), unets.traces(unet), [], call(seed=7)
+    thread = threading.Thread(target=cache.close)
+
+    def ask(*_):
+        if len(outputs) == at and thread.ident is None:
+            thread.start()
+            thread.join(0.2)
+            asked.append(unet(**inner))
+
+    outputs = []
+    handle = unet.input_blocks[0].register_forward_pre_hook(ask)
+    cache.attach(unet)
+    for k in range(at + 1):
+        cache.tick(lambda k=k: latent(k), sigma(k))
+        outputs.append(unet(**call(x=scaled(latent(k), k))))
+    thread.join(20)
+    handle.remove()
+    assert all(map(torch.equal, outputs, expected_copy(unet, at + 1, 3, 0)))
+    assert torch.equal(asked[0], unets.by_hand(unet, 0, **inner)[0]) and unets.traces(unet) == before
+
+
 @pytest.mark.parametrize("protocol", forge_unets.PROTOCOLS)
 def test_on_forge_and_its_kin(protocol):
     """Where blocks are called, and where a forward goes through their layers."""

@@ -37,6 +37,17 @@ def test_a_part_is_found_where_it_was_taken(dtype, rows, top, left, scale, extra
         assert not lies_at(x, source, wrong)
 
 
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_large_latents_lie_where_they_are(size):
+    """Rounding that grows with their size: of pictures of few, and of many, different numbers."""
+    plain = torch.randint(0, 2, (1, 4, size, size), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    for source in (plain, latent(1, size, size)):
+        for scale in (1.0, 0.9, 0.7071, 0.0683):
+            assert lies_at(source * scale, source, WHOLE)
+        other = source + 0.01 * latent(1, size, size, seed=1)
+        assert not lies_at(other * 0.9, source, WHOLE)
+
+
 def test_equal_rows_are_one_place():
     one = latent(2)
     both = one.repeat(2, 1, 1, 1)
