@@ -104,7 +104,7 @@ def steps(options: argparse.Namespace, say: Callable[[str], None]) -> list[Step]
 
     found += rows([TINY] if tiny else [*(Case(net, side, side) for net, side in nets), *ROWS])
     found.append(
-        Step(f"fast: compiled, {first} {nets[0][1]} px", 150, lambda: compiled(first, nets[0][1] // 8, half, options))
+        Step(f"fast: compiled, {first} {nets[0][1]} px", 180, lambda: compiled(first, nets[0][1] // 8, half, options))
     )
     found += rows([] if tiny else MORE_ROWS)
     return found

@@ -136,5 +136,5 @@ def _distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     count = math.gcd(one.shape[1], PIECES) if one.shape[1] >= LONG else 1
     if count == 1:
         return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
-    pieces = (rows.unflatten(1, (count, -1)).transpose(0, 1) for rows in (one, other))
-    return torch.linalg.vector_norm(torch.cdist(*pieces, compute_mode="donot_use_mm_for_euclid_dist"), dim=0)
+    here, there = (rows.unflatten(1, (count, -1)).transpose(0, 1) for rows in (one, other))
+    return torch.linalg.vector_norm(torch.cdist(here, there, compute_mode="donot_use_mm_for_euclid_dist"), dim=0)
