@@ -184,6 +184,8 @@ def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict
     counts: dict[str, int] = {}
     seconds: dict[str, list[float]] = {}
     equal = given["context"].clone()
+    seen = _count(device, lambda: (equal.tolist(), equal.tolist()))
+    wrong = [f"of 2 waits {seen} were counted"] if device.type == "cuda" and seen != 2 else []
     with calls.inference(device, dtype):
         for name, kind in (("same", calls.Pass), ("equal", Renewed)):
             for estimator in ESTIMATORS:
@@ -191,7 +193,9 @@ def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict
                 one.estimate_by(estimator)
                 one.evaluate()
                 one.evaluate()
+                one.unhook()
                 own = _count(device, one.plain)
+                one.hook()
                 counts[f"full, {name} conditioning, {estimator}"] = _count(device, one.evaluate) - own
                 one.only_cached()
                 one.hook()
@@ -205,8 +209,11 @@ def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict
                         60,
                         budget=10 if device.type == "cuda" else 0.1,
                     )
-                one.session.close()
-    return {"synchronisations": counts, "comparison_over_cached": ratio(seconds, "comparison", "cached").as_json()}
+                report = one.session.close()
+                if report.off or report.cached_calls < 2 or report.full_calls > 3:
+                    wrong.append(f"{name} conditioning, {estimator}: {'; '.join(report.lines())}")
+    part = ratio(seconds, "comparison", "cached")
+    return {"wrong": wrong, "synchronisations": counts, "comparison_over_cached": part.as_json()}
 
 
 def _count(device: torch.device, run: Callable[[], object]) -> int:

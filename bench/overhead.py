@@ -126,7 +126,7 @@ def _measure(clock: Clock, device: torch.device, samples: int) -> dict[str, Over
         seconds = rounds(clock, [Rival(HOOKED, one.evaluate, one.hook), rival], samples, calls=5)
         total = median(a - b for a, b in zip(seconds[HOOKED], seconds[rival.name], strict=True))
         one.session.close()
-        result[kind] = Overhead(total, _parts(make_pass, samples), _hot(make_pass, samples))
+        result[kind] = Overhead(total, _parts(make_pass, samples, device), _hot(make_pass, samples))
     return result | _at_work(device, max(10, samples // 5))
 
 
@@ -143,18 +143,21 @@ def _at_work(device: torch.device, samples: int) -> dict[str, Overhead]:
                 one.only_cached()
             return one
 
-        parts = _parts(make_pass, samples)
+        parts = _parts(make_pass, samples, device)
         result[f"{kind}, at work"] = Overhead(sum(parts.values()), parts)
     return result
 
 
-def _parts(make_pass: Callable[..., Pass], samples: int) -> dict[str, float]:
+def _parts(make_pass: Callable[..., Pass], samples: int, device: torch.device) -> dict[str, float]:
+    """A GPU is idle when a call begins: else its hook would wait for the call before, which is not our Python."""
     session = TimedSession(FullUntil(0))
     one = make_pass(session)
     for times in session.spent.values():
         times.clear()
     with collector_off():
         for _ in range(samples):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             one.evaluate()
     session.close()
     return {part: median(times) if times else 0.0 for part, times in session.spent.items()}

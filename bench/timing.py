@@ -55,10 +55,11 @@ class Clock:
             return (self._now() - start) / calls
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self._device)
-        begin.record()
+        stream = torch.cuda.current_stream(self._device)
+        begin.record(stream)
         for _ in range(calls):
             run()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / calls
 

@@ -44,6 +44,12 @@ In untouched runs of six samplers on two of the laboratory's networks no row cam
 ROWS = 64
 """Of more rows than that no pairs are compared: their number grows by the square. Chosen by hand."""
 
+LONG, PIECES = 1 << 14, 64
+"""From so many numbers on rows are compared in so many pieces: CUDA has one block of 256 threads for a pair of rows,
+however long they are, and a latent of 25 frames would keep two of its many processors busy for milliseconds. Shorter
+sums are also rounded less. Chosen by hand; UNets' latents can be divided so.
+"""
+
 UNKNOWN = 1.0
 """Radians that are allowed where a noise level is not known. Two pictures' noise lies 1.57 apart."""
 
@@ -85,9 +91,8 @@ class Motion:
         if len(rows) > ROWS:
             apart = torch.linalg.vector_norm(rows - last.rows, dim=1)
         else:
-            # Where pictures are alike, the angle alone does not tell that a row came from another one. Not by products
-            # of matrices, which autocast and TF32 would round.
-            pairs = torch.cdist(rows, last.rows, compute_mode="donot_use_mm_for_euclid_dist")
+            # Where pictures are alike, the angle alone does not tell that a row came from another one.
+            pairs = _distances(rows, last.rows)
             apart = torch.cat([pairs.diagonal(), pairs.amin(dim=1)]) if len(rows) > 1 else pairs
         told = answers.about(apart)
         return lambda: self._follows(told(), len(rows), allowed)
@@ -122,3 +127,14 @@ class Motion:
         """
         variance = now**2 * (1 - now**2 / before**2) if now <= before else now**2 - before**2
         return math.atan(math.sqrt(max(variance, 0.0)) / math.sqrt(1 + now**2))
+
+
+def _distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Between each row of one (rows, n) matrix and each of another, (rows, rows). Not by products of matrices, which
+    autocast and TF32 would round.
+    """
+    count = math.gcd(one.shape[1], PIECES) if one.shape[1] >= LONG else 1
+    if count == 1:
+        return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+    here, there = (rows.unflatten(1, (count, -1)).transpose(0, 1) for rows in (one, other))
+    return torch.linalg.vector_norm(torch.cdist(here, there, compute_mode="donot_use_mm_for_euclid_dist"), dim=0)

@@ -20,13 +20,16 @@ class Stopwatch:
     def __init__(self, report: PassReport) -> None:
         self._report = report
         self._started: Any = None
+        self._stream: Any = None
         self._events: list[tuple[Kind, Any, Any]] = []
 
     def start(self, x: torch.Tensor) -> None:
         if x.device.type == "cpu":
             self._started = time.perf_counter()
         elif x.device.type == "cuda":
-            self._started = _event()
+            # Of the UNet's device, which need not be the current one (A1111's --device-id).
+            self._stream = torch.cuda.current_stream(x.device)
+            self._started = _event(self._stream)
         else:
             self._started = None
 
@@ -37,7 +40,7 @@ class Stopwatch:
         if isinstance(started, float):
             self._book(kind, time.perf_counter() - started)
         else:
-            self._events.append((kind, started, _event()))
+            self._events.append((kind, started, _event(self._stream)))
 
     def discard(self) -> None:
         """What was started is no call of either kind."""
@@ -59,7 +62,7 @@ class Stopwatch:
         booked[kind].append(seconds)
 
 
-def _event() -> Any:
+def _event(stream: Any) -> Any:
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(stream)
     return event

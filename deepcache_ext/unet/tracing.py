@@ -4,7 +4,8 @@ Facts of torch (seen with 2.13): of what is told here only `torch.jit.is_tracing
 public. Modes that record (`make_fx`) and those for tensors without numbers (`FakeTensorMode`, functionalization) are
 known by their classes' names, so that nothing is imported for them; a fake tensor may also be used outside its mode.
 Transforms of `torch.func` lie on a stack; before `get_interpreter_stack` the innermost alone could be asked for.
-Inside `grad` and `jvp` tensors have numbers.
+Inside `grad` and `jvp` tensors have numbers. While a CUDA graph is captured nothing runs: to read a number then raises,
+and ends the capture.
 """
 
 from __future__ import annotations
@@ -41,12 +42,20 @@ def is_traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """
     if torch.jit.is_tracing() or is_compiling():  # type: ignore[attr-defined]
         return True
+    if is_captured(args, kwargs):
+        return True
     on, transformed, given = modes(), transforms(), {*map(type, args), *map(type, kwargs.values())}
     return (
         (bool(on) and any(type(mode).__name__ in RECORDING for mode in on))
         or (bool(transformed) and not DIFFERENTIATING.issuperset(transformed))
         or (not PLAIN.issuperset(given) and any(kind.__name__ in NO_NUMBERS for kind in given))
     )
+
+
+def is_captured(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a CUDA graph is made of what these arguments' device is given now."""
+    is_on_cuda = any(isinstance(one, torch.Tensor) and one.is_cuda for one in (*args, *kwargs.values()))
+    return is_on_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def has_tangents() -> bool:

@@ -6,7 +6,7 @@ import torch
 from deepcache_ext.plan.estimators import Moment
 from deepcache_ext.plan.importance import Nature
 from deepcache_ext.report.pass_report import Reason
-from deepcache_ext.session.motion import Motion
+from deepcache_ext.session.motion import LONG, Motion, _distances
 from deepcache_ext.unet.answers import Answers
 from tests import unets
 from tests.driver import LAYOUT, call, evaluate, session, sigma
@@ -195,3 +195,11 @@ def test_a_pass_that_moved_again_and_again_is_not_believed_at_its_end(times):
 
 def test_the_nature_of_the_sampler_is_what_counts():
     assert Nature().all_fresh is False and follows(Motion(True, True), noise(1), Moment(0, 1.0))
+
+
+def test_long_rows_are_compared_in_pieces():
+    one = torch.randn(3, LONG, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(3, LONG, generator=torch.Generator().manual_seed(1))
+    whole = torch.cdist(one.double(), other.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    for numbers in (LONG, LONG - 1):  # which cannot be divided
+        assert torch.allclose(_distances(one[:, :numbers], other[:, :numbers]).double(), whole, rtol=1e-3)

@@ -78,3 +78,14 @@ def test_what_cannot_be_read_is_left_out():
     values = Values([None, torch.empty(0), torch.ones(3).as_subclass(Packed)])
     values.remember()
     assert not asked(values)
+
+
+def test_what_autocast_does_not_cast(unet):
+    unet.half()
+    values = Values(weights(unet))
+    with torch.autocast("cpu", torch.bfloat16):
+        values.remember()
+        assert not asked(values)
+        for parameter in unet.parameters():
+            written(parameter)
+        assert asked(values)

@@ -56,3 +56,13 @@ def test_an_older_torch_tells_the_innermost_transform_alone(monkeypatch):
     assert [told(way, lambda *_: transforms()) for way in ways] == [[], ["Vmap"], ["Grad"]]
     monkeypatch.setattr(tracing, "_transforms", None)
     assert [told(way, lambda *_: transforms()) for way in ways] == [[], [], []]
+
+
+def test_a_graph_is_captured_of_what_a_gpu_is_given(monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = torch.ones(2, 3)
+    assert [is_traced((one,), {}) for one in (x, x.as_subclass(OnGpu))] == [False, True]
+    assert is_traced((), {"sample": x.as_subclass(OnGpu)})
