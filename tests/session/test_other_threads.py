@@ -137,6 +137,32 @@ def test_a_call_inside_one_whose_end_another_thread_awaits(unet, at):
     assert torch.equal(asked[0], unets.by_hand(unet, 0, **inner)[0]) and unets.traces(unet) == before
 
 
+def test_where_calls_are_taken_in_turns_the_end_waits_for_none_that_waits_for_it(unet):
+    """A call was broken off, and another thread has the turn to clear up after it, as its own thread calls again."""
+    cache, latent, threads = session(3), drifting(2), []
+
+    def before(*given):
+        if threads:
+            threads[0].start()
+            threads[0].join(5)
+            return None
+        return cache.before(*given)
+
+    def break_off(*_):
+        handles.pop().remove()
+        raise KeyboardInterrupt
+
+    unet.register_forward_pre_hook(before, with_kwargs=True)
+    handles = [unet.input_blocks[0].register_forward_pre_hook(break_off)]
+    cache.attach(unet, hooked=False)
+    cache.tick(lambda: latent(0), sigma(0))
+    with pytest.raises(KeyboardInterrupt):
+        unet(**call(x=scaled(latent(0), 0)))
+    threads.append(threading.Thread(target=cache.close))
+    unet(**call())
+    assert not threads[0].is_alive()
+
+
 @pytest.mark.parametrize(
     "through", [iter, reversed, enumerate, len, lambda blocks: blocks[0], lambda blocks: blocks[-1]]
 )
