@@ -18,6 +18,9 @@ from ..unet.support import UnknownLayout
 
 log = logging.getLogger("deepcache")
 
+UNSURE = math.inf
+"""Before each evaluation of a step the host counts its steps, but not before a step's second one."""
+
 
 @dataclass(eq=False)
 class Generation:
@@ -25,9 +28,9 @@ class Generation:
 
     `p`: the host's processing object, weakly held; `job`: what tells one job of the host's queue from the next.
     `outcome`: all passes so far; `reports`: those of the batch at hand; `planned`: the pass at hand. `ready`: a pass
-    may begin at the next evaluation. `step`: the host's at the latest evaluation, None where none came just before.
-    `seen`: an evaluation of this generation was. `wanted`: whether a pass that the
-    host has announced is to be cached; None while it has announced none.
+    may begin at the next evaluation. `step`: the host's at the latest evaluation, None where none came just before;
+    `UNSURE` while it may be what another generation left. `seen`: an evaluation of this generation was. `wanted`:
+    whether a pass that the host has announced is to be cached; None while it has announced none.
     """
 
     p: weakref.ref[Any]
@@ -36,7 +39,7 @@ class Generation:
     outcome: RunOutcome
     session: Session | None = None
     ready: bool = False
-    step: int | None = None
+    step: float | None = None
     seen: bool = False
     wanted: bool | None = None
     reports: list[PassReport] = field(default_factory=list)
@@ -78,7 +81,7 @@ class Generation:
         whole step went by since the one before, with no evaluation: somebody stands above them. Samplers that choose
         their own steps count as they like (reForge's ODE solvers): they are not at a level of the schedule.
         """
-        last, self.step = self.step, step
+        last, self.step = self.step, None if self.step == UNSURE else step
         levels = self.planned.ahead.sigmas if self.planned is not None else None
         if last is None or step <= last + 1 or sigma is None or not are_known(levels):
             return None
@@ -138,7 +141,7 @@ class Generations:
     def forget_steps(self) -> None:
         """Evaluations come that are no generation's here, or another one's."""
         for generation in self._stack:
-            generation.step = None
+            generation.step = UNSURE
 
     def share_text(self, p: Any) -> bool:
         """Whether what is written for p is written for a generation under way too: ADetailer announces copies of p that

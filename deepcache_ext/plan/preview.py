@@ -127,9 +127,7 @@ def planned(settings: Settings, ahead: PassAhead, ageing: Ageing | None = None) 
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
     estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
     is_windowed = settings.start > 0 or settings.end < 1
-    refusal = (
-        "" if ahead.evaluations or not is_windowed else "start and end need the number of steps, which nobody tells"
-    )
+    refusal = NO_LENGTH if is_windowed and not ahead.evaluations else ""
     found = PlannedPass(ahead, plan, estimator, remark, refusal=refusal)
     return replace(found, hint=_hint(found)) if own.strategy == "weighted" else found
 

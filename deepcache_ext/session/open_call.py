@@ -147,9 +147,11 @@ class Begun(list[OpenCall]):
         """
         return bool(self) and calls_under_way(unet, thread) == 1
 
-    def wait(self, unet: nn.Module, thread: int) -> None:
-        """In another thread than theirs: until none is under way, since their shadows are in use."""
-        if not self or get_ident() == thread:
+    def wait(self, unet: nn.Module, thread: int, in_turns: bool = False) -> None:
+        """In another thread than theirs: until none is under way, since their shadows are in use. `in_turns`: who asks
+        has seen to that (`python.turn`), and a call that has begun since waits for it.
+        """
+        if not self or in_turns or get_ident() == thread:
             return
         self.closing, until = True, time.monotonic() + PATIENCE
         while self and calls_under_way(unet, thread) and time.monotonic() < until:

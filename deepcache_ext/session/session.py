@@ -176,7 +176,7 @@ class Session:
     def _clear(self) -> None:
         """No call is under way. A session whose UNet another one has meanwhile has no shadows there."""
         if self._at is not None and self._attached:
-            self._open.wait(self._at.unet, self.thread)
+            self._open.wait(self._at.unet, self.thread, in_turns=not self._at.is_hooked)
             self._at.between_calls()
         self._open.clear()
 

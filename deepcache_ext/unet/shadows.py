@@ -141,6 +141,9 @@ class OwnBlocks(Blocks):
     def __iter__(self) -> Iterator[Any]:
         return super().__iter__() if get_ident() == self._thread else iter(self._real)
 
+    def __reversed__(self) -> Iterator[Any]:
+        return super().__reversed__() if get_ident() == self._thread else reversed(self._real)
+
     def __len__(self) -> int:
         return super().__len__() if get_ident() == self._thread else len(self._real)
 

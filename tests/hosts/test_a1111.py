@@ -341,6 +341,25 @@ def test_nested_generations_leave_the_outer_one_as_it_was(host, args):
     assert infotext(host, done)["DeepCache"] == "2 of 8 full"
 
 
+@pytest.mark.parametrize("args", [[], [FOURTH]], ids=["none of our hooks", "cached"])
+def test_a_nested_generation_leaves_its_own_step_behind(host, args):
+    """The host counts its steps after the first evaluation of each: that the count goes on from there is no sign of
+    evaluations left out.
+    """
+    seen = []
+
+    def nest(_params):
+        seen.append(None)
+        if len(seen) == 12:  # the second evaluation of a step
+            inner(host, *args, steps=2)
+
+    callbacks = host.module("script_callbacks")
+    callbacks.on_cfg_denoised(nest)
+    done = make(host, FOURTH, sampler_name="Heun")
+    callbacks.remove_callbacks_for_function(nest)
+    assert infotext(host, done)["DeepCache"] == "4 of 15 full"
+
+
 def test_a_nested_generation_that_crashes(host):
     cached_alone, seen = make(host, FOURTH), []
 

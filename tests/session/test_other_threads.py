@@ -10,6 +10,8 @@ from deepcache_ext.plan.plan import UniformPlan
 from deepcache_ext.report.pass_report import Reason
 from deepcache_ext.session.session import Session
 from deepcache_ext.unet.forge import ForgeLadder
+from deepcache_ext.unet.ladder import Walks
+from deepcache_ext.unet.ldm import Ladder
 from tests import forge_unets, unets
 from tests.driver import LAYOUT, TRUSTED, call, drifting, evaluate, expected_copy, scaled, session, sigma
 
@@ -133,6 +135,49 @@ def test_a_call_inside_one_whose_end_another_thread_awaits(unet, at):
     handle.remove()
     assert all(map(torch.equal, outputs, expected_copy(unet, at + 1, 3, 0)))
     assert torch.equal(asked[0], unets.by_hand(unet, 0, **inner)[0]) and unets.traces(unet) == before
+
+
+def test_where_calls_are_taken_in_turns_the_end_waits_for_none_that_waits_for_it(unet):
+    """A call was broken off, and another thread has the turn to clear up after it, as its own thread calls again."""
+    cache, latent, threads = session(3), drifting(2), []
+
+    def before(*given):
+        if threads:
+            threads[0].start()
+            threads[0].join(5)
+            return None
+        return cache.before(*given)
+
+    def break_off(*_):
+        handles.pop().remove()
+        raise KeyboardInterrupt
+
+    unet.register_forward_pre_hook(before, with_kwargs=True)
+    handles = [unet.input_blocks[0].register_forward_pre_hook(break_off)]
+    cache.attach(unet, hooked=False)
+    cache.tick(lambda: latent(0), sigma(0))
+    with pytest.raises(KeyboardInterrupt):
+        unet(**call(x=scaled(latent(0), 0)))
+    threads.append(threading.Thread(target=cache.close))
+    unet(**call())
+    assert not threads[0].is_alive()
+
+
+@pytest.mark.parametrize(
+    "through", [iter, reversed, enumerate, len, lambda blocks: blocks[0], lambda blocks: blocks[-1]]
+)
+def test_whichever_way_another_thread_goes_through_the_blocks(unet, through):
+    def told():
+        found = through(unet.output_blocks)
+        return list(found) if hasattr(found, "__next__") else found
+
+    ladder, expected, found = Ladder(unet), told(), []
+    ladder.up_cached(0, [torch.zeros(1)], Walks())
+    thread = threading.Thread(target=lambda: found.append(told()))
+    thread.start()
+    thread.join()
+    ladder.take_down()
+    assert found == [expected]
 
 
 @pytest.mark.parametrize("protocol", forge_unets.PROTOCOLS)
