@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepcache_ext import DeepCacheSDHelper
 from deepcache_ext.plan.estimators import ESTIMATORS, Copy
-from deepcache_ext.unet.calls import same_content
+from deepcache_ext.unet.answers import Answers
+from deepcache_ext.unet.calls import ask_same_content
 
 from . import calls, overhead, peers, twins, unets
 from .timing import Clock, Rival, ratio, rounds
@@ -202,7 +203,7 @@ def waits(net: str, device: torch.device, dtype: torch.dtype, side: int) -> dict
                 one.evaluate()
                 counts[f"cached, {name} conditioning, {estimator}"] = _count(device, one.evaluate) - own
                 if not seconds:
-                    comparison = Rival("comparison", lambda: same_content([given["context"]], [equal]))
+                    comparison = Rival("comparison", lambda: ask_same_content([given["context"]], [equal], Answers())())
                     seconds = rounds(
                         Clock(device),
                         [Rival("cached", one.evaluate), comparison],

@@ -108,7 +108,7 @@ class Attachment:
         return bool(self._handles)
 
     @property
-    def is_robbed(self) -> bool:
+    def has_lost_hooks(self) -> bool:
         """Whether somebody took hooks of ours off, as those do who clear all hooks of all modules."""
         hooks = (self.unet._forward_pre_hooks, self.unet._forward_hooks)
         return any(handle.id not in those for handle, those in zip(self._handles, hooks, strict=False))

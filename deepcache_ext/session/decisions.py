@@ -149,10 +149,10 @@ class Decisions:
     def _place(
         self, at: Attachment, now: Evaluation, forwards: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Call | None, Key | Reason]:
-        """What a call is, and its key or why it runs without us; no call where its arguments may still
-        change, or nobody tells us of its end.
+        """What a call is, and its key or why it runs without us; no call where its arguments may still change, or where
+        nobody tells us of its end.
         """
-        if not comes_last(at.unet) or at.is_robbed:
+        if not comes_last(at.unet) or at.has_lost_hooks:
             return None, Reason.FORWARD
         call = self._slots.with_further_channels(at.ladder.call(args, kwargs))
         # Hosts run without gradients; in a training loop those of the skipped blocks' parameters count too.

@@ -26,9 +26,8 @@ class Kind(Enum):
 @dataclass
 class Evaluation:
     """One evaluation. `latent` gives the sampler's x, see `Session.tick`; `was_called`: the UNet was, if only on a
-    replica, in another thread or to be traced; `is_begun`: its first call that was looked at has come.
-
-    `needs_call`: it is not full unless it was called.
+    replica, in another thread or to be traced; `needs_call`: it is not full unless it was; `is_begun`: its first call
+    that was looked at has come.
 
     `together`: why its calls run in full though the plan would have them cached: a cached and a full call of one
     evaluation are not to be mixed, since guidance amplifies their difference. `is_stubborn`: one of its calls cannot be

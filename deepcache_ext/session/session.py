@@ -76,7 +76,7 @@ class Session:
         `after` from them: a hook that is put up while a call begins does not see that call. Where the UNet cannot be
         cached nothing is hooked, and the session is off (`report.off` says why).
         """
-        if self.is_off or (unet is self.unet and self._attached and self._at and not self._at.is_robbed):
+        if self.is_off or (unet is self.unet and self._attached and self._at and not self._at.has_lost_hooks):
             return
         if self._at is not None and unet is not self.unet:
             self.detach()

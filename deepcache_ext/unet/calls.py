@@ -150,15 +150,12 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def same_content(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors of equal shapes hold equal values; costs one device synchronisation at most."""
-    return ask_same_content(one, other, Answers())()
-
-
 def ask_same_content(
     one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], answers: Answers
 ) -> Callable[[], bool]:
-    """`same_content`, to be read later."""
+    """Whether tensors of equal shapes hold equal values. To be read later: with what else is among the `answers`, in
+    one synchronisation of the device.
+    """
     pairs = [(a, b) for a, b in zip(one, other, strict=False) if a is not b]
     if len(one) != len(other) or any(_tensor_kind(a) != _tensor_kind(b) for a, b in pairs):
         return lambda: False
@@ -183,13 +180,10 @@ def is_whole(x: torch.Tensor, latent: torch.Tensor) -> bool:
     return x.shape[0] == latent.shape[0] and x.shape[2:] == latent.shape[2:] and x.shape[1] >= latent.shape[1]
 
 
-def lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region) -> bool:
-    """Whether x is that region of the latent, scaled: the sampler scales rows by one factor (1/sqrt(sigma^2+1))."""
-    return ask_lies_at(x, latent, region, Answers())()
-
-
 def ask_lies_at(x: torch.Tensor, latent: torch.Tensor, region: Region, answers: Answers) -> Callable[[], bool]:
-    """`lies_at`, to be read later."""
+    """Whether x, (b, c', h, w), is that region of the latent, (r, c, H, W), scaled: the sampler scales rows by one
+    factor (1/sqrt(sigma^2+1)). To be read later, as `ask_same_content`.
+    """
     there = _rows_of(x, latent, region)
     if there is None:
         return lambda: False

@@ -5,11 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcache_ext.unet.calls import WHOLE, Call, NoLatent, autocast, lies_at, locate, same_content
+from deepcache_ext.unet.answers import Answers
+from deepcache_ext.unet.calls import WHOLE, Call, NoLatent, ask_lies_at, ask_same_content, autocast, locate
 
 
 def latent(rows=3, height=12, width=10, seed=0):
     return torch.randn(rows, 4, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def lies_at(x, source, region):
+    return ask_lies_at(x, source, region, Answers())()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -102,6 +107,10 @@ def test_kind():
     assert len(call(x, t, context, control=[context, {"deep": t}]).conditioning) == 3
     with pytest.raises(NoLatent, match="without a tensor x"):
         call(None)
+
+
+def same_content(one, other):
+    return ask_same_content(one, other, Answers())()
 
 
 def test_same_content():
