@@ -81,8 +81,8 @@ class Forecast:
     have t near 0, which is a copy, or below, where they swing. Before there are three full calls t is 1/2.
     Nothing of it waits for the device.
 
-    `settled`: such a part of what the last full call showed the forecast to be wrong by is added at the evaluations
-    after it. The cached ones before it have bent the latent by that error; this bends it back.
+    `settled`: such a part of what the last full call showed the forecast to be wrong by is added at the first
+    evaluation after it. The cached ones before it have bent the latent by that error; this bends it back.
 
     Uneven steps can put r far outside what two points support, and samplers may go back in time, so r is kept between
     -1 (the older feature) and `REACH`; between the two points the line is taken as it is.
@@ -112,13 +112,18 @@ class Forecast:
 
     def estimate(self, kept: Sequence[Kept], now: Moment) -> list[torch.Tensor]:
         found = self._ahead(kept, now)
-        # Where two full calls follow each other nothing ran on a forecast.
-        if self._settled and len(kept) > 1 and kept[-1].moment.index > kept[-2].moment.index + 1:
+        if self._settled and self._is_due(kept, now):
             expected = self._ahead(list(kept)[:-1], kept[-1].moment)
             for feature, came, guess in zip(found, kept[-1].features, expected, strict=True):
                 if came.shape == guess.shape:
                     feature.add_(came - guess, alpha=self._settled)
         return found
+
+    @staticmethod
+    def _is_due(kept: Sequence[Kept], now: Moment) -> bool:
+        """Whether `now` comes right after a full call that has cached ones before it."""
+        last = kept[-1].moment.index
+        return now.index == last + 1 and len(kept) > 1 and last > kept[-2].moment.index + 1
 
     def _ahead(self, kept: Sequence[Kept], now: Moment) -> list[torch.Tensor]:
         """The forecast for `now` from the last three of `kept`, as far as they are there."""

@@ -281,7 +281,8 @@ class Rule:
     def _estimate(self, kept: list[Kept]) -> Verdict:
         last, now = kept[-1], Kept(self.index, self.sigma, [])
         estimated = self._line(kept, now) if self.looks_back else None
-        if self.looks_back and self.settles and len(kept) > 1 and last.index - kept[-2].index > 1:
+        is_next = now.index == last.index + 1 and len(kept) > 1 and last.index - kept[-2].index > 1
+        if self.looks_back and self.settles and is_next:
             # By a fifth of what the cached evaluations before the last full one went by and should not have.
             went_by = self._line(kept[:-1], last) or kept[-2].features
             found = zip(estimated or last.features, last.features, went_by, strict=True)
