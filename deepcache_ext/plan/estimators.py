@@ -96,7 +96,7 @@ class Forecast:
     """The trust before it can be measured. Chosen by hand: between a copy and the whole step."""
 
     def __init__(self, settled: float = 0.0) -> None:
-        self._settled = settled
+        self.settled = settled
 
     def learn(self, kept: Sequence[Kept]) -> None:
         last = kept[-1]
@@ -112,11 +112,11 @@ class Forecast:
 
     def estimate(self, kept: Sequence[Kept], now: Moment) -> list[torch.Tensor]:
         found = self._ahead(kept, now)
-        if self._settled and self._is_due(kept, now):
+        if self.settled and self._is_due(kept, now):
             expected = self._ahead(list(kept)[:-1], kept[-1].moment)
             for feature, came, guess in zip(found, kept[-1].features, expected, strict=True):
                 if came.shape == guess.shape:
-                    feature.add_(came - guess, alpha=self._settled)
+                    feature.add_(came - guess, alpha=self.settled)
         return found
 
     @staticmethod
