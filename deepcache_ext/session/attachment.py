@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..unet.hooks import comes_last, register_after, register_before
 from ..unet.ladder import AnyLadder
-from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
+from ..unet.neighbours import Foreign, class_forward, home_of, in_part, look, origin, unknown_names
 from ..unet.support import UnknownLayout, own_forward
 from ..unet.tracing import modes
 from .changes import WeightsWatch, parts, same_parts
@@ -54,7 +54,9 @@ class Attachment:
         self._weights = WeightsWatch(self.unet)
         self._version: Hashable = None
         self._skipped = self.ladder.skipped(min(self._branches))
-        self._inside = frozenset(id(module) for block in self._skipped for module in block.modules())
+        inside = frozenset(id(module) for block in self._skipped for module in block.modules())
+        self._in_part = in_part(self.unet, inside)
+        self._inside = inside.union(map(id, self._in_part))
         self._seen: dict[Hashable, int] = {}
         self._last_seen: tuple[Hashable, int] = (None, 0)
         self._parts = parts(self.unet)
@@ -170,7 +172,7 @@ class Attachment:
         if self.ladder.put_on is not self._put_on:
             self._foreign, self._put_on = None, self.ladder.put_on
         if self._foreign is None:
-            found = look(self._skipped, self._home, self._trusted)
+            found = look(self._skipped, self._home, self._trusted, self._in_part)
             if found.unknown:
                 watch = "watches" if len(found.unknown) == 1 else "watch"
                 names = ", ".join(f"`{name}`" for name in found.unknown)

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -61,16 +62,19 @@ class Foreign:
     counting: tuple[str, ...] = ()
 
 
-def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collection[str] = ()) -> Foreign:
-    """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls
-    harmless.
+def look(
+    skipped: Iterable[nn.Module],
+    home: Collection[str],
+    trusted: Collection[str] = (),
+    in_part: Iterable[nn.Module] = (),
+) -> Foreign:
+    """Look at all modules in the `skipped` blocks, and at those that run `in_part`, though not at what is in these:
+    what they are given and give differs from a full call's. `home`: as `home_of` tells. `trusted`: names that the user
+    calls harmless.
     """
     methods: dict[type, frozenset[str]] = {}
     found: dict[str, None] = dict.fromkeys(map(origin, _everywhere()))
-    stack = list(skipped)
-    while stack:
-        one = stack.pop()
-        stack.extend(child for child in one._modules.values() if child is not None)
+    for one in chain(in_part, *(block.modules() for block in skipped)):
         kind = type(one)
         if kind not in methods:
             methods[kind] = WATCHED.union(name for name, _, _ in methods_of(kind))
@@ -225,6 +229,12 @@ def _of_instance(one: nn.Module, methods: frozenset[str], home: Collection[str])
     for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
         if name not in CASTING:
             yield f"diffusers hook {name}:{type(hook).__qualname__}"
+
+
+def in_part(unet: nn.Module, inside: Collection[int]) -> list[nn.Module]:
+    """The modules of a UNet, without itself, that run while some below them, whose ids are `inside`, do not."""
+    above = [module for module in unet.modules() if module is not unet and id(module) not in inside]
+    return [module for module in above if any(id(below) in inside for below in module.modules())]
 
 
 def _closed_over(function: Any) -> Any:

@@ -92,6 +92,39 @@ def test_a_processor_that_counts_and_comes_in_mid_run():
     assert any(refused) and not all(refused)
 
 
+@pytest.mark.parametrize("begins", [0, 4])
+@pytest.mark.parametrize("where", ["down_blocks.0", "up_blocks.2"])
+def test_who_sees_a_block_that_cached_calls_run_in_part(where, begins):
+    """Its skip connections are fewer there: what a hook does by their places it would do to others."""
+
+    def on_the_way_down(_module, _args, output):
+        seen.append(len(output[1]))
+        return output[0], (output[1][0] * 0, *output[1][1:])
+
+    def on_the_way_up(_module, args, kwargs):
+        first, *others = kwargs["res_hidden_states_tuple"]
+        seen.append(1 + len(others))
+        return args, {**kwargs, "res_hidden_states_tuple": (first * 0, *others)}
+
+    def outputs(unet):
+        found, block = [], unet.get_submodule(where)
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            if k == begins and where == "up_blocks.2":
+                block.register_forward_pre_hook(on_the_way_up, with_kwargs=True)
+            elif k == begins:
+                block.register_forward_hook(on_the_way_down)
+            found.append(call(unet, k, t))
+        return found
+
+    seen = []
+    plain = outputs(unets.make("sd1"))
+    unet = unets.make("sd1")
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs(unet)
+    assert all(map(torch.equal, cached[begins:], plain[begins:])) and set(seen) == {3}
+    assert "test_mid_run` watches layers" in cache.report().passes[0].off
+
+
 @pytest.mark.parametrize("bad", [(), (torch.zeros(1, 4, 8, 8),), (None, 5.0)])
 def test_a_call_that_the_unet_refuses(bad):
     """Somebody forgets an argument and catches what that raises: nothing is lost."""
