@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..report.pass_report import Reason
+from ..session.onlooker import Onlooker
 from ..session.session import Session
 from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, why_not
 from ..unet.hooks import register_after, register_before
@@ -188,7 +189,8 @@ class Driver:
                     self._graphs.leave(session.call.shadowed)
                 return session.after(unet, args, kwargs, output)
             if session is not None and self._turn.depth == 1 and output is not None:
-                session.report.full_calls += 1  # its plan caches nothing, or it is off
+                # Its plan caches nothing, or it is off; where another cache acts, nobody knows what was full.
+                session.report.full_calls += not session.report.is_blind
             return None
         finally:
             if self._turn.depth == 1:
@@ -253,7 +255,7 @@ class Driver:
         run.session = self._begin(here, run.clock)
 
     def _tick(self, run: Run, session: Session, here: Here, x: Any) -> None:
-        if session.plan.caches and not session.is_off:
+        if (session.plan.caches or isinstance(session, Onlooker)) and not session.is_off:
             session.attach(self.unet, hooked=False)
             if session.is_off:
                 self._say(f"not active: {session.report.off}")

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .known import Answer, known
-from .support import CACHES, defined_in, inside, plain_function
+from .support import CACHES, defined_in, inside, plain_function, registered
 
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
@@ -223,10 +223,18 @@ def _of_instance(one: nn.Module, methods: frozenset[str], home: Collection[str])
     processor = own.get("processor")
     if processor is not None:
         yield from _of_class(type(processor), home)
-    if "_hf_hook" in own:
-        chained = getattr(own["_hf_hook"], "hooks", None)  # accelerate's SequentialHook
-        yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [own["_hf_hook"]]))
-    for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
+    yield from around(one)
+
+
+def around(one: nn.Module) -> Iterator[str]:
+    """Whose hooks accelerate and diffusers have put around a module's forward, but for those that only move weights:
+    they see, and may change, what it is given and gives, and diffusers' may run instead of it.
+    """
+    if "_hf_hook" in one.__dict__:
+        hook: Any = one.__dict__["_hf_hook"]
+        chained = getattr(hook, "hooks", None)  # accelerate's SequentialHook
+        yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [hook]))
+    for name, hook in registered(one).items():
         if name not in CASTING:
             yield f"diffusers hook {name}:{type(hook).__qualname__}"
 
