@@ -23,6 +23,7 @@ from ..session.session import Session
 from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, why_not
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
+from ..unet.shadows import First
 from ..unet.support import UnknownLayout
 from ..unet.tracing import is_compiling, is_traced
 from .turn import Entry, Turn
@@ -128,9 +129,12 @@ class Driver:
         self._end_runs(lambda: [threading.get_ident()])
 
     def _end_runs(self, which: Callable[[], Sequence[int]]) -> None:
-        """Of these threads, asked for when no call is under way."""
-        self._turn.take(by_call=False)
+        """Of these threads, asked for when no other one's call is under way. One of this thread becomes a full one."""
+        found, _ = self._turn.take(by_call=False)
         try:
+            below = vars(self.unet).get("down_blocks")
+            if found is Entry.INSIDE and isinstance(below, First):
+                below.complete()
             self._called = None
             for thread in which():
                 self._clear_up_after(thread)

@@ -359,6 +359,44 @@ def test_what_cannot_be_cached_is_said(unet):
     assert too_deep.report.off and too_deep.report.full_calls == 7 and not too_deep.report.misses
 
 
+@pytest.mark.parametrize("begins_anew", [False, True])
+@pytest.mark.parametrize(
+    ("branch", "where"),
+    [
+        (1, "conv_in"),
+        (1, "down_blocks.0.resnets.0"),
+        (1, "down_blocks.0.attentions.0"),
+        (2, "down_blocks.0.resnets.0"),
+        (3, "down_blocks.0.downsamplers.0"),
+        (4, "down_blocks.0.resnets.1"),
+        (4, "down_blocks.1.attentions.0"),
+        (1, "up_blocks.2.resnets.1"),
+    ],
+)
+def test_taking_it_off_in_the_middle_of_a_cached_call(unet, branch, where, begins_anew):
+    """On the way down the call becomes a full one; on the way up it ends as it began."""
+    plain, seen = picture(unet), []
+    cache = DeepCache(unet, cache_interval=3, cache_branch_id=branch, estimator="copy").enable()
+    expected = picture(unet)
+
+    def off(*_):
+        seen.append(1)
+        if len(seen) == 2:
+            cache.new_run() if begins_anew else cache.disable()
+
+    cache.new_run()
+    handle = unet.get_submodule(where).register_forward_pre_hook(off)
+    got = picture(unet)
+    handle.remove()
+    cache.disable()
+    full = [1, 2, 5] if begins_anew else range(1, 7)
+    assert [torch.equal(a, b) for a, b in zip(got, plain, strict=True)] == [
+        k == 0 or (k in full and not (k == 1 and where.startswith("up"))) for k in range(7)
+    ]
+    assert not where.startswith("up") or torch.equal(got[1], expected[1])
+    assert same(picture(unet), plain)
+
+
 def test_taking_it_off_in_mid_call(unet):
     plain, seen = picture(unet), []
     cache = DeepCache(unet, **THIRD).enable()
