@@ -236,7 +236,8 @@ def around(one: nn.Module) -> Iterator[str]:
         yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [hook]))
     for name, hook in registered(one).items():
         if name not in CASTING:
-            yield f"diffusers hook {name}:{type(hook).__qualname__}"
+            code = origin(type(hook))
+            yield code if known(code) is Answer.HARMLESS else f"diffusers hook {name}:{type(hook).__qualname__}"
 
 
 def in_part(unet: nn.Module, inside: Collection[int]) -> list[nn.Module]:

@@ -303,6 +303,7 @@ EXAMPLES = {
     "SD.Next's SDNQ, offload, LinFusion": "modules.sdnq.layers.linear:forward",
     "SD.Next's ControlLLLite": "modules.control.units.lite_model:forward",
     "diffusers' AutoGuidance": "diffusers.hooks.layer_skip:AttentionProcessorSkipHook",
+    "diffusers' smoothed energy guidance": "diffusers.hooks.smoothed_energy_guidance_utils:SmoothedEnergyGuidanceHook",
     "Text2Video-Zero: rows of one call": "diffusers.pipelines.text_to_video_synthesis.pipeline:CrossFrameAttnProcessor",
 }
 
