@@ -23,6 +23,7 @@ from ..plan.ageing import Ageing
 from ..plan.preview import PassAhead, PlannedPass
 from ..report.pass_report import PassReport, summary
 from ..report.run_report import PassOutcome
+from ..session.onlooker import Onlooker
 from ..session.session import Session
 from ..settings.fields import FIELD, SettingsError
 from ..settings.settings import Settings, parse
@@ -267,7 +268,8 @@ class DeepCache:
         _, planned = self._profiles.planned(self.settings, ahead)
         if planned.remark:
             _warn(planned.remark)
-        session = Session(planned.plan, planned.estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
+        kind = Session if planned.plan.caches else Onlooker
+        session = kind(planned.plan, planned.estimator, ladder=DiffusersLadder, nature=nature, trusted=self._trusted)
         self._plans[session] = planned
         if planned.refusal:
             session.turn_off(planned.refusal)

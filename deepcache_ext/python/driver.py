@@ -18,10 +18,12 @@ import torch
 from torch import nn
 
 from ..report.pass_report import Reason
+from ..session.onlooker import Onlooker
 from ..session.session import Session
 from ..unet.compiled import Graphs, inner, is_compiled, is_compiled_as_a_whole, why_not
 from ..unet.hooks import register_after, register_before
 from ..unet.ladder import Arguments
+from ..unet.shadows import First
 from ..unet.support import UnknownLayout
 from ..unet.tracing import is_compiling, is_traced
 from .turn import Entry, Turn
@@ -127,9 +129,12 @@ class Driver:
         self._end_runs(lambda: [threading.get_ident()])
 
     def _end_runs(self, which: Callable[[], Sequence[int]]) -> None:
-        """Of these threads, asked for when no call is under way."""
-        self._turn.take(by_call=False)
+        """Of these threads, asked for when no other one's call is under way. One of this thread becomes a full one."""
+        found, _ = self._turn.take(by_call=False)
         try:
+            below = vars(self.unet).get("down_blocks")
+            if found is Entry.INSIDE and isinstance(below, First):
+                below.complete()
             self._called = None
             for thread in which():
                 self._clear_up_after(thread)
@@ -188,7 +193,8 @@ class Driver:
                     self._graphs.leave(session.call.shadowed)
                 return session.after(unet, args, kwargs, output)
             if session is not None and self._turn.depth == 1 and output is not None:
-                session.report.full_calls += 1  # its plan caches nothing, or it is off
+                # Its plan caches nothing, or it is off; where another cache acts, nobody knows what was full.
+                session.report.full_calls += not session.report.is_blind
             return None
         finally:
             if self._turn.depth == 1:
@@ -253,7 +259,7 @@ class Driver:
         run.session = self._begin(here, run.clock)
 
     def _tick(self, run: Run, session: Session, here: Here, x: Any) -> None:
-        if session.plan.caches and not session.is_off:
+        if (session.plan.caches or isinstance(session, Onlooker)) and not session.is_off:
             session.attach(self.unet, hooked=False)
             if session.is_off:
                 self._say(f"not active: {session.report.off}")

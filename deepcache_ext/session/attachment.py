@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..unet.hooks import comes_last, register_after, register_before
 from ..unet.ladder import AnyLadder
-from ..unet.neighbours import Foreign, class_forward, home_of, look, origin, unknown_names
-from ..unet.support import UnknownLayout, own_forward
+from ..unet.neighbours import Foreign, around, class_forward, home_of, in_part, look, origin, unknown_names
+from ..unet.support import CACHES, UnknownLayout, own_forward
 from ..unet.tracing import modes
 from .changes import WeightsWatch, parts, same_parts
 from .values import Values
@@ -21,12 +21,12 @@ def check_forwards(unet: nn.Module, home: Collection[str], trusted: Collection[s
     """Whoever replaced the UNet's forward, on its class or on this instance, must be known: else `UnknownLayout`."""
     own, call = own_forward(unet), type(unet).__call__
     names = {
-        "calls of the UNet's class": None if call is nn.Module.__call__ else origin(call),
-        "forward of the UNet's class": class_forward(type(unet), home),
-        "UNet's forward": None if own is None else origin(own),
+        "calls of the UNet's class": [] if call is nn.Module.__call__ else [origin(call)],
+        "forward of the UNet's class": filter(None, [class_forward(type(unet), home)]),
+        "UNet's forward": [*([] if own is None else [origin(own)]), *around(unet)],
     }
-    for what, name in names.items():
-        unknown = unknown_names([name] if name else [], trusted)
+    for what, those in names.items():
+        unknown = unknown_names(those, trusted)
         if unknown:
             raise UnknownLayout(f"`{unknown[0]}` replaced the {what}", others_skip=True)
 
@@ -45,7 +45,7 @@ class Attachment:
         self._branches, self._trusted = branches, trusted
         self._ladder_of, self._home = ladder_of, home_of(unet)
         self._check()
-        self._own = own_forward(unet), type(unet).forward
+        self._own = own_forward(unet), type(unet).forward, [*around(unet)]
         self._take_stock()
         self._handles: list[Any] = []
 
@@ -54,7 +54,9 @@ class Attachment:
         self._weights = WeightsWatch(self.unet)
         self._version: Hashable = None
         self._skipped = self.ladder.skipped(min(self._branches))
-        self._inside = frozenset(id(module) for block in self._skipped for module in block.modules())
+        inside = frozenset(id(module) for block in self._skipped for module in block.modules())
+        self._in_part = in_part(self.unet, inside)
+        self._inside = inside.union(map(id, self._in_part))
         self._seen: dict[Hashable, int] = {}
         self._last_seen: tuple[Hashable, int] = (None, 0)
         self._parts = parts(self.unet)
@@ -150,10 +152,10 @@ class Attachment:
         """A number for what runs in the skipped part now, as far as a sample tells: the same where the same forwards,
         classes and hooks are there. Raises `UnknownLayout` for a new one that is not known.
         """
-        own, of_class = own_forward(self.unet), type(self.unet).forward
-        if own is not self._own[0] or of_class is not self._own[1]:
+        own = own_forward(self.unet), type(self.unet).forward, [*around(self.unet)]
+        if own[0] is not self._own[0] or own[1] is not self._own[1] or own[2] != self._own[2]:
             self._check_forwards()
-            self._own = own, of_class
+            self._own = own
         self._check_modes()
         if RemovableHandle.next_id != self._hooks_so_far:  # torch numbers all hooks: there is a new one somewhere
             self._foreign, self._hooks_so_far = None, RemovableHandle.next_id
@@ -170,10 +172,11 @@ class Attachment:
         if self.ladder.put_on is not self._put_on:
             self._foreign, self._put_on = None, self.ladder.put_on
         if self._foreign is None:
-            found = look(self._skipped, self._home, self._trusted)
+            found = look(self._skipped, self._home, self._trusted, self._in_part)
             if found.unknown:
                 watch = "watches" if len(found.unknown) == 1 else "watch"
                 names = ", ".join(f"`{name}`" for name in found.unknown)
-                raise UnknownLayout(f"{names} {watch} layers that a cached call would skip")
+                is_cache = any(map(CACHES.search, found.unknown))
+                raise UnknownLayout(f"{names} {watch} layers that a cached call would skip", others_skip=is_cache)
             self._foreign = found
         return self._foreign

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..unet.neighbours import ASKING, FORWARDS, methods_of
+from ..unet.neighbours import ASKING, FORWARDS, LIBRARIES, around, methods_of
 from ..unet.support import own_forward, plain_function
 from .online import Online
 from .values import Values
@@ -207,7 +207,8 @@ def _own_code(module: nn.Module) -> tuple[Any, ...]:
     found = [own_forward(module) if "forward" in own else None, own.get("_forward"), own.get("processor")]
     for hooks in HOOKS:
         found += own.get(hooks, {}).values()
-    return tuple(map(_code, found)) if any(one is not None for one in found) else ()
+    others = [name for name in around(module) if not LIBRARIES.match(name)] if "forward" in own else []
+    return (*map(_code, found), *others) if others or any(one is not None for one in found) else ()
 
 
 def _code(function: Any) -> Any:

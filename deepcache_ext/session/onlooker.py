@@ -12,7 +12,7 @@ from ..report.pass_report import Reason
 from ..unet.compiled import is_compiled
 from ..unet.hooks import register_before
 from ..unet.neighbours import home_of
-from ..unet.support import UnknownLayout, other_cache, twice
+from ..unet.support import UnknownLayout, cache_inside, other_cache, twice
 from .attachment import check_forwards
 from .session import Session
 
@@ -26,13 +26,15 @@ class Onlooker(Session):
     _handle: Any = None
 
     def attach(self, unet: nn.Module, hooked: bool = True) -> None:
-        """Look at this UNet, and who calls it from now on."""
+        """Look at this UNet, and who calls it from now on; with `hooked=False` the calls are somebody else's to see."""
         if self.is_off:
             return
         if not _can_be_looked_at(unet):
             self._take_off()  # from the one before: that it is called no more tells nothing
             return
-        name = other_cache(unet)
+        is_new = unet is not self._unet
+        # There may be thousands of layers, which are looked at once.
+        name = other_cache(unet) or (cache_inside(unet) if is_new else None)
         try:
             if name is not None:
                 raise twice(name)
@@ -40,7 +42,9 @@ class Onlooker(Session):
         except UnknownLayout as why:
             self.turn_off(why)
             return
-        if unet is self._unet and self._handle is not None and self._handle.id in unet._forward_pre_hooks:
+        if not hooked:
+            self._unet = unet
+        if not hooked or (not is_new and self._handle is not None and self._handle.id in unet._forward_pre_hooks):
             return
         if self._evaluation is not None:
             self._evaluation.was_called = True  # if it was, nobody saw it

@@ -20,7 +20,7 @@ from torch import nn
 from .calls import Call, Same
 from .compiled import inner
 from .ladder import Arguments, CachedWalks, Walks
-from .shadows import Blocks, Cut, Noted, Observed, Supplied
+from .shadows import Blocks, Cut, First, Noted, Observed, Supplied
 from .support import UnknownLayout, check_diffusers, layer_lists, own_forward
 
 CONTROL, MIDDLE, ADAPTER = (
@@ -259,7 +259,7 @@ class DiffusersLadder:
                 if skipped or name in keeping:
                     entries = keeping.get(name, list(layers))[skipped:]
                     self._put(above[place], name, Blocks(entries, layers))
-        self._put(self._unet, "down_blocks", Blocks(live, self._real("down_blocks")))
+        self._put(self._unet, "down_blocks", First(live, self._real("down_blocks")))
         stand_in = Supplied(self._real("mid_block"), walks.supply)
         self._put(self._unet, "mid_block", Noted(stand_in, walks.meet(branch)))
         self._put(self._unet, "up_blocks", Blocks(entered[span.up :], self._real("up_blocks")))

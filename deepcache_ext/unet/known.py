@@ -93,6 +93,7 @@ TABLE = (
     Known(r"modules\.(sdnq(\..*)?|sd_offload|linfusion\.attention)", "SD.Next's SDNQ, offload, LinFusion", "run"),
     Known(r"modules\.control\.units\.lite_model", "SD.Next's ControlLLLite", "read"),
     Known(r"diffusers\.hooks\.layer_skip", "diffusers' AutoGuidance", "run"),
+    Known(r"diffusers\.hooks\.smoothed_energy_guidance_utils", "diffusers' smoothed energy guidance", "run"),
     Known(
         r"diffusers\.pipelines\.(deprecated\.)?text_to_video_synthesis\..*", "Text2Video-Zero: rows of one call", "run"
     ),

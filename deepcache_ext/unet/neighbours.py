@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .known import Answer, known
-from .support import CACHES, defined_in, inside, plain_function
+from .support import CACHES, defined_in, inside, plain_function, registered
 
 LIBRARIES = re.compile(
     r"(torch|torchao|torchvision|ldm|sgm|k_diffusion|backend|ldm_patched\.(?!contrib)|transformers|accelerate|peft"
@@ -61,16 +62,19 @@ class Foreign:
     counting: tuple[str, ...] = ()
 
 
-def look(skipped: Iterable[nn.Module], home: Collection[str], trusted: Collection[str] = ()) -> Foreign:
-    """Look at all modules in the `skipped` blocks. `home`: as `home_of` tells. `trusted`: names that the user calls
-    harmless.
+def look(
+    skipped: Iterable[nn.Module],
+    home: Collection[str],
+    trusted: Collection[str] = (),
+    in_part: Iterable[nn.Module] = (),
+) -> Foreign:
+    """Look at all modules in the `skipped` blocks, and at those that run `in_part`, though not at what is in these:
+    what they are given and give differs from a full call's. `home`: as `home_of` tells. `trusted`: names that the user
+    calls harmless.
     """
     methods: dict[type, frozenset[str]] = {}
     found: dict[str, None] = dict.fromkeys(map(origin, _everywhere()))
-    stack = list(skipped)
-    while stack:
-        one = stack.pop()
-        stack.extend(child for child in one._modules.values() if child is not None)
+    for one in chain(in_part, *(block.modules() for block in skipped)):
         kind = type(one)
         if kind not in methods:
             methods[kind] = WATCHED.union(name for name, _, _ in methods_of(kind))
@@ -219,12 +223,27 @@ def _of_instance(one: nn.Module, methods: frozenset[str], home: Collection[str])
     processor = own.get("processor")
     if processor is not None:
         yield from _of_class(type(processor), home)
-    if "_hf_hook" in own:
-        chained = getattr(own["_hf_hook"], "hooks", None)  # accelerate's SequentialHook
-        yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [own["_hf_hook"]]))
-    for name, hook in getattr(own.get("_diffusers_hook"), "hooks", {}).items():
+    yield from around(one)
+
+
+def around(one: nn.Module) -> Iterator[str]:
+    """Whose hooks accelerate and diffusers have put around a module's forward, but for those that only move weights:
+    they see, and may change, what it is given and gives, and diffusers' may run instead of it.
+    """
+    if "_hf_hook" in one.__dict__:
+        hook: Any = one.__dict__["_hf_hook"]
+        chained = getattr(hook, "hooks", None)  # accelerate's SequentialHook
+        yield from map(origin, map(type, chained if isinstance(chained, (list, tuple)) else [hook]))
+    for name, hook in registered(one).items():
         if name not in CASTING:
-            yield f"diffusers hook {name}:{type(hook).__qualname__}"
+            code = origin(type(hook))
+            yield code if known(code) is Answer.HARMLESS else f"diffusers hook {name}:{type(hook).__qualname__}"
+
+
+def in_part(unet: nn.Module, inside: Collection[int]) -> list[nn.Module]:
+    """The modules of a UNet, without itself, that run while some below them, whose ids are `inside`, do not."""
+    above = [module for module in unet.modules() if module is not unet and id(module) not in inside]
+    return [module for module in above if any(id(below) in inside for below in module.modules())]
 
 
 def _closed_over(function: Any) -> Any:

@@ -114,11 +114,17 @@ class Cut(Stand):
 
     def __init__(self, real: Any, count: int) -> None:
         super().__init__(real)
-        self._count = count
+        self._count: int | None = count
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         h, skips = self._real(*args, **kwargs)
+        if self._count is None:  # its lists were not what they are now
+            h, skips = self._real(*args, **kwargs)
         return h, skips[: self._count]
+
+    def complete(self) -> None:
+        """Run all of it, again where it is running."""
+        self._count = None
 
 
 class Blocks(Shadow, list[Any]):
@@ -127,6 +133,19 @@ class Blocks(Shadow, list[Any]):
     def __init__(self, blocks: Sequence[Any], real: nn.ModuleList) -> None:
         super().__init__(blocks)
         self._real = real
+
+
+class First(Blocks):
+    """The first of a UNet's down blocks alone."""
+
+    def complete(self) -> None:
+        """All of them: a forward that goes through these goes on to the rest. Before the shadows are taken down in the
+        middle of its call, since what is left of that then meets the real blocks on the way up.
+        """
+        for block in self:
+            if isinstance(block, Cut):
+                block.complete()
+        self.extend(list(self._real)[len(self) :])
 
 
 class OwnBlocks(Blocks):

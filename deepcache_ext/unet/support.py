@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,9 +26,14 @@ class UnknownLayout(ValueError):
 
 # Other people's forwards --------------------------------------------------------------------------------------
 
-CACHES = re.compile(r"(?:deep|tea|mag|easy|first_?block|fb|block)_?cache", re.IGNORECASE)
+CACHES = re.compile(
+    r"(?:deep|tea|mag|sea|easy|faster|taylor_?seer|first_?block|fb|block)_?cache|fbc_(?:leader_)?block"
+    r"|attention_broadcast",
+    re.IGNORECASE,
+)
 """Names under which other caches put marks and forwards on a UNet: `_deepcache_hooked` (aria1th's
-sd-webui-deepcache-standalone), `_teacache_patched` (feffy380's sd-webui-teacache) and their like.
+sd-webui-deepcache-standalone), `_teacache_patched` (feffy380's sd-webui-teacache) and their like; and those of
+diffusers' own caches in its registry of hooks.
 """
 
 
@@ -49,6 +54,18 @@ def other_cache(unet: nn.Module) -> str | None:
             if CACHES.search(name):
                 return name
     return None
+
+
+def registered(module: nn.Module) -> Mapping[str, Any]:
+    """What diffusers' registry of hooks has on a module, by its names: each may run instead of the forward."""
+    hooks: Mapping[str, Any] = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+    return hooks
+
+
+def cache_inside(unet: nn.Module) -> str | None:
+    """The name of a cache of diffusers' own that acts on the UNet or on layers of it, if one does."""
+    names = (name for module in unet.modules() for name in registered(module))
+    return next(filter(CACHES.search, names), None)
 
 
 WEIGHT_MOVERS = ("accelerate.hooks", "diffusers.hooks.hooks")
@@ -153,10 +170,11 @@ def check_diffusers(unet: Any) -> None:
     for block in [*below, *above]:
         _check_block(block)
     _check_skips(unet, below, above)
-    for module in unet.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-        if any("group_offloading" in name for name in hooks):
-            raise UnknownLayout("group offloading expects every block to run at every call")
+    other = cache_inside(unet)
+    if other is not None:
+        raise twice(other)
+    if any("group_offloading" in name for module in unet.modules() for name in registered(module)):
+        raise UnknownLayout("group offloading expects every block to run at every call")
 
 
 def _check_block(block: nn.Module) -> None:

@@ -133,7 +133,7 @@ def test_calls_whose_number_varies(unet):
 
 
 def test_a_pass_that_caches_nothing_has_no_misses(unet):
-    """Its calls are full, as planned; so they are once caching is off."""
+    """Its calls are full, as planned."""
     plain = picture(unet)
     with DeepCache(unet, cache_interval=1, estimator="copy") as cache:
         assert same(picture(unet), plain)
@@ -148,7 +148,7 @@ def test_a_pass_that_caches_nothing_has_no_misses(unet):
         (report,) = cache.report().passes
     assert own.__self__ is unet and "replaced" in report.off
     # Whether a forward that nobody knows runs the whole UNet is not known either: nothing is called full.
-    assert (report.full_calls, report.evaluations, dict(report.misses)) == (7, 0, {})
+    assert (report.full_calls, report.evaluations, dict(report.misses)) == (0, 0, {})
 
 
 # Loops that end before their list ------------------------------------------------------------------------------
@@ -357,6 +357,44 @@ def test_what_cannot_be_cached_is_said(unet):
     driver.release()
     assert told[0].startswith("not active: cache_branch_id = 20") and len(told) == 2
     assert too_deep.report.off and too_deep.report.full_calls == 7 and not too_deep.report.misses
+
+
+@pytest.mark.parametrize("begins_anew", [False, True])
+@pytest.mark.parametrize(
+    ("branch", "where"),
+    [
+        (1, "conv_in"),
+        (1, "down_blocks.0.resnets.0"),
+        (1, "down_blocks.0.attentions.0"),
+        (2, "down_blocks.0.resnets.0"),
+        (3, "down_blocks.0.downsamplers.0"),
+        (4, "down_blocks.0.resnets.1"),
+        (4, "down_blocks.1.attentions.0"),
+        (1, "up_blocks.2.resnets.1"),
+    ],
+)
+def test_taking_it_off_in_the_middle_of_a_cached_call(unet, branch, where, begins_anew):
+    """On the way down the call becomes a full one; on the way up it ends as it began."""
+    plain, seen = picture(unet), []
+    cache = DeepCache(unet, cache_interval=3, cache_branch_id=branch, estimator="copy").enable()
+    expected = picture(unet)
+
+    def off(*_):
+        seen.append(1)
+        if len(seen) == 2:
+            cache.new_run() if begins_anew else cache.disable()
+
+    cache.new_run()
+    handle = unet.get_submodule(where).register_forward_pre_hook(off)
+    got = picture(unet)
+    handle.remove()
+    cache.disable()
+    full = [1, 2, 5] if begins_anew else range(1, 7)
+    assert [torch.equal(a, b) for a, b in zip(got, plain, strict=True)] == [
+        k == 0 or (k in full and not (k == 1 and where.startswith("up"))) for k in range(7)
+    ]
+    assert not where.startswith("up") or torch.equal(got[1], expected[1])
+    assert same(picture(unet), plain)
 
 
 def test_taking_it_off_in_mid_call(unet):

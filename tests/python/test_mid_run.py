@@ -4,6 +4,12 @@ import functools
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, LayerSkipConfig
+from diffusers.hooks.layer_skip import _apply_layer_skip_hook
+from diffusers.hooks.smoothed_energy_guidance_utils import (
+    SmoothedEnergyGuidanceConfig,
+    _apply_smoothed_energy_guidance_hook,
+)
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from deepcache_ext import DeepCache
@@ -90,6 +96,79 @@ def test_a_processor_that_counts_and_comes_in_mid_run():
         assert told.off or told.misses == {Reason.STATE: 1}
         refused.append("test_mid_run` watches layers" in told.off)
     assert any(refused) and not all(refused)
+
+
+@pytest.mark.parametrize("begins", [0, 4])
+@pytest.mark.parametrize("where", ["down_blocks.0", "up_blocks.2"])
+def test_who_sees_a_block_that_cached_calls_run_in_part(where, begins):
+    """Its skip connections are fewer there: what a hook does by their places it would do to others."""
+
+    def on_the_way_down(_module, _args, output):
+        seen.append(len(output[1]))
+        return output[0], (output[1][0] * 0, *output[1][1:])
+
+    def on_the_way_up(_module, args, kwargs):
+        first, *others = kwargs["res_hidden_states_tuple"]
+        seen.append(1 + len(others))
+        return args, {**kwargs, "res_hidden_states_tuple": (first * 0, *others)}
+
+    def outputs(unet):
+        found, block = [], unet.get_submodule(where)
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            if k == begins and where == "up_blocks.2":
+                block.register_forward_pre_hook(on_the_way_up, with_kwargs=True)
+            elif k == begins:
+                block.register_forward_hook(on_the_way_down)
+            found.append(call(unet, k, t))
+        return found
+
+    seen = []
+    plain = outputs(unets.make("sd1"))
+    unet = unets.make("sd1")
+    with DeepCache(unet, **THIRD) as cache:
+        cached = outputs(unet)
+    assert all(map(torch.equal, cached[begins:], plain[begins:])) and set(seen) == {3}
+    assert "test_mid_run` watches layers" in cache.report().passes[0].off
+
+
+MIDDLE = "mid_block.attentions.0.transformer_blocks"
+
+
+def perturbed_attention(unet):
+    config = LayerSkipConfig([0], MIDDLE, skip_attention=False, skip_attention_scores=True, skip_ff=False)
+    _apply_layer_skip_hook(unet, config, "guidance")
+
+
+def smoothed_energy(unet):
+    _apply_smoothed_energy_guidance_hook(unet, SmoothedEnergyGuidanceConfig([0], MIDDLE), 1.0, "guidance")
+
+
+@pytest.mark.parametrize("put_on", [perturbed_attention, smoothed_energy])
+def test_guidance_that_comes_for_one_call_of_each_evaluation(put_on):
+    """diffusers' guiders hook layers for a third call. It is cached on what it gave itself; where it is left out at
+    first, its first one is full.
+    """
+    unet = unets.make("sd1")
+
+    def outputs(begins):
+        found = []
+        for k, t in enumerate(torch.arange(900, 200, -100)):
+            given = [call(unet, k, t), call(unet, k, t, text=1)]
+            if k >= begins:
+                put_on(unet)
+                given.append(call(unet, k, t))
+                HookRegistry.check_if_exists_or_initialize(unet).remove_hook("guidance", recurse=True)
+            found.append(given)
+        return found
+
+    for begins in (0, 4):
+        plain = outputs(begins)
+        with DeepCache(unet, **THIRD) as cache:
+            cached = outputs(begins)
+        (told,) = cache.report().passes
+        assert not told.off and told.misses == ({} if not begins else {Reason.FIRST_SEEN: 1, Reason.TOGETHER: 3})
+        whole = [[torch.equal(a, b) for a, b in zip(*both, strict=True)] for both in zip(plain, cached, strict=True)]
+        assert [all(each) for each in whole] == [k % 3 == 0 or (begins and k == 5) for k in range(7)]
 
 
 @pytest.mark.parametrize("bad", [(), (torch.zeros(1, 4, 8, 8),), (None, 5.0)])

@@ -17,7 +17,7 @@ from deepcache_ext.unet import known, neighbours, tracing
 from deepcache_ext.unet.diffusers import DiffusersLadder
 from deepcache_ext.unet.known import Answer
 from deepcache_ext.unet.ldm import Ladder
-from deepcache_ext.unet.neighbours import cache_above, class_forward, home_of, look, origin, unknown_names
+from deepcache_ext.unet.neighbours import cache_above, class_forward, home_of, in_part, look, origin, unknown_names
 from tests import diffusers_unets, forge_unets, unets
 
 HERE = "tests.unet.test_neighbours"
@@ -94,6 +94,18 @@ def test_who_is_inside_is_named(unet, way):
 def test_what_runs_at_every_call_needs_no_look(unet, way):
     way(unet.output_blocks[-1])
     assert looked(unet, Ladder(unet)) == neighbours.Foreign()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", ["down_blocks.0", "up_blocks.2"])
+def test_who_is_on_a_block_that_runs_in_part_is_named(where, way):
+    """It is given fewer skip connections by a cached call than by a full one, or gives fewer."""
+    unet = diffusers_unets.make("sd1")
+    way(unet.get_submodule(where))
+    skipped = DiffusersLadder(unet).skipped(1)
+    partly = in_part(unet, {id(module) for block in skipped for module in block.modules()})
+    assert look(skipped, home_of(unet), in_part=partly).unknown == (HERE,)
+    assert look(skipped, home_of(unet)) == neighbours.Foreign()
 
 
 def test_a_forward_put_on_the_class(unet, monkeypatch):
@@ -291,6 +303,7 @@ EXAMPLES = {
     "SD.Next's SDNQ, offload, LinFusion": "modules.sdnq.layers.linear:forward",
     "SD.Next's ControlLLLite": "modules.control.units.lite_model:forward",
     "diffusers' AutoGuidance": "diffusers.hooks.layer_skip:AttentionProcessorSkipHook",
+    "diffusers' smoothed energy guidance": "diffusers.hooks.smoothed_energy_guidance_utils:SmoothedEnergyGuidanceHook",
     "Text2Video-Zero: rows of one call": "diffusers.pipelines.text_to_video_synthesis.pipeline:CrossFrameAttnProcessor",
 }
 
