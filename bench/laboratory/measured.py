@@ -69,7 +69,7 @@ def measured(network: Network, guidance: float) -> dict[bool, Ageing]:
         for branch in SOUNDED[studio.depth]:
             settings = parse([{"enabled": True, **every_second(made_for, branch)}])
             plan, _ = plan_for(settings, STEPS, sigmas, studio.depth, nature)
-            estimator = estimator_for(settings, plan, STEPS, sigmas, nature)
+            estimator = estimator_for(settings, plan, STEPS, sigmas, nature, studio.depth)
             scores[branch] = studio.likeness(sampler, STEPS, guidance, plan, estimator)
         found[nature.fresh_noise] = learned(ageing_of(scores), UNMEASURED[studio.depth, nature.fresh_noise])
     return found

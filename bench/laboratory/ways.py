@@ -91,7 +91,11 @@ def shipped(wanted: float, ahead: Pass, ageing: Ageing | None = None) -> Way:
     settings = parse([{"enabled": True, "strategy": "weighted", "speed_up": wanted}])
     plan, _ = plan_for(settings, ahead.steps, ahead.sigmas, ahead.depth, ahead.nature, ageing)
     return way(
-        "preset", wanted, plan, lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature), ahead
+        "preset",
+        wanted,
+        plan,
+        lambda: estimator_for(settings, plan, ahead.steps, ahead.sigmas, ahead.nature, ahead.depth),
+        ahead,
     )
 
 

@@ -125,7 +125,7 @@ def planned(settings: Settings, ahead: PassAhead, ageing: Ageing | None = None) 
         plan, remark = plan_for(own, ahead.total, sigmas, ahead.depth, ahead.nature, ageing)
     else:
         plan, remark = UniformPlan(1, own.cache_branch_id, ahead.total), ""
-    estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature)
+    estimator = estimator_for(own, plan, ahead.total, sigmas, ahead.nature, ahead.depth)
     is_windowed = settings.start > 0 or settings.end < 1
     refusal = NO_LENGTH if is_windowed and not ahead.evaluations else ""
     found = PlannedPass(ahead, plan, estimator, remark, refusal=refusal)

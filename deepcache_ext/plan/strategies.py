@@ -14,7 +14,15 @@ from ..settings.evaluation_list import custom
 from ..settings.settings import Settings
 from . import cost
 from .ageing import UNMEASURED, Ageing, Spread, candidates, least_error
-from .estimators import ESTIMATORS, FORECAST_BY_DEPTH_UP_TO, FORECAST_UP_TO, FORECAST_UP_TO_STEPS, Estimator
+from .estimators import (
+    ESTIMATORS,
+    FORECAST_BY_DEPTH_UP_TO,
+    FORECAST_UP_TO,
+    FORECAST_UP_TO_STEPS,
+    SETTLED,
+    Estimator,
+    Forecast,
+)
 from .importance import USUAL, Nature
 from .noise import are_known
 from .plan import ListedPlan, Plan, UniformPlan
@@ -125,11 +133,17 @@ def _in_turns(listed: Sequence[int], branch: int, total: int, window: tuple[floa
 
 
 def estimator_for(
-    settings: Settings, plan: Plan, total: int, sigmas: Sequence[float] | None = None, nature: Nature = USUAL
+    settings: Settings,
+    plan: Plan,
+    total: int,
+    sigmas: Sequence[float] | None = None,
+    nature: Nature = USUAL,
+    depth: int = 0,
 ) -> Estimator:
     """The estimator that the settings name; `auto` forecasts where evaluations that renew the kept feature lie close
     enough, and fresh noise does not reach it: what lies deeper than branch 0 goes on as it went beside Euler a's
-    (research/laboratory.md). `total`: the number of evaluations, or 0 where it is not known.
+    (research/laboratory.md). `total`: the number of evaluations, or 0 where it is not known; `depth`: of the UNet's
+    output blocks.
     """
     name = settings.estimator
     if name == "auto" and (nature.all_fresh or (nature.fresh_noise and not any(plan.branches))):
@@ -142,7 +156,7 @@ def estimator_for(
             total = total or 120
             near = total / FORECAST_UP_TO_STEPS <= _renewals(plan, total)
         name = "forecast" if near else "copy"
-    return ESTIMATORS[name]()
+    return Forecast(SETTLED.get(depth, 0.0)) if name == "forecast" else ESTIMATORS[name]()
 
 
 def apart(renewals: int, sigmas: Sequence[float] | None) -> float | None:

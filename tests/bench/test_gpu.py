@@ -30,6 +30,7 @@ def figures(out: Path) -> dict[str, Any]:
     return json.loads((out / "speed-gpu.json").read_text())["steps"]
 
 
+@pytest.mark.slow
 def test_all_of_it_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([*TINY, "--out", str(tmp_path)]) == 0
     found, text = figures(tmp_path), capsys.readouterr().out

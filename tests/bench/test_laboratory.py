@@ -98,6 +98,7 @@ def test_even_spreads_full_evaluations_between_two_intervals():
     assert ways.even(10, 4) == (0, 2, 5, 7)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(results.Results.__init__, "__defaults__", (tmp_path,))
@@ -121,6 +122,7 @@ def test_a_run_goes_on_from_what_is_there_and_its_table_says_worst_and_mean(stud
     )
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_and_plans_go_by_that(studio, tmp_path, monkeypatch):
     monkeypatch.setitem(SOUNDED, studio.depth, (0, 2, 4))
     for fresh_noise in (False, True):

@@ -1,6 +1,7 @@
 """Copy and forecast against the formula."""
 
 import math
+from collections import deque
 
 import pytest
 import torch
@@ -78,3 +79,34 @@ def test_forecast_follows_the_formula_and_stays_bounded(sigmas):
     (value,) = Forecast().estimate(past, Moment(2, sigmas[2]))
     expected = 2.0 + (ratio / 2 if ratio > 0 else ratio)
     torch.testing.assert_close(value, torch.full((1, 2), expected), rtol=1e-4, atol=1e-4)
+
+
+def _told(past, now, settled):
+    """What a forecast gives for `now`, after it has learned of each of the `past` in its turn."""
+    estimator, known = Forecast(settled), deque(maxlen=Forecast.keeps)
+    for one in past:
+        known.append(one)
+        estimator.learn(known)
+    return estimator.estimate(known, now)[0]
+
+
+def test_what_a_forecast_was_wrong_by_is_settled_in_part_at_the_next_evaluation():
+    levels = [10.0 * 0.8**k for k in range(10)]
+    planes = torch.randn(4, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    past = [Kept((plane,), Moment(index, levels[index])) for plane, index in zip(planes, (0, 2, 4, 7), strict=True)]
+    wrong = past[-1].features[0] - _told(past[:-1], past[-1].moment, 0.0)
+    here, later = Moment(8, levels[8]), Moment(9, levels[9])
+    torch.testing.assert_close(_told(past, here, 0.2), _told(past, here, 0.0) + 0.2 * wrong)
+    assert torch.equal(_told(past, later, 0.2), _told(past, later, 0.0))
+
+
+def test_nothing_is_settled_where_nothing_ran_on_a_forecast():
+    past = [kept(value, index, 8.0 / 2**index) for value, index in ((1, 0), (5, 1))]
+    now = Moment(2, 2.0)
+    assert torch.equal(_told(past, now, 0.2), _told(past, now, 0.0))
+    assert torch.equal(_told(past[:1], Moment(1, 4.0), 0.2), past[0].features[0])
+
+
+def test_where_rows_come_and_go_nothing_is_settled():
+    past = [Kept((torch.ones(rows, 2, 2, 2),), Moment(index, 8.0 / 2**index)) for rows, index in ((1, 0), (2, 2))]
+    assert torch.equal(_told(past, Moment(3, 1.0), 0.2), past[-1].features[0])

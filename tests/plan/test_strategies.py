@@ -337,6 +337,13 @@ def test_auto_forecasts_where_full_evaluations_lie_close():
     assert isinstance(estimator_for(Settings(estimator="copy"), UniformPlan(2, 0, 30), 30), Copy)
 
 
+@pytest.mark.parametrize(("depth", "settled"), [(9, 0.2), (12, 0.0), (0, 0.0)])
+def test_forecasts_are_settled_on_sdxls_shape(depth, settled):
+    for settings in (Settings(enabled=True), Settings(estimator="forecast")):
+        estimator = estimator_for(settings, UniformPlan(3, 0, 30), 30, depth=depth)
+        assert isinstance(estimator, Forecast) and estimator.settled == settled
+
+
 @pytest.mark.parametrize(
     ("steps", "interval", "expected"),
     [

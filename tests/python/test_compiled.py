@@ -73,6 +73,7 @@ def cached_picture(name: str = SD, **settings: Any) -> torch.Tensor:
         return run(pipe, name, steps=STEPS)
 
 
+@pytest.mark.sample("wrapped")
 @pytest.mark.parametrize(
     ("way", "first"),
     [(wrap, "plain"), (in_place, "cached"), (forward_alone, "plain")],
@@ -131,6 +132,7 @@ def test_a_caller_gets_what_it_asked_for(wanted: bool) -> None:
         assert (type(output) is tuple) is not wanted and torch.equal(output[0], plain)
 
 
+@pytest.mark.slow
 def test_a_unet_that_is_compiled_while_deepcache_is_enabled() -> None:
     """The compiler makes nothing of hooks that it meets, which is told; of a forward alone it never meets them."""
     plain = run(build(SD), SD, steps=STEPS)
@@ -172,6 +174,7 @@ def test_a_forward_of_its_own_without_that_argument(monkeypatch: pytest.MonkeyPa
     assert "has no return_dict" in str(cache.report())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2])
 def test_an_error_in_a_graph(call: int) -> None:
     """In a full call, and in a cached one."""

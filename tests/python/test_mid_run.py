@@ -222,6 +222,7 @@ def sample(unet, t, x):
     return unet(x, t, encoder_hidden_states=CONTEXT[:1]).sample
 
 
+@pytest.mark.sample("make_fx-a number", "fake-of a list", "vmap-a number", "functionalize-of a list")
 @pytest.mark.parametrize("timestep", ["of a list", "a number"])
 @pytest.mark.parametrize("way", ["make_fx", "fake", "vmap", "functionalize"])
 def test_a_call_without_numbers(way, timestep):

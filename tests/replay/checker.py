@@ -189,6 +189,8 @@ class Checker:
     # Checks -----------------------------------------------------------------------------
 
     def _verdict(self, made: Made, walks: int, rule: Rule) -> Verdict:
+        unet: Any = made.unet
+        rule.settles = len(unet.output_blocks) == 9 if rule.index == 0 else rule.settles
         part = (made.part, self._repeats[made.part])
         self._repeats[made.part] += 1
         return rule.verdict(part, (made.conditioning, made.weights, made.forward), walks)
