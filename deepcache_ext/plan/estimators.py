@@ -181,7 +181,7 @@ ESTIMATORS: dict[str, type[Copy] | type[Forecast]] = {"copy": Copy, "forecast": 
 SETTLED: dict[int, float] = {9: 0.2}
 """`Forecast`'s `settled`, by the number of output blocks; elsewhere none. On SDXL's shape both networks of the
 laboratory's choosing half came nearer by it. On SD1.x's two of three did, but the one that knows its pictures by heart
-went up to 4.5 dB further away (research/laboratory.md).
+went up to 3.9 dB further away (research/laboratory.md).
 """
 
 FORECAST_UP_TO = 1.1
